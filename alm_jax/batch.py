@@ -1,0 +1,61 @@
+"""The batch contract: every key that travels from ``data_pipelines`` to an objective.
+
+=================  =======  ======  =============================================================
+key                dtype    shape   meaning
+=================  =======  ======  =============================================================
+audio              int16    [B S]   mono PCM at the model's sample rate; value / 32768 is the
+                                    waveform; zeros after ``audio_num_samples``
+audio_num_samples  int32    [B]     samples of the recording that are real, 1..S (0 in a padding row)
+text_ids           int32    [B L]   token ids of one caption, special tokens included
+text_mask          bool     [B L]   True where ``text_ids`` holds a token, False where it is padding
+mask               bool     [B]     True where the row is a real pair; padding rows fill up the last
+                                    batch of an evaluation and never count in a loss or a metric
+index              int32    [B]     position of the example in its split, -1 in a padding row
+label              int32    [B]     class of the example, -1 where it has none
+=================  =======  ======  =============================================================
+
+All shapes are static for a run, so one compilation serves every step.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from alm_jax.errors import DataError
+
+AUDIO = "audio"
+AUDIO_NUM_SAMPLES = "audio_num_samples"
+TEXT_IDS = "text_ids"
+TEXT_MASK = "text_mask"
+MASK = "mask"
+INDEX = "index"
+LABEL = "label"
+
+SPEC: Mapping[str, tuple[str, str]] = {
+    AUDIO: ("int16", "B S"),
+    AUDIO_NUM_SAMPLES: ("int32", "B"),
+    TEXT_IDS: ("int32", "B L"),
+    TEXT_MASK: ("bool", "B L"),
+    MASK: ("bool", "B"),
+    INDEX: ("int32", "B"),
+    LABEL: ("int32", "B"),
+}
+
+
+def validate(batch: Mapping[str, Any]) -> None:
+    """Raises DataError unless ``batch`` has exactly the contract's keys, dtypes and consistent shapes."""
+    if set(batch) != set(SPEC):
+        missing, extra = sorted(set(SPEC) - set(batch)), sorted(set(batch) - set(SPEC))
+        raise DataError(f"a batch has missing keys {missing} and unknown keys {extra}; see alm_jax/batch.py")
+    sizes: dict[str, int] = {}
+    for key, (dtype, dims) in SPEC.items():
+        array = batch[key]
+        if np.dtype(array.dtype) != np.dtype(dtype):
+            raise DataError(f"batch[{key!r}] has dtype {array.dtype}, the contract says {dtype}")
+        names = dims.split()
+        if array.ndim != len(names):
+            raise DataError(f"batch[{key!r}] has shape {array.shape}, the contract says [{dims}]")
+        for name, size in zip(names, array.shape, strict=True):
+            if sizes.setdefault(name, size) != size:
+                raise DataError(f"batch[{key!r}] has {name}={size}, another key has {name}={sizes[name]}")

@@ -1,0 +1,70 @@
+"""Packaging of alm_jax; tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = {}
+exec((HERE / "alm_jax" / "version.py").read_text(), VERSION)
+
+# Ranges are those that the suite has passed on; constraints.txt pins the exact set that CI ran.
+CORE = [
+    "jax>=0.10,<0.11",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "numpy>=2.0,<3",
+    "jaxtyping>=0.3.7,<0.4",
+    "safetensors>=0.6,<1",
+    "tokenizers>=0.22,<0.24",
+    "soundfile>=0.13,<0.15",
+    "soxr>=1.0,<2",
+    "tyro>=1.0,<2",
+    "rich>=14,<16",
+    "matplotlib>=3.10,<4",
+]
+DATA = [
+    "tensorflow-cpu>=2.20,<2.22; platform_machine == 'x86_64'",
+    "tensorflow>=2.20,<2.22; platform_machine != 'x86_64'",
+    "tensorflow-datasets>=4.9.9,<5",
+    "array_record>=0.8,<0.9",
+]
+TORCH = ["torch>=2.8,<3", "transformers>=5.0,<6"]
+TENSORBOARD = ["tensorboard>=2.20,<3"]
+DEV = [
+    "pytest>=8.4,<10",
+    "beartype>=0.22,<0.24",
+    "librosa>=0.11,<0.12",
+    "ruff>=0.14,<0.18",
+    "mypy>=1.18,<3",
+]
+
+setup(
+    name="alm_jax",
+    version=VERSION["__version__"],
+    description="Pre-training of audio-language models in JAX",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["alm_jax", "alm_jax.*", "data_pipelines", "data_pipelines.*"]),
+    package_data={"alm_jax": ["py.typed"]},
+    install_requires=CORE,
+    extras_require={
+        "data": DATA,
+        "cuda": ["jax[cuda13]>=0.10,<0.11"],
+        "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "torch": TORCH,
+        "tensorboard": TENSORBOARD,
+        "dev": DEV + DATA + TORCH + TENSORBOARD,
+    },
+    entry_points={"console_scripts": ["alm = alm_jax.cli.main:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
