@@ -1,0 +1,1 @@
+"""Training: state, step, loop, mesh, sharding, optimizer, checkpoints and faults."""

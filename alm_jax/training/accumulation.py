@@ -1,0 +1,116 @@
+"""Loss and gradients of one global batch, in one piece or in exact micro-batches.
+
+For losses that couple the rows of a batch, averaging the gradients of micro-batches is wrong: it sees
+fewer negatives. Here the outputs of every micro-batch are computed first, without keeping activations;
+the loss over all of them gives each output's gradient; then each micro-batch is encoded again and its
+output gradient pulled back (GradCache, arXiv 2101.06983). The result equals the full batch's to rounding,
+at the price of a second forward pass; memory is that of one micro-batch plus the outputs [B E].
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from alm_jax.objectives import Objective
+from alm_jax.objectives.objective import Inputs, Loss
+from alm_jax.types import Metrics, Params, PyTree
+
+
+def loss_and_gradients(
+    objective: Objective,
+    variables: dict[str, Any],
+    batch: dict[str, Array],
+    key: Any,
+    *,
+    num_microbatches: int = 1,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, ""], Params, Params, Metrics]:
+    """Mean loss over the real rows, its gradients, new batch_stats, and metrics (already divided).
+
+    ``num_microbatches`` must divide the rows of the batch. Under ``pmap``, ``axis_name`` names the mapped
+    axis, ``batch`` is this device's rows, and the results are summed over devices.
+    """
+    key_prepare, key_encode = jax.random.split(key)
+    if axis_name is not None:
+        # Each device draws its own noise for its own rows.
+        index = jax.lax.axis_index(axis_name)
+        key_prepare, key_encode = jax.random.fold_in(key_prepare, index), jax.random.fold_in(key_encode, index)
+    inputs = objective.prepare(batch, key_prepare, train=True, axis_name=axis_name)
+
+    def encode(params: Params, inputs: Inputs, key: Any) -> tuple[PyTree, Params]:
+        return objective.encode(
+            variables | {"params": params}, inputs, key, train=True, axis_name=axis_name
+        )
+
+    def combine(params: Params, outputs: PyTree) -> tuple[Array, Metrics]:
+        loss, metrics = objective.combine(params, outputs, batch["mask"], axis_name=axis_name)
+        # This device's share of the global mean; the weight carries no gradient.
+        weight = sum_over_devices(loss.weight, axis_name)
+        return loss.sum / jnp.maximum(jax.lax.stop_gradient(weight), 1.0), metrics
+
+    params = variables["params"]
+    if num_microbatches == 1:
+
+        def whole(params: Params) -> tuple[Array, tuple[Metrics, Params]]:
+            outputs, batch_stats = encode(params, inputs, key_encode)
+            loss, metrics = combine(params, outputs)
+            return loss, (metrics, batch_stats)
+
+        (loss, (metrics, batch_stats)), grads = jax.value_and_grad(whole, has_aux=True)(params)
+    else:
+        pieces = split_rows(inputs.rows, num_microbatches)
+        keys = jax.random.split(key_encode, num_microbatches)
+
+        def forward(piece: tuple[PyTree, Any]) -> PyTree:
+            rows, key = piece
+            return encode(params, Inputs(rows, inputs.shared), key)[0]
+
+        outputs = merge_rows(jax.lax.map(forward, (pieces, keys)))
+        (loss, metrics), (grads, output_grads) = jax.value_and_grad(combine, argnums=(0, 1), has_aux=True)(
+            params, outputs
+        )
+
+        def backward(grads: Params, piece: tuple[PyTree, Any, PyTree]) -> tuple[Params, Params]:
+            rows, key, output_grad = piece
+            _, pull_back, batch_stats = jax.vjp(
+                lambda params: encode(params, Inputs(rows, inputs.shared), key), params, has_aux=True
+            )
+            return jax.tree.map(jnp.add, grads, pull_back(output_grad)[0]), batch_stats
+
+        grads, batch_stats = jax.lax.scan(
+            backward, grads, (pieces, keys, split_rows(output_grads, num_microbatches))
+        )
+        # Statistics come from the whole batch (``inputs.shared``), so every piece has computed the same.
+        batch_stats = jax.tree.map(lambda leaf: leaf[-1], batch_stats)
+
+    loss, grads, metrics = sum_over_devices((loss, grads, metrics), axis_name)
+    return loss, grads, batch_stats, {name: divide(metric) for name, metric in metrics.items()}
+
+
+def divide(loss: Loss) -> Float[Array, ""]:
+    """The mean that a (sum, weight) stands for; 0 where the weight is 0."""
+    return loss.sum / jnp.maximum(loss.weight, 1.0)
+
+
+def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
+    """``tree`` summed over the mapped axis; unchanged under global-view jit."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def split_rows(tree: PyTree, num_pieces: int) -> PyTree:
+    """Arrays [B ...] as [pieces, B / pieces, ...], row r to piece r mod pieces.
+
+    Rows are dealt out in turn, so that a batch cut over devices needs no traffic: each device deals its own.
+    """
+
+    def split(x: Array) -> Array:
+        return jnp.swapaxes(x.reshape(x.shape[0] // num_pieces, num_pieces, *x.shape[1:]), 0, 1)
+
+    return jax.tree.map(split, tree)
+
+
+def merge_rows(tree: PyTree) -> PyTree:
+    """The inverse of ``split_rows``."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), tree)

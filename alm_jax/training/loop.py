@@ -1,0 +1,211 @@
+"""The training loop: the host's side of a run, from the restored state to the last checkpoint."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from alm_jax import batch as contract
+from alm_jax.errors import AlmError, DataError, PreemptedError
+from alm_jax.training.checkpoint import Checkpoints
+from alm_jax.training.faults import StopRequest
+from alm_jax.training.mesh import MeshConfig
+from alm_jax.training.metrics import MetricsWriter
+from alm_jax.training.parallel import Parallel
+from alm_jax.training.progress import TrainingProgress
+from alm_jax.training.state import TrainState
+from alm_jax.types import Metrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, how large, and how often to look."""
+
+    num_steps: int
+    """Optimizer steps of the run."""
+    batch_size: int
+    """Pairs in the global batch, over all devices and hosts."""
+    num_microbatches: int = 1
+    """Pieces in which a batch is encoded, exactly; more pieces take less memory and a second forward pass."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the parameters that evaluation and export use; 0 switches it off."""
+    parallelism: Literal["jit", "pmap"] = "jit"
+    """Global-view jit over the mesh, or data-parallel pmap."""
+    mesh: MeshConfig = MeshConfig()
+    """The device mesh (jit)."""
+    log_every: int = 1
+    """Steps between two records of metrics.jsonl."""
+    eval_every: int = 0
+    """Steps between two evaluations; 0 evaluates at the end alone."""
+    save_every: int = 500
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep."""
+    max_skipped: int = 10
+    """Consecutive steps with a non-finite loss or gradient after which the run stops."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files ([tensorboard] extra)."""
+
+
+@dataclasses.dataclass
+class _Pending:
+    """A step that is on its way through the devices."""
+
+    step: int
+    metrics: Metrics
+    index: np.ndarray
+    wait_sec: float
+
+
+class Loop:
+    """Runs steps, records them, saves and evaluates.
+
+    ``writer`` is None on every process but the first. ``evaluate`` takes the state and returns flat metrics;
+    it runs on every process and its result is recorded under ``step``.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        *,
+        workdir: Path,
+        parallel: Parallel,
+        checkpoints: Checkpoints,
+        writer: MetricsWriter | None,
+        progress: TrainingProgress,
+        evaluate: Callable[[TrainState], Mapping[str, float]],
+        clip_sec: float,
+    ):
+        self.config = config
+        self.workdir = workdir
+        self.parallel = parallel
+        self.checkpoints = checkpoints
+        self.writer = writer
+        self.progress = progress
+        self.evaluate = evaluate
+        self.batch_hours = config.batch_size * clip_sec / 3600
+        self._last_record = time.perf_counter()
+        self._recent_index: list[tuple[int, list[int]]] = []
+
+    def run(self, state: TrainState, start_step: int, batches: Iterator[dict[str, np.ndarray]]) -> TrainState:
+        """Trains from ``start_step`` to the end. Returns the last state, unplaced and saved.
+
+        Raises PreemptedError once a stop was asked for and the state is saved; DataError where the loss stays
+        non-finite.
+        """
+        config = self.config
+        pending: _Pending | None = None
+        self._last_record = time.perf_counter()
+        with StopRequest() as stop:
+            for step in range(start_step + 1, config.num_steps + 1):
+                # --- data, and a step on its way to the devices
+                started = time.perf_counter()
+                batch = next(batches)
+                wait_sec = time.perf_counter() - started
+                state, metrics = self.parallel.step(state, batch)
+
+                # --- the step before it, which the devices have finished by now
+                if pending is not None:
+                    self.record(pending)
+                pending = _Pending(step, metrics, batch[contract.INDEX], wait_sec)
+
+                # --- what needs the state itself waits for this step
+                stopping = stop.reached(step)
+                is_last = step == config.num_steps
+                if is_last or stopping or is_due(step, config.eval_every) or is_due(step, config.save_every):
+                    self.record(pending)
+                    pending = None
+                if stopping and not is_last:
+                    self.save(state, wait=True)
+                    raise PreemptedError(
+                        f"stopped by request after step {step} of {config.num_steps}, saved in {self.checkpoints.folder}; "
+                        "run the same command again to continue"
+                    )
+                if is_due(step, config.eval_every) and not is_last:
+                    self.record_evaluation(state, step)
+                if is_due(step, config.save_every) and not is_last:
+                    self.save(state)
+        self.save(state, wait=True)
+        if start_step < config.num_steps:
+            self.record_evaluation(state, config.num_steps)
+        return self.parallel.unplaced(state)
+
+    def record(self, pending: _Pending) -> None:
+        """Waits for a step to finish, and writes and shows what it measured."""
+        metrics = {name: np.asarray(value).item() for name, value in pending.metrics.items()}
+        now = time.perf_counter()
+        step_sec, self._last_record = now - self._last_record, now
+        step, audio_hours = pending.step, pending.step * self.batch_hours
+        if self.writer and (pending.step % self.config.log_every == 0 or step == self.config.num_steps):
+            self.writer.write(
+                step,
+                metrics
+                | {
+                    "step_sec": step_sec,
+                    "wait_sec": pending.wait_sec,
+                    "pairs_per_sec": self.config.batch_size / step_sec,
+                    "audio_hours": audio_hours,
+                },
+            )
+        self.progress.update(
+            step, loss=metrics["loss"], step_sec=step_sec, wait_sec=pending.wait_sec, audio_hours=audio_hours
+        )
+        self.check_finite(pending, metrics)
+
+    def check_finite(self, pending: _Pending, metrics: dict[str, Any]) -> None:
+        """Raises DataError, with the batches on disk, once too many steps in a row were skipped."""
+        num_skipped = metrics["num_skipped"]
+        if not num_skipped:
+            self._recent_index.clear()
+            return
+        self._recent_index.append((pending.step, pending.index.tolist()))
+        self.progress.message(
+            f"step {pending.step} skipped: loss {metrics['loss']}, gradient norm {metrics['grad_norm']} "
+            f"({num_skipped} in a row, {self.config.max_skipped} end the run)"
+        )
+        if num_skipped >= self.config.max_skipped:
+            path = self.workdir / f"nonfinite-step-{pending.step}.json"
+            path.write_text(json.dumps({"steps": dict(self._recent_index), "metrics": str(metrics)}, indent=2))
+            raise DataError(
+                f"loss or gradients were not finite for {num_skipped} steps in a row, up to step {pending.step}; "
+                f"the examples of those steps are listed in {path}. Look for bad recordings there, or lower "
+                "optimizer.peak_lr; the last checkpoint is from before"
+            )
+
+    def record_evaluation(self, state: TrainState, step: int) -> None:
+        """Evaluates, writes the figures under ``step``, and says them."""
+        metrics = dict(self.evaluate(self.parallel.unplaced(state)))
+        if self.writer:
+            self.writer.write(step, metrics)
+        figures = "  ".join(
+            f"{name} {value:.4g}" for name, value in metrics.items() if name in SHOWN and value is not None
+        )
+        self.progress.message(f"evaluation after step {step}: {figures}")
+        # An evaluation is not part of the next step's time.
+        self._last_record = time.perf_counter()
+
+    def save(self, state: TrainState, *, wait: bool = False) -> None:
+        """Saves; a failure in the background of training is said aloud, at the end it ends the run."""
+        try:
+            self.checkpoints.save(self.parallel.unplaced(state), wait=wait)
+        except AlmError as error:
+            if wait:
+                raise
+            log.warning("%s; training goes on, and the next save tries again", error)
+        self._last_record = time.perf_counter()
+
+
+SHOWN = ("validation/loss", "zero_shot/accuracy", "retrieval/text_to_audio/r@1", "retrieval/audio_to_text/r@1")
+"""Figures of an evaluation that are worth a place on one line."""
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something done each ``every`` steps (0: never) is due after ``step``."""
+    return bool(every) and step % every == 0

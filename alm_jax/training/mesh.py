@@ -1,0 +1,62 @@
+"""The device mesh: axes ``data``, ``fsdp`` and ``tensor``.
+
+The batch is cut over ``data`` and ``fsdp``; parameters over ``fsdp`` and ``tensor`` (see sharding.py).
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from alm_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices each axis of the mesh has; one of them may be -1, "all that are left"."""
+
+    data: int = -1
+    """Copies of the model, each with its own rows of the batch."""
+    fsdp: int = 1
+    """Ways in which parameters and optimizer state are cut, along with the batch."""
+    tensor: int = 1
+    """Ways in which the width of every layer is cut."""
+
+
+def resolve_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
+    """The mesh's shape on ``num_devices`` devices. Raises UserError where it does not fit."""
+    sizes = [config.data, config.fsdp, config.tensor]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"mesh sizes are {sizes}: each must be positive, and at most one may be -1")
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and num_devices % fixed == 0:
+        sizes[sizes.index(-1)] = num_devices // fixed
+    if math.prod(sizes) != num_devices:
+        raise UserError(
+            f"a mesh of data x fsdp x tensor = {' x '.join(map(str, sizes))} does not fit {num_devices} "
+            f"device(s): their product must be {num_devices}; set one of mesh.data, mesh.fsdp, mesh.tensor to -1"
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over ``devices`` (default: all of them). Raises UserError where its shape does not fit."""
+    devices = jax.devices() if devices is None else devices
+    shape = resolve_shape(config, len(devices))
+    return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_batch_size(batch_size: int, num_microbatches: int, num_shards: int) -> None:
+    """Raises UserError unless every micro-batch divides evenly over the batch's shards."""
+    if batch_size % (num_microbatches * num_shards):
+        step = num_microbatches * num_shards
+        near = sorted({max(step, batch_size // step * step), (batch_size // step + 1) * step})
+        raise UserError(
+            f"a batch of {batch_size} does not divide into {num_microbatches} micro-batch(es) on {num_shards} "
+            f"batch shard(s): it must be a multiple of {step}, for example {' or '.join(map(str, near))}"
+        )

@@ -1,0 +1,218 @@
+"""What a run records of itself: ``metrics.jsonl``, always, and TensorBoard where the user asks for it.
+
+The file holds one flat JSON object a line, ``step`` first. Floats are written so that reading them back
+gives the same bits (float32 values as the doubles they are). JSON has no word for the values that are not
+finite, so they are the strings "NaN", "Infinity" and "-Infinity" (as in protobuf's JSON mapping): the file
+stays valid for every reader, and ``float()`` of the string gives the value back.
+"""
+
+import errno
+import io
+import json
+import math
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alm_jax.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+
+
+def to_scalar(value: Any) -> float | int | bool | str:
+    """``value`` as a plain Python scalar: a Python, NumPy or JAX scalar, or a string.
+
+    Raises ValueError for anything with dimensions or structure.
+    """
+    if isinstance(value, str):
+        return value
+    array = np.asarray(value)
+    if array.ndim != 0 or array.dtype.kind in "OSMmc":
+        raise ValueError(f"a metric is one number or string; got shape {array.shape} of {array.dtype}")
+    if array.dtype.kind == "b":
+        return bool(array)
+    # bfloat16 and the other small floats of JAX have kind "V" or "f": all convert to float exactly.
+    return int(array) if array.dtype.kind in "iu" else float(array)
+
+
+def to_json_line(step: int, metrics: Mapping[str, Any]) -> str:
+    """One line of the file, without its newline.
+
+    Raises ValueError where ``metrics`` is not flat, or has a ``step`` of its own.
+    """
+    if "step" in metrics:
+        raise ValueError("metrics must not contain 'step': it is the line's own key")
+    record: dict[str, Any] = {"step": int(step)}
+    for name, value in metrics.items():
+        scalar = to_scalar(value)
+        if isinstance(scalar, float) and not math.isfinite(scalar):
+            scalar = "NaN" if math.isnan(scalar) else "Infinity" if scalar > 0 else "-Infinity"
+        record[name] = scalar
+    return json.dumps(record, allow_nan=False, ensure_ascii=False)
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``, in order; values that are not finite are floats again.
+
+    A torn last line, which a killed run leaves, is passed over. Another line that is no record raises
+    UserError with its number.
+    """
+    return [record for _, record in _complete_lines(Path(path))]
+
+
+def _complete_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each complete line with its record."""
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError("no object with an integer 'step'")
+        except ValueError as error:
+            raise UserError(
+                f"{path}:{number} is not a metrics record ({error}); expected one JSON object a line with "
+                "'step'. Remove the line, or move the file away"
+            ) from error
+        values = {k: float(v) if isinstance(v, str) and v in NOT_FINITE else v for k, v in record.items()}
+        yield line, values
+
+
+class MetricsWriter:
+    """Appends records to ``metrics.jsonl`` of a folder, and to TensorBoard where asked.
+
+    A line reaches the operating system whole before ``write`` returns, so a killed process loses nothing
+    that it has written. Use it as a context manager, on one process of a run.
+
+    Args:
+      folder: the run's folder; made if it is not there.
+      tensorboard: also write ``folder/tensorboard``. A failure there warns once and ends that sink alone.
+
+    Raises:
+      UserError: ``tensorboard`` is asked for and the package is not installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, tensorboard: bool = False) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / METRICS_FILE
+        self._sink = _TensorBoardSink(folder / "tensorboard") if tensorboard else None
+        _drop_torn_line(self.path)
+        self._file = io.FileIO(self.path, "ab")
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends one record: numbers (Python, NumPy or JAX scalars) and strings.
+
+        Raises ValueError where ``metrics`` is not flat; OSError where the disk refuses (the file then
+        still ends with the previous record).
+        """
+        line = (to_json_line(step, metrics) + "\n").encode()
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, "only part of a record was written", str(self.path))
+        except OSError:
+            self._file.truncate(size)
+            raise
+        if self._sink:
+            self._to_sink(lambda sink: sink.write(step, metrics))
+
+    def truncate_after(self, step: int) -> None:
+        """Drops the records of later steps than ``step``; call it when a run resumes after that step.
+
+        The steps that are now repeated then stand in the file once. The change is atomic: a run killed
+        here leaves the old file or the new one.
+        """
+        lines = list(_complete_lines(self.path))
+        kept = [line for line, record in lines if record["step"] <= step]
+        if len(kept) < len(lines):
+            self._file.close()
+            temporary = self.path.with_suffix(".tmp")
+            with open(temporary, "wb") as file:
+                file.writelines(kept)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+            self._file = io.FileIO(self.path, "ab")
+        if self._sink:
+            self._to_sink(lambda sink: sink.restart(step + 1))
+
+    def close(self) -> None:
+        """Closes the files; a second call does nothing."""
+        self._file.close()
+        if self._sink:
+            self._to_sink(lambda sink: sink.close())
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _to_sink(self, action: "Callable[[_TensorBoardSink], None]") -> None:
+        """An optional view of the run must never end the run."""
+        try:
+            assert self._sink is not None
+            action(self._sink)
+        except Exception as error:
+            self._sink = None
+            warnings.warn(
+                f"TensorBoard's events could not be written ({error}) and stop here; {self.path} is complete",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cuts what follows the last newline, so that the next record starts on a line of its own."""
+    if path.exists():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+
+
+class _TensorBoardSink:
+    """An event file, written directly: TensorBoard's own writer would load TensorFlow and start a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+            from tensorboard.compat.proto.summary_pb2 import Summary
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ImportError as error:
+            raise UserError(
+                "TensorBoard output was asked for, but the package is not installed; install it with "
+                '`pip install "alm_jax[tensorboard]"`, or leave it off (metrics.jsonl is always written)'
+            ) from error
+        self._event, self._session_log, self._summary = Event, SessionLog, Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter(io.FileIO(folder / name, "wb"))
+        self._add(file_version="brain.Event:2")
+
+    def _add(self, **fields: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self._writer.flush()
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        scalars = {name: to_scalar(value) for name, value in metrics.items()}
+        values = [
+            self._summary.Value(tag=name, simple_value=float(value))
+            for name, value in scalars.items()
+            if not isinstance(value, str)
+        ]
+        self._add(step=int(step), summary=self._summary(value=values))
+
+    def restart(self, step: int) -> None:
+        """Tells TensorBoard to forget what older files say of ``step`` and later."""
+        self._add(step=step, session_log=self._session_log(status=self._session_log.START))
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,152 @@
+"""How a step runs on many devices: global-view ``jit`` over a mesh, or data-parallel ``pmap``.
+
+Both run the same ``train_step``. ``jit`` with NamedSharding is the way for every mesh; ``pmap`` keeps a whole
+copy of the state on each local device and is there for comparison and for code that is built on it.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from alm_jax.errors import UserError
+from alm_jax.objectives import Objective
+from alm_jax.training import sharding
+from alm_jax.training.state import TrainState
+from alm_jax.training.step import TrainStep
+from alm_jax.types import Metrics, PyTree
+
+InitState = Callable[[], TrainState]
+PMAP_AXIS = "data"
+
+
+class Parallel(Protocol):
+    """A way to place and run training steps. The state's layout is known to the implementation alone."""
+
+    def init(self) -> TrainState:
+        """The state before the first step, made where it is to live."""
+
+    def abstract(self) -> TrainState:
+        """Shapes, dtypes and shardings of ``unplaced``'s result, for restoring."""
+
+    def place(self, state: TrainState) -> TrainState:
+        """A restored state (as ``abstract`` describes it) in the layout that ``step`` takes."""
+
+    def unplaced(self, state: TrainState) -> TrainState:
+        """The state as one tree of global arrays, for saving and evaluation."""
+
+    def step(self, state: TrainState, batch: dict[str, np.ndarray]) -> tuple[TrainState, Metrics]:
+        """One training step on this process's rows of the global batch."""
+
+
+def state_shardings(
+    objective: Objective, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
+) -> TrainState:
+    """NamedSharding of every array of the state: moments and averages lie with their parameters."""
+    params = sharding.parameter_shardings(objective.axes(), abstract.params, mesh)
+    whole = sharding.replicated(mesh)
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda _, cut: cut,
+        abstract.opt_state,
+        params,
+        transform_non_params=lambda _: whole,
+    )
+    return TrainState(
+        step=whole,
+        params=params,
+        batch_stats=jax.tree.map(lambda _: whole, abstract.batch_stats),
+        opt_state=opt_state,
+        ema_params=None if abstract.ema_params is None else params,
+        key=whole,
+        num_skipped=whole,
+    )
+
+
+class JitParallel:
+    """``jit`` over a mesh of data x fsdp x tensor; every process calls it alike."""
+
+    def __init__(
+        self,
+        init_state: InitState,
+        train_step: TrainStep,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        mesh: Mesh,
+    ):
+        """Raises UserError where the mesh asks for cut parameters and cannot cut them."""
+        abstract = jax.eval_shape(init_state)
+        self.mesh = mesh
+        self.shardings = state_shardings(objective, optimizer, abstract, mesh)
+        sharding.check_sharded(abstract.params, self.shardings.params, mesh)
+        self._abstract = abstract
+        self._init = jax.jit(init_state, out_shardings=self.shardings)
+        self._step = jax.jit(
+            train_step,
+            in_shardings=(self.shardings, sharding.batch_sharding(mesh)),
+            out_shardings=(self.shardings, sharding.replicated(mesh)),
+            donate_argnums=0,
+        )
+
+    def init(self) -> TrainState:
+        with jax.set_mesh(self.mesh):
+            return self._init()
+
+    def abstract(self) -> TrainState:
+        return jax.tree.map(
+            lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed),
+            self._abstract,
+            self.shardings,
+        )
+
+    def place(self, state: TrainState) -> TrainState:
+        return state
+
+    def unplaced(self, state: TrainState) -> TrainState:
+        return state
+
+    def step(self, state: TrainState, batch: dict[str, np.ndarray]) -> tuple[TrainState, Metrics]:
+        with jax.set_mesh(self.mesh):
+            return self._step(state, sharding.place_batch(batch, self.mesh))
+
+
+class PmapParallel:
+    """``pmap``: each local device holds the whole state and its own rows of the batch."""
+
+    def __init__(self, init_state: InitState, train_step: TrainStep):
+        """``train_step`` must have been built with ``axis_name=PMAP_AXIS``."""
+        if jax.process_count() > 1:
+            raise UserError("training.parallelism is 'pmap', which runs in one process; use 'jit' on several hosts")
+        self._init = jax.jit(init_state)
+        self._abstract = jax.eval_shape(init_state)
+        self._step = jax.pmap(train_step, axis_name=PMAP_AXIS, donate_argnums=0)
+
+    def init(self) -> TrainState:
+        return self.place(self._init())
+
+    def abstract(self) -> TrainState:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), self._abstract
+        )
+
+    def place(self, state: TrainState) -> TrainState:
+        copies = jax.local_device_count()
+
+        def repeat(leaf: Any) -> np.ndarray:
+            leaf = np.asarray(leaf)
+            return np.broadcast_to(leaf[None], (copies, *leaf.shape))
+
+        return jax.tree.map(repeat, state)
+
+    def unplaced(self, state: TrainState) -> TrainState:
+        return jax.tree.map(lambda leaf: leaf[0], state)
+
+    def step(self, state: TrainState, batch: dict[str, np.ndarray]) -> tuple[TrainState, Metrics]:
+        devices = jax.local_device_count()
+        rows: PyTree = {key: x.reshape(devices, -1, *x.shape[1:]) for key, x in batch.items()}
+        state, metrics = self._step(state, rows)
+        return state, {name: value[0] for name, value in metrics.items()}
