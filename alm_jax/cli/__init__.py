@@ -1,0 +1,1 @@
+"""The command line, where data, models and training are wired together."""

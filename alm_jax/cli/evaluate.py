@@ -1,0 +1,70 @@
+"""``alm evaluate WORKDIR [--split S] [--json FILE|-]``: measure a trained model."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from alm_jax.cli.arguments import Parser, load_run
+from alm_jax.cli.session import Session, enable_compilation_cache
+from alm_jax.training.state import TrainState
+from alm_jax.training.workdir import EVALUATION
+
+
+def run(args: Sequence[str]) -> None:
+    """The command."""
+    parser = Parser("evaluate", "Zero-shot accuracy and retrieval of the newest checkpoint of a run.")
+    parser.add_argument("workdir", type=Path, help="the folder of an `alm pretrain` run")
+    parser.add_argument("--split", help="the split(s) to measure, by default the config's data.eval_split")
+    parser.add_argument("--json", help="also write the figures as one flat JSON object to this file, or - for stdout")
+    own = parser.parse_args(args)
+    metrics = evaluate_run(own.workdir, split=own.split)
+    text = json.dumps(metrics, indent=2)
+    if own.json == "-":
+        print(text)
+    else:
+        print_table(metrics)
+        if own.json:
+            Path(own.json).write_text(text + "\n")
+
+
+def evaluate_run(workdir: Path, *, split: str | None = None) -> dict[str, float | int | str]:
+    """The figures of a run's newest checkpoint on a split; also written to ``WORKDIR/evaluation.json``."""
+    enable_compilation_cache()
+    session, state = restore_run(workdir)
+    name = split or session.config.data.eval_split
+    result = session.evaluate(state, session.evaluation_set(name))
+    metrics = {"split": name, "step": int(state.step)} | result.metrics
+    if split is None:
+        (workdir / EVALUATION).write_text(json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def restore_run(workdir: Path) -> tuple[Session, TrainState]:
+    """A run folder's session and its newest good state, on the devices that are here.
+
+    Raises UserError where there is no run, DataError where no checkpoint can be read.
+    """
+    config = load_run(workdir)
+    # Where a run trained says nothing about where it is measured.
+    here = dataclasses.replace(
+        config.training, mesh=type(config.training.mesh)(), parallelism="jit", num_microbatches=1
+    )
+    session = Session(dataclasses.replace(config, training=here))
+    checkpoints = session.checkpoints(workdir)
+    state = checkpoints.restore_latest(session.parallel.abstract())
+    checkpoints.close()
+    assert state is not None, "load_run has found a checkpoint"
+    return session, state
+
+
+def print_table(metrics: dict[str, float | int | str]) -> None:
+    """The figures for a person."""
+    table = Table(show_header=False, box=None)
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    Console(file=sys.stdout).print(table)

@@ -1,0 +1,68 @@
+"""``alm COMMAND ...``: dispatch, and errors as messages and exit codes.
+
+Each command lives in a module of its own that is imported when it is used, so that ``alm --help`` answers at
+once. A command module has ``run(args)``; AlmError becomes its message on standard error and its exit code.
+"""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from alm_jax.errors import AlmError
+from alm_jax.version import __version__
+
+COMMANDS = {
+    "pretrain": "train a model from a config; continues where the run folder left off",
+    "evaluate": "zero-shot accuracy and retrieval of a trained model",
+    "export": "write a trained model as a folder that transformers loads",
+    "data": "build a config's data set ahead of time and show what is in it",
+}
+
+USAGE = """usage: alm COMMAND ...
+
+{commands}
+
+  alm COMMAND --help says more of each; alm --version prints the version.
+
+exit codes: 0 done, 2 a mistake in the command or config, 3 unusable data, 75 stopped by request and saved
+(the same command continues)."""
+
+
+def usage() -> str:
+    """The text of ``alm --help``."""
+    return USAGE.format(commands="\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items()))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command and exits."""
+    sys.exit(dispatch(list(sys.argv[1:] if argv is None else argv)))
+
+
+def dispatch(argv: list[str]) -> int:
+    """Runs one command. Returns the exit code."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"alm_jax {__version__}")
+        return 0
+    command, args = argv[0], argv[1:]
+    if command not in COMMANDS:
+        print(f"alm: there is no command {command!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    # TensorFlow's and XLA's start-up notices are not this program's output.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(level=logging.WARNING, format="alm: %(message)s", stream=sys.stderr)
+    try:
+        importlib.import_module(f"alm_jax.cli.{command}").run(args)
+    except AlmError as error:
+        print(f"alm {command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"alm {command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+    return 0

@@ -1,0 +1,170 @@
+"""``alm pretrain CONFIG [--a.b value ...] --workdir DIR``: train, or continue, one run."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from alm_jax.cli.arguments import Parser, read_config
+from alm_jax.cli.report import write_run_report
+from alm_jax.cli.session import Session, check_processes_agree, enable_compilation_cache
+from alm_jax.errors import UserError
+from alm_jax.evaluation.contrastive import EvaluationResult
+from alm_jax.experiment import ExperimentConfig, to_json
+from alm_jax.training import distributed, workdir as run_folder
+from alm_jax.training.checkpoint import Checkpoints
+from alm_jax.training.loop import Loop
+from alm_jax.training.metrics import MetricsWriter
+from alm_jax.training.progress import TrainingProgress
+from alm_jax.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+def run(args: Sequence[str]) -> None:
+    """The command."""
+    parser = Parser("pretrain", "Train a model from a config file, or continue the run in --workdir.")
+    parser.add_argument("config", help="a file with get_config(), such as configs/demo.py")
+    parser.add_argument("--workdir", type=Path, help="the run's folder; holds everything the run leaves")
+    parser.add_argument(
+        "--multihost", action="store_true", help="join the processes of the cluster that JAX finds (Slurm, TPU, GKE)"
+    )
+    parser.epilog = "Every field of the config is an option: `alm pretrain CONFIG --help` lists them."
+    if not args or args[0] in ("-h", "--help"):
+        parser.print_help(sys.stdout if args else sys.stderr)
+        if args:
+            return
+        raise UserError("no config file was given")
+    own, overrides = split_arguments(parser, args)
+    config = read_config(own.config, overrides, prog=f"alm pretrain {own.config}")
+    if own.workdir is None:
+        raise UserError(f"--workdir is missing: name the run's folder, for example --workdir runs/{config.name}")
+    distributed.initialize(multihost=own.multihost)
+    pretrain(config, own.workdir)
+
+
+def split_arguments(parser: Parser, args: Sequence[str]) -> tuple:
+    """This command's own options, and the rest, which name fields of the config."""
+    if "-h" in args or "--help" in args:
+        # Help is the config's own here, so it must not end at this parser.
+        return parser.parse_args([args[0]]), ["--help"]
+    return parser.parse_known_args(args)
+
+
+def pretrain(config: ExperimentConfig, workdir: Path) -> EvaluationResult:
+    """Trains ``config`` in ``workdir`` to its last step, from wherever it stands.
+
+    Leaves there ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``tokenizer.json``,
+    ``evaluation.json`` and ``report.html``. Returns the last evaluation.
+
+    Raises:
+        UserError: the config does not fit the devices, the data, or what ``workdir`` holds.
+        DataError: the data cannot be used, or training diverged.
+        PreemptedError: a signal asked the run to stop; it is saved.
+    """
+    enable_compilation_cache()
+    is_first = jax.process_index() == 0
+    # One process of a run owns its folder; the others write their parts of checkpoints there.
+    if not is_first:
+        return _pretrain(config, workdir, is_first=False)
+    with run_folder.locked(workdir):
+        run_folder.check_config(workdir, to_json(config))
+        return _pretrain(config, workdir, is_first=True)
+
+
+def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> EvaluationResult:
+    console = Console(stderr=True, quiet=not is_first)
+
+    # --- config, devices, data
+    session = Session(config)
+    check_processes_agree(config, session.data)
+    checkpoints = session.checkpoints(workdir)
+    if is_first:
+        run_folder.write_config(workdir, to_json(config))
+        session.data.tokenizer.save(str(workdir / run_folder.TOKENIZER))
+    train_split = session.data.split(config.data.train_split)
+    console.print(describe(session, len(train_split)), highlight=False)
+
+    # --- state: the newest good checkpoint, or the beginning
+    state, start_step = restore_or_init(session, checkpoints)
+    if start_step:
+        console.print(f"continuing after step {start_step} of {config.training.num_steps}", highlight=False)
+    if start_step > config.training.num_steps:
+        raise UserError(f"{workdir} has trained {start_step} steps, training.num_steps is {config.training.num_steps}")
+
+    # --- the loop
+    evaluation_set = session.evaluation_set()
+    results: list[EvaluationResult] = []
+
+    def evaluate(state: TrainState) -> dict[str, float | int]:
+        results.append(session.evaluate(state, evaluation_set))
+        return results[-1].metrics
+
+    progress = TrainingProgress(
+        config.training.num_steps,
+        pairs_per_step=config.training.batch_size,
+        start_step=start_step,
+        log_every=max(config.training.num_steps // 20, 1),
+        console=console,
+    )
+    writer = MetricsWriter(workdir, tensorboard=config.training.tensorboard) if is_first else None
+    if writer:
+        writer.truncate_after(start_step)
+    with progress:
+        state = Loop(
+            config.training,
+            workdir=workdir,
+            parallel=session.parallel,
+            checkpoints=checkpoints,
+            writer=writer,
+            progress=progress,
+            evaluate=evaluate,
+            clip_sec=session.model.frontend.clip.clip_sec,
+        ).run(state, start_step, session.train_batches(start_step))
+    checkpoints.close()
+    if writer:
+        writer.close()
+
+    # --- what the run leaves for people
+    if not results:
+        evaluate(state)
+    if is_first:
+        write_run_report(workdir, session, state, results[-1], evaluation_set)
+        console.print(f"report: {workdir / 'report.html'}", highlight=False)
+    return results[-1]
+
+
+def restore_or_init(session: Session, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    """The state to go on from, placed for training, and its step."""
+    parallel = session.parallel
+    restored = checkpoints.restore_latest(parallel.abstract())
+    if restored is None:
+        return parallel.init(), 0
+    step = int(restored.step)
+    saved = checkpoints.manifest(step)["data_fingerprint"]
+    if saved != session.data.fingerprint:
+        raise UserError(
+            f"the data set has changed since this run was saved (fingerprint {saved[:12]} then, "
+            f"{session.data.fingerprint[:12]} now), so the run cannot be continued exactly: restore the data, or start "
+            "another --workdir"
+        )
+    return parallel.place(restored), step
+
+
+def describe(session: Session, num_train: int) -> str:
+    """One line of what is about to run."""
+    training = session.config.training
+    abstract = session.parallel.abstract()
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+    devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+    if training.parallelism == "jit":
+        devices += " as " + " x ".join(f"{size} {axis}" for axis, size in session.mesh.shape.items() if size > 1)
+        devices = devices.removesuffix(" as ")
+    return (
+        f"{session.config.name}: {num_parameters / 1e6:.1f} M parameters, {num_train:,} clips, "
+        f"{training.num_steps:,} steps of {training.batch_size} pairs on {devices}"
+    )

@@ -1,0 +1,38 @@
+"""A CLAP model small enough for a laptop, on sounds composed from a seed."""
+
+from alm_jax.encoders.audio import htsat
+from alm_jax.encoders.text import bert
+from alm_jax.experiment import ExperimentConfig
+from alm_jax.models.two_towers import TwoTowersConfig
+from alm_jax.objectives.contrastive import ContrastiveConfig
+from alm_jax.ops.frontends import ClapSpec, ClipSpec
+from alm_jax.training.loop import TrainingConfig
+from alm_jax.training.optimizer import AdamWConfig
+from data_pipelines.config import DataConfig, SyntheticCaptionsConfig, TokenizerConfig
+
+
+def get_config() -> ExperimentConfig:
+    return ExperimentConfig(
+        name="demo",
+        data=DataConfig(
+            dataset=SyntheticCaptionsConfig(),
+            tokenizer=TokenizerConfig(vocab_size=600, max_length=32),
+            source_sec=2.5,
+        ),
+        objective=ContrastiveConfig(
+            model=TwoTowersConfig(
+                frontend=ClapSpec(
+                    sample_rate_hz=16000,
+                    n_fft=1024,
+                    hop_samples=160,
+                    fmax_hz=8000,
+                    clip=ClipSpec(clip_sec=2.5, train_crop="centre"),
+                ),
+                audio=htsat.NANO,
+                text=bert.NANO,
+                embed_dim=128,
+            ),
+        ),
+        optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=50),
+        training=TrainingConfig(num_steps=300, batch_size=32, save_every=100),
+    )
