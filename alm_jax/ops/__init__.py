@@ -1,0 +1,1 @@
+"""Free functions of arrays that models are built from: front-ends, augmentation, attention, interpolation."""

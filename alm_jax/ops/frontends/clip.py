@@ -1,0 +1,114 @@
+"""Recordings of any length to clips of one length: where long ones are cut, how short ones are filled."""
+
+import dataclasses
+from typing import Literal, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from alm_jax.errors import UserError
+
+TrainCrop: TypeAlias = Literal["random", "centre", "first"]
+EvalCrop: TypeAlias = Literal["centre", "first", "chunks"]
+Pad: TypeAlias = Literal["repeat_pad", "repeat", "zero"]
+
+_CROPS = {*get_args(TrainCrop), *get_args(EvalCrop)}
+_PADS = set(get_args(Pad))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipSpec:
+    """Length of a clip and the policy that makes recordings fit it."""
+
+    clip_sec: float
+    """Seconds of audio the model sees at once."""
+    train_crop: TrainCrop = "random"
+    """Part of a longer recording used in training: a random one (drawn anew each time), the centre, the
+    start."""
+    eval_crop: EvalCrop = "centre"
+    """Part used in evaluation, always the same: the centre, the start, or all of it, in chunks whose
+    embeddings are averaged."""
+    pad: Pad = "repeat_pad"
+    """Filling of a shorter recording: whole repetitions and then zeros, repetitions up to the end, or
+    zeros."""
+
+    def __post_init__(self) -> None:
+        if not self.clip_sec > 0:
+            raise UserError(f"clip_sec is {self.clip_sec}; expected a positive number of seconds")
+
+    def num_samples(self, sample_rate_hz: int, *, n_fft: int) -> int:
+        """Samples of a clip.
+
+        Raises:
+          UserError: if a clip is too short for even one frame of ``n_fft`` samples about its middle.
+        """
+        num_samples = round(self.clip_sec * sample_rate_hz)
+        if num_samples <= n_fft // 2:
+            raise UserError(
+                f"clips of {self.clip_sec:g} s are {num_samples} samples at {sample_rate_hz} Hz; frames of "
+                f"n_fft={n_fft} need more than {n_fft // 2}: raise clip.clip_sec or lower n_fft"
+            )
+        return num_samples
+
+
+def fit_clips(
+    waveform: Float[Array, "B S"],
+    num_samples: Int[Array, " B"],
+    *,
+    clip_samples: int,
+    crop: str,
+    pad: str,
+    key: Array | None = None,
+) -> tuple[Float[Array, "B C W"], Bool[Array, "B C"]]:
+    """Cuts or fills every recording to clips of W = clip_samples; only its first num_samples are real.
+
+    Longer recordings are cut by ``crop``: "random" (uniform over every position inside the real samples,
+    drawn per example from ``key``), "centre", "first", or "chunks". C is 1, and for "chunks" ceil(S / W):
+    chunk c starts at c W, and the last real one is moved back to end with the recording, so that every
+    chunk is full of real audio. Recordings of W samples or fewer are filled by ``pad``:
+
+    - "repeat_pad": floor(W / num_samples) whole repetitions, then zeros (``ClapFeatureExtractor``'s
+      "repeatpad", LAION-CLAP's default);
+    - "repeat": repetitions cut at W ("repeat");
+    - "zero": zeros ("pad").
+
+    Returns the clips, in the waveform's dtype, and a mask that is True for clips that hold real audio:
+    False for chunks past the end of a recording, and everywhere in a padding row (num_samples 0); those
+    are zeros.
+
+    Raises:
+      ValueError: for an unknown policy, or a random crop without a key.
+    """
+    if crop not in _CROPS or pad not in _PADS:
+        raise ValueError(
+            f"crop={crop!r}, pad={pad!r}; expected one of {sorted(_CROPS)} and of {sorted(_PADS)}"
+        )
+    batch_size, max_samples = waveform.shape
+    length = jnp.clip(num_samples, 0, max_samples)
+    overflow = jnp.maximum(length - clip_samples, 0)
+    if crop == "random":
+        if key is None:
+            raise ValueError("crop='random' needs a key")
+        start = jax.random.randint(key, (batch_size,), 0, overflow + 1)[:, None]
+    elif crop == "centre":
+        start = (overflow // 2)[:, None]
+    elif crop == "first":
+        start = jnp.zeros_like(overflow)[:, None]
+    else:
+        chunk_start = jnp.arange(-(-max_samples // clip_samples)) * clip_samples
+        start = jnp.minimum(chunk_start[None, :], overflow[:, None])
+    num_clips = start.shape[1]
+    mask = jnp.arange(num_clips)[None, :] * clip_samples < length[:, None]  # [B C]
+
+    position = jnp.arange(clip_samples)
+    period = jnp.maximum(length, 1)
+    source = (start[:, :, None] + position[None, None, :]) % period[:, None, None]  # [B C W]
+    cut = jnp.take_along_axis(waveform, source.reshape(batch_size, -1), axis=1).reshape(source.shape)
+    filled = {
+        "repeat_pad": jnp.maximum(clip_samples // period, 1) * length,
+        "repeat": jnp.full_like(length, clip_samples),
+        "zero": length,
+    }[pad]
+    real = mask[:, :, None] & (position[None, :] < filled[:, None])[:, None, :]
+    return jnp.where(real, cut, 0), mask
