@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, UInt32
 
 from alm_jax.objectives import Objective
 from alm_jax.types import Params, PyTree
@@ -15,10 +14,13 @@ from alm_jax.types import Params, PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """The state after ``step`` updates. The position in the data is ``step`` itself."""
+    """The state after ``step`` updates. The position in the data is ``step`` itself.
 
-    step: Int[Array, ""]
-    """int32: steps taken, skipped ones included."""
+    Its leaves are arrays, or shapes, shardings and the like in a tree of the same form.
+    """
+
+    step: Any
+    """int32 []: steps taken, skipped ones included."""
     params: Params
     """float32 parameters."""
     batch_stats: Params
@@ -27,10 +29,10 @@ class TrainState:
     """The optimizer's state."""
     ema_params: Params | None
     """Exponential moving average of params; None where it is switched off."""
-    key: UInt32[Array, " 2"]
-    """Raw data of the PRNG key; each step folds its number into it and never changes it."""
-    num_skipped: Int[Array, ""]
-    """int32: consecutive steps skipped for a non-finite loss or gradient."""
+    key: Any
+    """uint32 [2]: raw data of the PRNG key; each step folds its number into it and never changes it."""
+    num_skipped: Any
+    """int32 []: consecutive steps skipped for a non-finite loss or gradient."""
 
     @property
     def variables(self) -> dict[str, Any]:

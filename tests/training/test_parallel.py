@@ -1,0 +1,171 @@
+"""The same steps under jit on one device, on meshes of eight, and under pmap: the same run."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from training_batches import make_batch
+
+from alm_jax.errors import UserError
+from alm_jax.objectives import build_objective
+from alm_jax.training.mesh import MeshConfig, build_mesh, check_batch_size, resolve_shape
+from alm_jax.training.optimizer import AdamWConfig, build_optimizer, learning_rate
+from alm_jax.training.parallel import PMAP_AXIS, JitParallel, PmapParallel
+from alm_jax.training.sharding import check_sharded, parameter_shardings
+from alm_jax.training.state import init_state
+from alm_jax.training.step import build_train_step
+
+NUM_STEPS = 3
+BATCHES = [make_batch(16, num_padding=3, seed=seed) for seed in range(NUM_STEPS)]
+
+
+def build(objective_config, mode, mesh_config=None, **step_options):
+    objective = build_objective(objective_config)
+    config = AdamWConfig(warmup_steps=1, peak_lr=1e-2)
+    abstract = jax.eval_shape(objective.init, jax.random.key(0))
+    optimizer = build_optimizer(config, 10, abstract["params"])
+    init = functools.partial(init_state, objective, optimizer, 0, with_ema=True)
+    step = functools.partial(
+        build_train_step,
+        objective,
+        optimizer,
+        schedule=learning_rate(config, 10),
+        ema_decay=0.9,
+        **step_options,
+    )
+    if mode == "pmap":
+        return PmapParallel(init, step(axis_name=PMAP_AXIS))
+    if mode == "one device":
+        mesh = build_mesh(MeshConfig(), jax.devices()[:1])
+    else:
+        mesh = build_mesh(mesh_config)
+    return JitParallel(init, step(), objective, optimizer, mesh)
+
+
+def train(parallel):
+    state, losses = parallel.init(), []
+    for batch in BATCHES:
+        state, metrics = parallel.step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return losses, jax.device_get(parallel.unplaced(state))
+
+
+@pytest.fixture(scope="module")
+def one_device(objective_config):
+    return train(build(objective_config, "one device"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "mesh_config"),
+    [
+        ("jit", MeshConfig(data=8)),
+        ("jit", MeshConfig(data=2, fsdp=2, tensor=2)),
+        ("pmap", None),
+    ],
+    ids=["data 8", "data 2 x fsdp 2 x tensor 2", "pmap 8"],
+)
+def test_eight_devices_train_as_one(objective_config, one_device, mode, mesh_config):
+    losses, state = train(build(objective_config, mode, mesh_config))
+    np.testing.assert_allclose(losses, one_device[0], rtol=2e-5)
+    # Adam divides by the root of tiny second moments, so rounding of gradients shows in parameters.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), state.params, one_device[1].params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        state.batch_stats,
+        one_device[1].batch_stats,
+    )
+    assert int(state.step) == NUM_STEPS
+
+
+def test_the_average_follows_the_parameters(one_device):
+    """ema_t = ema + (1 - d)(params - ema): it lies between the first and the last parameters."""
+    state = one_device[1]
+    moved = [
+        np.abs(ema - new).max()
+        for ema, new in zip(jax.tree.leaves(state.ema_params), jax.tree.leaves(state.params), strict=True)
+    ]
+    assert 0 < max(moved) < 0.1
+
+
+def test_fsdp_and_tensor_cut_the_parameters(objective_config):
+    parallel = build(objective_config, "jit", MeshConfig(data=1, fsdp=4, tensor=2))
+    state = parallel.init()
+    kernel = state.params["text"]["blocks"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+    moments = next(
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+        if "mu" in jax.tree_util.keystr(path) and leaf.shape == kernel.shape
+    )
+    assert moments.sharding == kernel.sharding
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_step(objective_config):
+    parallel = build(objective_config, "one device")
+    state, metrics = parallel.step(parallel.init(), BATCHES[0])
+    before = jax.device_get(state)
+    poisoned = jax.tree.map(lambda leaf: leaf * np.nan, state.params["text_projection"])
+    state = jax.tree.map(lambda leaf: leaf, state)
+    object.__setattr__(state, "params", {**state.params, "text_projection": poisoned})
+    state, metrics = parallel.step(state, BATCHES[1])
+    assert not np.isfinite(metrics["loss"])
+    assert int(metrics["num_skipped"]) == 1
+    assert int(state.step) == 2
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params["audio"]), before.params["audio"])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.opt_state), before.opt_state)
+
+
+def test_steps_compile_once(objective_config):
+    parallel = build(objective_config, "one device")
+    state = parallel.init()
+    for batch in BATCHES:
+        state, _ = parallel.step(state, batch)
+    assert parallel._step._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "shape"),
+    [
+        (MeshConfig(), 8, (8, 1, 1)),
+        (MeshConfig(data=2, fsdp=-1), 8, (2, 4, 1)),
+        (MeshConfig(data=1, fsdp=2, tensor=4), 8, (1, 2, 4)),
+    ],
+)
+def test_mesh_shapes(config, devices, shape):
+    assert resolve_shape(config, devices) == shape
+
+
+@pytest.mark.parametrize("config", [MeshConfig(data=3), MeshConfig(data=-1, fsdp=-1), MeshConfig(data=0)])
+def test_a_mesh_that_does_not_fit_says_so(config):
+    with pytest.raises(UserError, match="mesh"):
+        resolve_shape(config, 8)
+
+
+def test_a_batch_that_does_not_divide_says_which_would():
+    check_batch_size(32, 2, 8)
+    with pytest.raises(UserError, match=r"multiple of 16, for example 32 or 48"):
+        check_batch_size(40, 2, 8)
+
+
+def test_a_mesh_that_cuts_nothing_is_refused():
+    mesh = build_mesh(MeshConfig(data=1, fsdp=8))
+    axes = {"kernel": ("embed", "mlp")}
+    abstract = {"kernel": jax.ShapeDtypeStruct((10, 16), np.float32)}
+    shardings = parameter_shardings(axes, abstract, mesh)
+    assert isinstance(shardings["kernel"], NamedSharding)
+    with pytest.raises(UserError, match="100% of their bytes"):
+        check_sharded(abstract, shardings, mesh)
+
+
+def test_frozen_parameters_stay_bit_for_bit():
+    params = {"audio": {"kernel": np.ones(3, np.float32)}, "text": {"kernel": np.ones(3, np.float32)}}
+    config = AdamWConfig(frozen=("^text/",), warmup_steps=0)
+    optimizer = build_optimizer(config, 10, params)
+    grads = jax.tree.map(np.ones_like, params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    updated = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(updated["text"]["kernel"], 1.0)
+    assert (np.asarray(updated["audio"]["kernel"]) < 1.0).all()
