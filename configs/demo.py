@@ -25,7 +25,7 @@ def get_config() -> ExperimentConfig:
                     sample_rate_hz=16000,
                     n_fft=1024,
                     hop_samples=160,
-                    fmax_hz=8000,
+                    fmax_hz=8000.0,
                     clip=ClipSpec(clip_sec=2.5, train_crop="centre"),
                 ),
                 audio=htsat.NANO,

@@ -1,8 +1,7 @@
 """``alm pretrain CONFIG [--a.b value ...] --workdir DIR``: train, or continue, one run."""
 
-import logging
+import contextlib
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,14 +14,13 @@ from alm_jax.cli.session import Session, check_processes_agree, enable_compilati
 from alm_jax.errors import UserError
 from alm_jax.evaluation.contrastive import EvaluationResult
 from alm_jax.experiment import ExperimentConfig, to_json
-from alm_jax.training import distributed, workdir as run_folder
+from alm_jax.training import distributed
+from alm_jax.training import workdir as run_folder
 from alm_jax.training.checkpoint import Checkpoints
 from alm_jax.training.loop import Loop
 from alm_jax.training.metrics import MetricsWriter
 from alm_jax.training.progress import TrainingProgress
 from alm_jax.training.state import TrainState
-
-log = logging.getLogger(__name__)
 
 
 def run(args: Sequence[str]) -> None:
@@ -111,10 +109,13 @@ def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> Eva
         log_every=max(config.training.num_steps // 20, 1),
         console=console,
     )
-    writer = MetricsWriter(workdir, tensorboard=config.training.tensorboard) if is_first else None
-    if writer:
-        writer.truncate_after(start_step)
-    with progress:
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if is_first:
+            writer = stack.enter_context(MetricsWriter(workdir, tensorboard=config.training.tensorboard))
+            writer.truncate_after(start_step)
+        stack.callback(checkpoints.close)
+        stack.enter_context(progress)
         state = Loop(
             config.training,
             workdir=workdir,
@@ -125,9 +126,6 @@ def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> Eva
             evaluate=evaluate,
             clip_sec=session.model.frontend.clip.clip_sec,
         ).run(state, start_step, session.train_batches(start_step))
-    checkpoints.close()
-    if writer:
-        writer.close()
 
     # --- what the run leaves for people
     if not results:

@@ -13,7 +13,6 @@ from alm_jax.evaluation.report import write_report
 from alm_jax.experiment import to_json
 from alm_jax.objectives.contrastive import cut_clips
 from alm_jax.ops.frontends import FrontendSpec, compute_features
-from alm_jax.ops.frontends.mel import mel_filter_bank
 from alm_jax.training.metrics import METRICS_FILE
 from alm_jax.training.state import TrainState
 from alm_jax.training.workdir import EVALUATION
@@ -91,7 +90,10 @@ def clip_features(session: Session, data: EvaluationSet, indices: np.ndarray) ->
 
 
 def band_centres_hz(frontend: FrontendSpec) -> np.ndarray:
-    """Centre of mass of each mel band, Hz."""
-    bank = mel_filter_bank(**frontend.bank_arguments)
-    frequencies = np.linspace(0, frontend.bank_arguments["sample_rate_hz"] / 2, bank.shape[1])
-    return bank @ frequencies / np.maximum(bank.sum(axis=1), 1e-12)
+    """Centre of mass of each mel band, Hz; a band that no bin falls into lies between its neighbours."""
+    bank = frontend.filter_bank
+    # The bank is that of another rate where a published model mislabels its audio; the audio's own rate counts.
+    frequencies = np.linspace(0, frontend.sample_rate_hz / 2, bank.shape[1])
+    weight = bank.sum(axis=1)
+    filled = np.flatnonzero(weight)
+    return np.interp(np.arange(len(bank)), filled, bank[filled] @ frequencies / weight[filled])

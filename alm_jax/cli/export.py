@@ -1,0 +1,122 @@
+"""``alm export WORKDIR --format transformers --out DIR``: a trained model as a folder others load."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from alm_jax.cli.arguments import Parser
+from alm_jax.cli.evaluate import restore_run
+from alm_jax.cli.session import Session, enable_compilation_cache
+from alm_jax.errors import AlmError
+from alm_jax.experiment import to_json
+from alm_jax.interop.clap import compare_with_transformers, export_clap
+from alm_jax.interop.model_card import write_model_card
+from alm_jax.training.checkpoint import PACKAGES
+from alm_jax.training.workdir import EVALUATION, TOKENIZER
+
+NUM_COMPARED = 4
+"""Recordings of the evaluation split on which the export is compared with PyTorch."""
+MAX_LOGIT_ERROR = 1e-3
+"""Above this difference of logits (which reach 100) the export is no export of this model."""
+CARD_METRICS = (
+    "n",
+    "zero_shot/accuracy",
+    "retrieval/text_to_audio/r@1",
+    "retrieval/text_to_audio/r@10",
+    "retrieval/text_to_audio/map@10",
+    "retrieval/audio_to_text/r@1",
+    "retrieval/audio_to_text/r@10",
+    "retrieval/audio_to_text/map@10",
+)
+
+
+def run(args: Sequence[str]) -> None:
+    """The command."""
+    parser = Parser("export", "Write the newest checkpoint of a run in another library's format.")
+    parser.add_argument("workdir", type=Path, help="the folder of an `alm pretrain` run")
+    parser.add_argument("--format", choices=["transformers"], default="transformers", help="who is to load it")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--licence", default="other", help="of the weights, for the model card (default: other)")
+    own = parser.parse_args(args)
+    export_run(own.workdir, own.out, licence=own.licence)
+
+
+def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
+    """Exports a run for ``transformers.ClapModel``.
+
+    Returns the largest difference of logits between PyTorch and this project on real recordings, or None
+    where PyTorch is not installed. Raises AlmError where the difference says that the export is wrong.
+    """
+    enable_compilation_cache()
+    console = Console(file=sys.stdout, highlight=False)
+    session, state = restore_run(workdir)
+    variables = jax.device_get(state.evaluation_variables)
+
+    def write(export_error: float | None) -> None:
+        card = write_model_card(
+            name=session.config.name,
+            licence=licence,
+            datasets={type(session.config.data.dataset).__name__.removesuffix("Config"): session.data.licence},
+            metrics=last_metrics(workdir),
+            config=to_json(session.config),
+            step=int(state.step),
+            commit=current_commit(),
+            versions={name: metadata.version(name) for name in PACKAGES},
+            export_error=export_error,
+        )
+        export_clap(out, session.model, variables, workdir / TOKENIZER, card)
+
+    write(None)
+    console.print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}", soft_wrap=True)
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+        console.print("PyTorch is not installed, so the export was not compared with transformers ([torch] extra)")
+        return None
+    error = compare(session, out)
+    if not error <= MAX_LOGIT_ERROR:
+        raise AlmError(
+            f"the logits of {out} in transformers differ from this project's by {error:.2e}, at most "
+            f"{MAX_LOGIT_ERROR:.0e} is rounding: do not use this export, and report the config and this figure"
+        )
+    write(error)
+    console.print(f"largest difference of logits to transformers.ClapModel on real recordings: {error:.2e}")
+    return error
+
+
+def compare(session: Session, folder: Path) -> float:
+    """Largest difference of logits on a few recordings and captions of the evaluation split."""
+    split = session.data.split(session.config.data.eval_split)
+    chosen = np.unique(np.linspace(0, len(split) - 1, NUM_COMPARED).astype(int)).tolist()
+    waveforms = [pcm.astype(np.float32) / 32768 for pcm in split.read_pcm(chosen)]
+    texts = [split.captions(index)[0] for index in chosen]
+    return compare_with_transformers(folder, waveforms, texts, session.data.sample_rate_hz)
+
+
+def last_metrics(workdir: Path) -> dict[str, Any]:
+    """The run's last evaluation, for the card; empty where there is none."""
+    path = workdir / EVALUATION
+    metrics = json.loads(path.read_text()) if path.is_file() else {}
+    return {name: metrics[name] for name in CARD_METRICS if name in metrics}
+
+
+def current_commit() -> str | None:
+    """The commit of the code that runs, None where it is not a checkout; ``-dirty`` where it was changed."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
