@@ -1,0 +1,58 @@
+"""Cleaning of captions and of the titles that stand in for them."""
+
+import re
+import unicodedata
+
+_JOINERS = "\u200c\u200d"  # they join the letters and emoji of a word, and are nothing between words
+_EXTENSION = re.compile(r"\.(?:wave?|mp3|flac|og[ga]|opus|aif[fc]?|m4a|aac|wma|caf|au)$", re.IGNORECASE)
+_ESCAPE = re.compile(r"\\u[0-9a-fA-F]{4}")
+_CAMEL_CASE = re.compile(r"(?<=[a-z]{2})(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
+_SEPARATORS = re.compile(r"[^\w\s']|_")
+_TAKE_NUMBER = re.compile(r"(?<=[^\W\d]{3})\d+$")
+_CODE = re.compile(r"[bcdfghjklmnpqrstvwxz]{1,3}")
+_ABOUT_THE_FILE = re.compile(
+    "wav|mp3|flac|ogg|aiff?|stereo|ste|mono|mix|merged|loop|sfx|ext|int|rec|recording|khz|hz|bit|kbps|"
+    "final|edit|version|untitled|audio|file|session|seconds|sec"
+)
+
+
+def normalise_caption(caption: str) -> str:
+    """NFC, control and format characters dropped, runs of white space made one space; may be empty."""
+    words = unicodedata.normalize("NFC", caption).split()
+    visible = ("".join(filter(_is_visible, word)).strip(_JOINERS) for word in words)
+    return " ".join(filter(None, visible))
+
+
+def _is_visible(character: str) -> bool:
+    return character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf")
+
+
+def clean_title(title: str) -> str:
+    """The words of a recording's title that describe a sound, or '' where none are left.
+
+    In this order: the file extension goes; punctuation and underscores become spaces, CamelCase is
+    split, and all is lower-case; a number glued to a word goes (``rooster2``), and any other word with
+    a digit in it (take numbers, dates, model codes); so do words about the file, not the sound
+    (``stereo``, ``loop``), and those of up to three letters without a vowel (library codes, initials).
+
+    >>> clean_title("animals_dog_bark_springer_spaniel_001.wav")
+    'animals dog bark springer spaniel'
+    >>> clean_title("LBS_FX DOG Small Alert Bark001.wav")
+    'dog small alert bark'
+    >>> clean_title("8am.wav")
+    ''
+    """
+    title = _ESCAPE.sub("", _EXTENSION.sub("", normalise_caption(title)))
+    title = _SEPARATORS.sub(" ", _CAMEL_CASE.sub(" ", title)).lower()
+    words = [_TAKE_NUMBER.sub("", word) for word in title.split()]
+    kept = [word for word in words if _is_descriptive(word)]
+    return " ".join(kept) if kept != ["a"] else ""
+
+
+def _is_descriptive(word: str) -> bool:
+    return (
+        any(ch.isalpha() for ch in word)
+        and not any(ch.isdigit() for ch in word)
+        and not _ABOUT_THE_FILE.fullmatch(word)
+        and not _CODE.fullmatch(word)
+    )

@@ -1,0 +1,1 @@
+"""One TFDS builder a data set; importing this package loads none of them."""

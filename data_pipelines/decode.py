@@ -1,0 +1,86 @@
+"""From an audio file to a mono waveform: libsndfile decodes, soxr resamples. Neither TensorFlow nor JAX.
+
+One rule of scale for every subtype, libsndfile's: full scale is 1.0, so int16 is value / 32768, u8 is
+(value - 128) / 128, and float files are taken as they are. Channels are averaged.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float, Int
+
+from alm_jax.errors import DataError
+from data_pipelines.containers import check_header_size, check_whole, describe_unreadable
+
+MIN_RATE_HZ = 1_000
+MAX_RATE_HZ = 768_000
+MAX_SOURCE_SEC = 360_000
+_LEAD_IN_FRAMES = 1 << 14  # MP3 frames borrow bits from the ones before: decoding begins this much earlier
+
+
+def read_audio(
+    path: str | Path, sample_rate_hz: int, *, start_sec: float = 0.0, max_sec: float | None = None
+) -> Float[np.ndarray, " S"]:
+    """The recording at ``path``, or ``max_sec`` of it from ``start_sec``: float32, mono, ``sample_rate_hz``.
+
+    Only the window is decoded, so memory is bounded by ``max_sec`` however long the file is. Resampling
+    is soxr's HQ; a file that has the rate already is returned as it is decoded.
+
+    Raises:
+      DataError: the reason alone (the caller knows the path): missing, empty, header-only, not audio,
+        corrupt, truncated, NaN or Inf samples, a sampling rate outside 1 kHz to 768 kHz, a length over
+        100 hours, or ``start_sec`` at or after the end.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError("missing: there is no such file")
+    if path.stat().st_size == 0:
+        raise DataError("empty: the file has 0 bytes")
+    try:
+        check_whole(path)
+        with soundfile.SoundFile(path) as file:
+            waveform = _decode(file, start_sec, max_sec)
+            rate_hz = file.samplerate
+    except soundfile.SoundFileError as error:
+        raise DataError(describe_unreadable(path)) from error
+    except OSError as error:
+        raise DataError(f"unreadable: {error.strerror}") from error
+    return waveform if rate_hz == sample_rate_hz else soxr.resample(waveform, rate_hz, sample_rate_hz, "HQ")
+
+
+def float_to_pcm(waveform: Float[np.ndarray, " S"]) -> Int[np.ndarray, " S"]:
+    """int16 PCM, ``round(32768 x)`` clipped to [-32768, 32767]; exact for what came from int16."""
+    return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def _decode(file: soundfile.SoundFile, start_sec: float, max_sec: float | None) -> Float[np.ndarray, " S"]:
+    """Float32 mono samples of the window, at the file's own rate."""
+    rate_hz = file.samplerate
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise DataError(f"absurd sampling rate: {rate_hz} Hz, expected {MIN_RATE_HZ} to {MAX_RATE_HZ}")
+    check_header_size(file.extra_info)
+    if file.frames == 0:
+        raise DataError("empty: it has a header and no samples")
+    if file.frames > MAX_SOURCE_SEC * rate_hz:
+        raise DataError("absurd length: its header says more than 100 hours, or that it does not know")
+    start = round(start_sec * rate_hz)
+    if start >= file.frames:
+        raise DataError(f"too short: it lasts {file.frames / rate_hz:.3f} s, wanted from {start_sec:.3f} s")
+    wanted = file.frames - start if max_sec is None else min(file.frames - start, round(max_sec * rate_hz))
+    lead_in = min(start, _LEAD_IN_FRAMES)
+    if start:
+        file.seek(start - lead_in)
+    try:
+        # One call: soundfile seeks after each, and libsndfile's MP3 decoder loses its place when it seeks.
+        frames = file.read(lead_in + wanted, dtype="float32", always_2d=True)[lead_in:]
+    except soundfile.SoundFileError as error:
+        raise DataError("corrupt or truncated: the decoder fails in the middle") from error
+    if len(frames) < wanted:
+        raise DataError(f"truncated: {len(frames)} samples decoded, its header says {wanted}")
+    waveform = frames.mean(axis=1)
+    num_bad = waveform.size - int(np.isfinite(waveform).sum())
+    if num_bad:
+        raise DataError(f"not finite: {num_bad} of {waveform.size} samples are NaN or Inf")
+    return waveform

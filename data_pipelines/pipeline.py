@@ -1,0 +1,211 @@
+"""Batches of the contract in ``alm_jax.batch``, through ``tf.data``; resuming is one integer.
+
+    range(start_step, ...) -> indices (data_pipelines.sampling) -> random access into the records -> prefetch
+
+The graph has no shuffle buffer and no state, so the batch of step k is the same whether the run started
+at 0 or at k. With ``process_count`` hosts each reads its contiguous rows of the same global batch.
+
+Measured with the 240 clips of ESC-10 folds 1 to 3 (5 s each, in the page cache, batch 32, two reads at a
+time) on two busy Xeon cores: 740 clips/s at 44.1 and 48 kHz, 2300 clips/s at 16 kHz, which is 700 and 1700
+clips per second of one core. Opening a prepared data set takes 0.1 s, importing TensorFlow 4 s, and the
+first batch 0.2 s more.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import functools
+import weakref
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from alm_jax import batch as contract
+from alm_jax.errors import AlmError, UserError
+from data_pipelines.prepared import Prepared, Split
+from data_pipelines.sampling import example_indices, example_rng
+from data_pipelines.tensorflow_cpu import load_tensorflow
+from data_pipelines.text import encode
+
+Batch = dict[str, np.ndarray]
+
+_PREFETCHED_BATCHES = 2
+_PADDING = -1
+
+
+def train_batches(
+    prepared: Prepared,
+    split: str,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """This process's rows of the global batches from ``start_step`` on, without end.
+
+    Each epoch is a permutation of the split; batches run across its end. An example with several
+    captions shows one a time, and a recording longer than ``source_sec`` one window, both drawn anew in
+    every epoch.
+
+    Args:
+      batch_size: rows of the global batch, over all processes.
+      seed: decides order, captions and windows.
+      start_step: the first step; costs nothing.
+
+    Raises:
+      UserError: the batch does not divide among the processes, or the seed is negative.
+      DataError: a damaged record, when its batch comes.
+    """
+    if seed < 0:
+        raise UserError(f"the seed of the data order is {seed}; it must be zero or more")
+    source = prepared.split(split)
+    rows = _local_rows(batch_size, process_index, process_count)
+    tf = load_tensorflow()
+
+    def draw(step: Any) -> tuple[Any, Any]:
+        positions = step * batch_size + tf.range(rows.start, rows.stop, dtype=tf.int64)
+        return example_indices(positions, seed=seed, num_examples=len(source))
+
+    steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    return _iterate(steps.map(draw), _Reader(prepared, source, len(rows), seed=seed))
+
+
+def eval_batches(
+    prepared: Prepared, split: str, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """This process's rows of the split in order, once; rows that fill up the last batch are masked.
+
+    The text of a row is its first caption (``Split.captions`` has them all), its window the centre.
+    Every process gets the same number of batches. Raises UserError as ``train_batches`` does.
+    """
+    source = prepared.split(split)
+    rows = _local_rows(batch_size, process_index, process_count)
+    tf = load_tensorflow()
+
+    def enumerate_rows(step: Any) -> tuple[Any, Any]:
+        positions = step * batch_size + tf.range(rows.start, rows.stop, dtype=tf.int64)
+        return tf.where(positions < len(source), positions, _PADDING), tf.zeros_like(positions)
+
+    steps = tf.data.Dataset.range(-(-len(source) // batch_size))
+    return _iterate(steps.map(enumerate_rows), _Reader(prepared, source, len(rows), seed=None))
+
+
+def _local_rows(batch_size: int, process_index: int, process_count: int) -> range:
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"a batch of {batch_size} does not divide among {process_count} processes; "
+            f"use a multiple of {process_count}"
+        )
+    size = batch_size // process_count
+    return range(process_index * size, (process_index + 1) * size)
+
+
+@dataclasses.dataclass
+class _Reader:
+    """Makes a batch from the indices of its rows; stateless but for the error that it hands on."""
+
+    prepared: Prepared
+    split: Split
+    num_rows: int
+    seed: int | None
+    """None in evaluation."""
+    error: AlmError | None = None
+
+    def __call__(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]) -> list[np.ndarray]:
+        """Values of the batch in the order of the contract's keys."""
+        try:
+            return list(self._read(indices, epochs).values())
+        except AlmError as error:
+            self.error = error
+            raise
+
+    def _read(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]) -> Batch:
+        mask = indices != _PADDING
+        real = np.flatnonzero(mask)
+        size = self.prepared.num_source_samples
+        audio = np.zeros((self.num_rows, size), np.int16)
+        num_samples = np.zeros(self.num_rows, np.int32)
+        captions = [""] * self.num_rows
+        pcm_of_rows = self.split.read_pcm([int(indices[row]) for row in real])
+        for row, pcm in zip(real, pcm_of_rows, strict=True):
+            index = int(indices[row])
+            caption, start = self._draw(index, int(epochs[row]), len(pcm))
+            window = pcm[start : start + size]
+            audio[row, : len(window)] = window
+            num_samples[row] = len(window)
+            captions[row] = self.split.all_captions[index][caption]
+        tokenizer, max_length = self.prepared.tokenizer, self.prepared.config.tokenizer.max_length
+        text_ids, text_mask = encode(tokenizer, captions, max_length)
+        text_mask &= mask[:, None]
+        return {
+            contract.AUDIO: audio,
+            contract.AUDIO_NUM_SAMPLES: num_samples,
+            contract.TEXT_IDS: text_ids,
+            contract.TEXT_MASK: text_mask,
+            contract.MASK: mask,
+            contract.INDEX: indices.astype(np.int32),
+            contract.LABEL: np.where(mask, self.split.labels[indices], -1).astype(np.int32),
+        }
+
+    def _draw(self, index: int, epoch: int, length: int) -> tuple[int, int]:
+        """Which caption, and where the window starts, for an example of ``length`` samples."""
+        room = max(0, length - self.prepared.num_source_samples)
+        num_captions = len(self.split.all_captions[index])
+        if self.seed is None:
+            return 0, room // 2
+        rng = example_rng(self.seed, epoch, index)
+        return int(rng.integers(num_captions)), int(rng.integers(room + 1))
+
+
+def _iterate(indices: Any, reader: _Reader) -> Iterator[Batch]:
+    """Batches of a data set of (indices, epochs), read in parallel and handed on in order."""
+    tf = load_tensorflow()
+    num_reads = reader.prepared.config.num_reads
+    dtypes = [tf.as_dtype(dtype) for dtype, _ in contract.SPEC.values()]
+
+    def read(rows: Any, epochs: Any) -> tuple[Any, ...]:
+        return tuple(tf.numpy_function(reader, [rows, epochs], dtypes))
+
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = num_reads
+    dataset = indices.map(read, num_parallel_calls=num_reads).prefetch(_PREFETCHED_BATCHES)
+    batches = _hand_on(dataset.with_options(options), reader)
+    _close_at_exit().add(batches)
+    return batches
+
+
+@functools.cache
+def _close_at_exit() -> weakref.WeakSet[Generator[Batch, None, None]]:
+    """Iterators that are closed when the program ends, while Python still runs.
+
+    Later, when the interpreter destroys what is left of one, tf.data would wait for its threads, and they
+    for an interpreter that lets no thread in any more: the program would never end.
+    """
+    open_batches: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+
+    def close() -> None:
+        for batches in list(open_batches):
+            with contextlib.suppress(ValueError):  # a thread of the program is in it, and keeps it
+                batches.close()
+
+    atexit.register(close)
+    return open_batches
+
+
+def _hand_on(dataset: Any, reader: _Reader) -> Generator[Batch, None, None]:
+    op_error = load_tensorflow().errors.OpError  # looked up now: at exit the module may be gone before this
+    try:
+        for values in dataset.as_numpy_iterator():
+            batch = dict(zip(contract.SPEC, values, strict=True))
+            contract.validate(batch)
+            yield batch
+    except op_error:
+        if reader.error is not None:  # tf.data hands on the text of an error, not the error
+            raise reader.error from None
+        raise

@@ -1,0 +1,170 @@
+"""From a config to a data set on disk, built once: records, their index, counted rejects.
+
+Layout, below ``cache_dir``::
+
+    esc50/esc10-class-48000hz-0a1b2c3d4e5f/     settings and state of the source, in the name
+        rejects.jsonl                           what was left out: {"path", "reason"}, a line each
+        1.0.0/                                  a TFDS data set; appears when it is complete
+            examples.jsonl                      what is in the records but the audio
+
+The digest in the name covers every setting that decides the content and the state of the source (the
+tables, and name, size and time of every recording), so other settings, or a source that has changed,
+are another data set, never a stale one.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tokenizers import Tokenizer
+
+from alm_jax.errors import DataError, UserError
+from data_pipelines.config import DataConfig, Esc50Config, SyntheticCaptionsConfig, TokenizerConfig
+from data_pipelines.datasets.captioned_audio import CaptionedAudioBuilder, CaptionedAudioConfig
+from data_pipelines.datasets.esc50 import Esc50
+from data_pipelines.datasets.synthetic_captions import SyntheticCaptions
+from data_pipelines.prepared import INDEX_FILE, Prepared, join_splits, read_index, write_index
+from data_pipelines.tensorflow_cpu import load_tensorflow
+from data_pipelines.text import load_tokenizer, token_lengths, train_tokenizer
+
+__all__ = ["Prepared", "prepare"]
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(config: DataConfig, sample_rate_hz: int) -> Prepared:
+    """Builds the data set where it is not there yet, opens it, and trains or loads the tokenizer.
+
+    Processes that prepare the same data set take turns. A build that is interrupted leaves nothing that
+    looks complete, and is begun again.
+
+    Raises:
+      UserError: a folder, a split or a setting that cannot be.
+      DataError: metadata that cannot be read, too many recordings rejected, or none usable.
+    """
+    builder_class = _builder_class(config.dataset)
+    builder_class.check(config.dataset, sample_rate_hz)
+    config_name = builder_class.config_name(config.dataset, sample_rate_hz)
+    home = Path(config.cache_dir).expanduser().absolute() / builder_class.name / config_name
+    folder = home / str(builder_class.VERSION)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with _lock(home / "lock"):
+            if not (folder / INDEX_FILE).is_file():
+                builder_config = CaptionedAudioConfig(
+                    name=config_name,
+                    settings=config.dataset,
+                    sample_rate_hz=sample_rate_hz,
+                    max_bad_fraction=config.max_bad_fraction,
+                )
+                _build(builder_class, builder_config, folder)
+    except OSError as error:
+        raise UserError(f"cannot prepare data in {home}: {error}; choose another cache_dir") from error
+    return _open(config, sample_rate_hz, folder)
+
+
+def _builder_class(dataset: SyntheticCaptionsConfig | Esc50Config) -> type[CaptionedAudioBuilder]:
+    match dataset:
+        case SyntheticCaptionsConfig():
+            return SyntheticCaptions
+        case Esc50Config():
+            return Esc50
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock, which the system lets go of in whatever way a process ends."""
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("waiting for another process that prepares %s", path.parent)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(
+    builder_class: type[CaptionedAudioBuilder], builder_config: CaptionedAudioConfig, folder: Path
+) -> None:
+    """Builds in a scratch folder, then gives the result its name: nothing partial is ever found."""
+    load_tensorflow()
+    scratch = folder.parent / "tmp"
+    shutil.rmtree(scratch, ignore_errors=True)  # a killed build's: whoever holds the lock owns it
+    logger.info("building %s in %s", builder_class.name, folder)
+    with _quiet_tfds():
+        builder = builder_class(data_dir=scratch, config=builder_config)
+        try:
+            builder.download_and_prepare()
+            write_index(builder, Path(builder.data_path) / INDEX_FILE)
+        finally:
+            _report(builder, folder.parent / "rejects.jsonl")
+    Path(builder.data_path).rename(folder)
+    shutil.rmtree(scratch)
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Keeps TFDS from printing to the standard output, and from warning that a config is one's own."""
+    absl_logger = logging.getLogger("absl")
+    level = absl_logger.level
+    absl_logger.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        absl_logger.setLevel(level)
+
+
+def _report(builder: CaptionedAudioBuilder, path: Path) -> None:
+    """Writes the rejects, and says how many there are and what else was changed."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in builder.rejects), "utf-8")
+    if builder.rejects:
+        message = "%s: %d of %d recordings rejected; %s says which, and why"
+        logger.warning(message, builder.name, len(builder.rejects), builder.num_planned, path)
+    for note, count in sorted(builder.counts.items()):
+        logger.warning("%s: %d %s", builder.name, count, note)
+
+
+def _open(config: DataConfig, sample_rate_hz: int, folder: Path) -> Prepared:
+    metadata = json.loads((folder / "metadata.json").read_text("utf-8"))
+    splits = read_index(folder)
+    num_planned = metadata["num_planned"]
+    num_rejected = num_planned - sum(map(len, splits.values()))
+    if num_rejected > config.max_bad_fraction * num_planned:
+        raise DataError(
+            f"{num_rejected} of {num_planned} recordings were rejected, more than max_bad_fraction="
+            f"{config.max_bad_fraction} allows; {folder.parent / 'rejects.jsonl'} says which, and why"
+        )
+    join_splits(splits, config.eval_split)  # the wrong name of a split is found before anything is trained
+    train = join_splits(splits, config.train_split)
+    captions = [caption for captions in train.all_captions for caption in captions]
+    return Prepared(
+        config=config,
+        sample_rate_hz=sample_rate_hz,
+        folder=folder,
+        class_names=tuple(metadata["class_names"]),
+        num_rejected=num_rejected,
+        tokenizer=_make_tokenizer(config.tokenizer, captions),
+        splits=splits,
+    )
+
+
+def _make_tokenizer(config: TokenizerConfig, captions: list[str]) -> Tokenizer:
+    """Loads it, or trains it on ``captions``; says how many of them are too long for it."""
+    tokenizer = train_tokenizer(captions, config) if config.path is None else load_tokenizer(config.path)
+    lengths = token_lengths(tokenizer, captions)
+    num_cut = int((lengths > config.max_length).sum())
+    if num_cut:
+        message = (
+            "%d of %d captions are longer than tokenizer.max_length=%d and are cut (99 %% have at most %d)"
+        )
+        logger.warning(message, num_cut, len(captions), config.max_length, int(np.percentile(lengths, 99)))
+    return tokenizer

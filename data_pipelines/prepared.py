@@ -1,0 +1,185 @@
+"""A data set that is ready to be read: its splits, its classes, its tokenizer, its fingerprint."""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Int
+from tokenizers import Tokenizer
+
+from alm_jax.errors import DataError, UserError
+from data_pipelines.config import DataConfig
+from data_pipelines.tensorflow_cpu import load_tensorflow
+
+INDEX_FILE = "examples.jsonl"
+"""Beside the records of a data set: ``{"split", "id", "captions", ...}`` of each, in order, a line each."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """Examples of one split, or of several joined with ``+``, in the order of their records."""
+
+    name: str
+    folder: Path
+    """The TFDS data set that has the records."""
+    ids: tuple[str, ...]
+    labels: Int[np.ndarray, " N"]
+    num_samples: Int[np.ndarray, " N"]
+    all_captions: tuple[tuple[str, ...], ...]
+    licences: tuple[str, ...]
+    source_sha256: tuple[str, ...]
+    """Of the file that each example was made from; '' where there is none."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.ids)
+
+    def captions(self, index: int) -> list[str]:
+        """Every caption of the example."""
+        return list(self.all_captions[index])
+
+    @property
+    def licence(self) -> str:
+        """Licences of the examples, with their counts: ``CC-BY (150), CC0 (90)``."""
+        counts = collections.Counter(self.licences)
+        ordered = sorted(counts, key=lambda licence: (-counts[licence], licence))
+        return ", ".join(f"{licence or 'unknown'} ({counts[licence]})" for licence in ordered)
+
+    def describe(self) -> Iterator[list[Any]]:
+        """What identifies each example: all but its samples, whose last bit depends on the decoder."""
+        for i, captions in enumerate(self.all_captions):
+            numbers = [int(self.num_samples[i]), int(self.labels[i])]
+            yield [self.ids[i], *numbers, captions, self.source_sha256[i]]
+
+    def read_pcm(self, indices: Sequence[int]) -> list[Int[np.ndarray, " S"]]:
+        """int16 PCM of the examples; DataError where a record is damaged."""
+        try:
+            return [record["audio"] for record in self._source.__getitems__(list(indices))]
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            raise DataError(
+                f"a record of {self.name} in {self.folder} is damaged ({error}); "
+                "delete that folder, and it is built again"
+            ) from error
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        load_tensorflow()  # before TFDS does, to set it up as this project does
+        source = tfds.builder_from_directory(self.folder).as_data_source(self.name)
+        if len(source) != len(self):
+            raise DataError(f"{self.folder}: {len(source)} records of {self.name}, its index has {len(self)}")
+        return source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A data set at the settings of ``config``; made by ``data_pipelines.prepare.prepare``."""
+
+    config: DataConfig
+    sample_rate_hz: int
+    folder: Path
+    """The TFDS data set."""
+    class_names: tuple[str, ...]
+    """What labels index; empty where there are no classes."""
+    num_rejected: int
+    """Recordings that were left out; ``rejects.jsonl`` beside ``folder`` says which, and why."""
+    tokenizer: Tokenizer
+    splits: Mapping[str, Split]
+    """The single splits; ``split`` joins them."""
+
+    def split(self, name: str) -> Split:
+        """A split, or several joined with ``+``; UserError where there is none of that name."""
+        return join_splits(self.splits, name)
+
+    @property
+    def num_source_samples(self) -> int:
+        """S of the batch contract."""
+        return round(self.config.source_sec * self.sample_rate_hz)
+
+    @property
+    def licence(self) -> str:
+        """Licences of what is trained on, with their counts."""
+        return self.split(self.config.train_split).licence
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what a run reads: examples of both splits in order, classes, settings, tokenizer."""
+        digest = hashlib.sha256()
+        for line in itertools.chain(
+            [[self.config.source_sec, self.sample_rate_hz, self.config.tokenizer.max_length]],
+            [self.class_names, self.tokenizer.to_str()],
+            [self.config.train_split],
+            self.split(self.config.train_split).describe(),
+            [self.config.eval_split],
+            self.split(self.config.eval_split).describe(),
+        ):
+            digest.update(json.dumps(line).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def join_splits(splits: Mapping[str, Split], name: str) -> Split:
+    """The examples of the splits that ``name`` joins with ``+``, one after the other."""
+    names = [part.strip() for part in name.split("+")]
+    for part in names:
+        if part not in splits:
+            raise UserError(f"there is no split {part!r}; the data set has {', '.join(sorted(splits))}")
+    if len(set(names)) != len(names):
+        raise UserError(f"split {name!r} names a part twice")
+    parts = [splits[part] for part in names]
+    tuples = ("ids", "all_captions", "licences", "source_sha256")
+    return Split(
+        name="+".join(names),
+        folder=parts[0].folder,
+        labels=np.concatenate([part.labels for part in parts]),
+        num_samples=np.concatenate([part.num_samples for part in parts]),
+        **{field: tuple(itertools.chain(*(getattr(part, field) for part in parts))) for field in tuples},
+    )
+
+
+def write_index(builder: tfds.core.DatasetBuilder, path: Path) -> None:
+    """Writes what is in the records but the audio, reading each of them back as it is on disk."""
+    with open(path, "w", encoding="utf-8") as index:
+        for split in builder.info.splits:
+            for record in builder.as_data_source(split):
+                row = {
+                    "split": split,
+                    "id": record["id"].decode(),
+                    "captions": [caption.decode() for caption in record["captions"]],
+                    "label": int(record["label"]),
+                    "num_samples": len(record["audio"]),
+                    "licence": record["licence"].decode(),
+                    "source_sha256": record["source_sha256"].decode(),
+                }
+                index.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_index(folder: Path) -> dict[str, Split]:
+    """The single splits of the data set in ``folder``."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    with open(folder / INDEX_FILE, encoding="utf-8") as index:
+        for line in index:
+            row = json.loads(line)
+            rows.setdefault(row["split"], []).append(row)
+    return {
+        name: Split(
+            name=name,
+            folder=folder,
+            ids=tuple(row["id"] for row in examples),
+            labels=np.array([row["label"] for row in examples], np.int32),
+            num_samples=np.array([row["num_samples"] for row in examples], np.int64),
+            all_captions=tuple(tuple(row["captions"]) for row in examples),
+            licences=tuple(row["licence"] for row in examples),
+            source_sha256=tuple(row["source_sha256"] for row in examples),
+        )
+        for name, examples in rows.items()
+    }

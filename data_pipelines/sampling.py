@@ -1,0 +1,46 @@
+"""Which example comes when: a pure function of (seed, step), so that resuming needs one integer.
+
+Position p of the endless stream is ``step * batch_size + row``. It lies in epoch ``p // N``, at place
+``p % N`` of that epoch's order: a permutation of the N examples that can be evaluated at any place
+alone, keyed by seed and epoch. What else is drawn for an example (its caption, its window) is keyed by
+seed, epoch and index, so the same draw is made on every machine and after every restart.
+
+The permutation is the block cipher below ``tf.random.experimental.index_shuffle``, with two changes.
+The function runs 4 rounds, after which the orders of two neighbouring epochs of 50,000 examples have a
+rank correlation of 0.7; 8 rounds leave none. And it uses 8 bits of each of its keys where N is up to
+2^16, so orders would come again after 256 epochs; seed and epoch are hashed into three keys here.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.tensorflow_cpu import load_tensorflow
+
+_ROUNDS = 8
+
+
+def example_indices(positions: Any, *, seed: int, num_examples: int) -> tuple[Any, Any]:
+    """(index, epoch) of each position of the stream: int64 tensors of the shape of ``positions``, [B]."""
+    tf = load_tensorflow()
+    positions = tf.convert_to_tensor(positions, tf.int64)
+    epochs = positions // num_examples
+    hashed = _hash(_hash(tf.cast(seed, tf.uint64)) ^ tf.cast(epochs, tf.uint64))
+    keys = tf.stack([hashed, _hash(hashed), _hash(_hash(hashed))], axis=-1)
+    places, last = positions % num_examples, tf.constant(num_examples - 1, tf.int64)
+    indices = tf.raw_ops.RandomIndexShuffle(index=places, seed=keys, max_index=last, rounds=_ROUNDS)
+    return indices, epochs
+
+
+def example_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Generator of everything that is drawn for one example in one epoch."""
+    return np.random.default_rng([seed, epoch, index])
+
+
+def _hash(x: Any) -> Any:
+    """SplitMix64 (Steele, Lea and Flood 2014) of uint64 tensors; arithmetic is modulo 2^64."""
+    tf = load_tensorflow()
+    x = x + tf.constant(0x9E3779B97F4A7C15, tf.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ tf.bitwise.right_shift(x, tf.constant(shift, tf.uint64))) * tf.constant(factor, tf.uint64)
+    return x ^ tf.bitwise.right_shift(x, tf.constant(31, tf.uint64))

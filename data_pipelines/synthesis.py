@@ -1,0 +1,184 @@
+"""Sounds that are composed from a seed, and sentences that say what is in them. NumPy alone.
+
+An *event* is a kind of sound in a register at a level: 6 x 2 x 2 = 24 of them. A *composition* is one
+event alone, two in order, or two together: 24 + 552 + 120. What a caption does not say is random: the
+exact frequency, the onset, the length, a decibel or so of level, and a faint noise under it all.
+
+============  =====================================================  ==============================
+kind          low                                                    high
+============  =====================================================  ==============================
+tone          sine, 220-440 Hz                                       sine, 2.0-4.0 kHz
+tremolo       the same, its amplitude falling by 90 % 5-8 times a second
+rising        exponential sweep from 140-200 Hz, over 1.5 octaves    from 1.6-2.2 kHz
+falling       the same, backwards
+noise         band-passed noise, 80-500 Hz                           2.5-6.0 kHz
+clicks        6-10 damped sines a second, 250-400 Hz                 3.0-4.5 kHz
+============  =====================================================  ==============================
+
+A loud event peaks at -8 dB of full scale, a soft one 20 dB below.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+KINDS = ("tone", "tremolo", "rising", "falling", "noise", "clicks")
+REGISTERS = ("low", "high")
+LEVELS = ("loud", "soft")
+MIN_SAMPLE_RATE_HZ = 14_000
+
+_PEAK_DB = {"loud": -8.0, "soft": -28.0}
+_FLOOR_DB = -65.0
+_FADE_SEC = 0.01
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Event:
+    """One sound: its kind, register and level."""
+
+    kind: str
+    register: str
+    level: str
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Composition:
+    """One event ``alone``, the first of two ``then`` the second, or one ``while`` the other."""
+
+    relation: Literal["alone", "then", "while"]
+    events: tuple[Event, ...]
+
+
+def all_compositions() -> list[Composition]:
+    """Every composition, in a fixed order.
+
+    Two events in order differ in something; two at the same time differ in kind and in register, so
+    that neither hides the other.
+    """
+    events = [Event(*names) for names in itertools.product(KINDS, REGISTERS, LEVELS)]
+    alone = [Composition("alone", (event,)) for event in events]
+    then = [Composition("then", pair) for pair in itertools.permutations(events, 2)]
+    together = [
+        Composition("while", pair)
+        for pair in itertools.combinations(events, 2)
+        if pair[0].kind != pair[1].kind and pair[0].register != pair[1].register
+    ]
+    return alone + then + together
+
+
+def render(
+    composition: Composition, rng: np.random.Generator, *, clip_sec: float, sample_rate_hz: int
+) -> Float[np.ndarray, " W"]:
+    """The sound of a composition: float32, round(clip_sec * sample_rate_hz) samples, within [-1, 1]."""
+    num_samples = round(clip_sec * sample_rate_hz)
+    clip = rng.standard_normal(num_samples, np.float32) * np.float32(10 ** (_FLOOR_DB / 20))
+    for event, (start, end) in zip(composition.events, _schedule(composition.relation, rng), strict=True):
+        first, last = round(start * num_samples), round(end * num_samples)
+        peak = 10 ** ((_PEAK_DB[event.level] + rng.uniform(-1, 1)) / 20)
+        clip[first:last] += peak * _sound(event, rng, last - first, sample_rate_hz)
+    return clip
+
+
+def _schedule(relation: str, rng: np.random.Generator) -> list[tuple[float, float]]:
+    """Start and end of each event, as fractions of the clip."""
+    if relation == "alone":
+        start, length = rng.uniform(0.05, 0.4), rng.uniform(0.35, 0.55)
+        return [(start, start + length)]
+    if relation == "then":
+        first, gap = rng.uniform(0.02, 0.06), rng.uniform(0.04, 0.1)
+        middle, end = rng.uniform(0.42, 0.5), rng.uniform(0.92, 0.98)
+        return [(first, middle), (middle + gap, end)]
+    return [(rng.uniform(0.05, 0.2), rng.uniform(0.75, 0.95)) for _ in range(2)]
+
+
+def _sound(event: Event, rng: np.random.Generator, num_samples: int, rate_hz: int) -> Float[np.ndarray, " W"]:
+    """One event with a peak of one, faded in and out."""
+    is_low = event.register == "low"
+    seconds: np.ndarray = np.arange(num_samples) / rate_hz
+    sound: np.ndarray
+    match event.kind:
+        case "tone" | "tremolo":
+            sound = np.sin(2 * np.pi * rng.uniform(*((220, 440) if is_low else (2000, 4000))) * seconds)
+            if event.kind == "tremolo":
+                sound *= 1 - 0.9 * np.sin(np.pi * rng.uniform(5, 8) * seconds) ** 2
+        case "rising" | "falling":
+            start_hz = rng.uniform(*((140, 200) if is_low else (1600, 2200)))
+            growth = 1.5 * float(np.log(2)) / (num_samples / rate_hz)
+            sound = np.sin(2 * np.pi * start_hz / growth * np.expm1(growth * seconds))
+            if event.kind == "falling":
+                sound = sound[::-1]
+        case "noise":
+            padded = 1 << (num_samples - 1).bit_length()
+            spectrum = np.fft.rfft(rng.normal(size=padded))
+            hz = np.fft.rfftfreq(padded, 1 / rate_hz)
+            low_hz, high_hz = (80, 500) if is_low else (2500, 6000)
+            sound = np.fft.irfft(spectrum * ((hz >= low_hz) & (hz <= high_hz)), padded)[:num_samples]
+        case "clicks":
+            ring_hz = rng.uniform(*((250, 400) if is_low else (3000, 4500)))
+            since = np.mod(seconds, 1 / rng.uniform(6, 10))
+            sound = np.exp(-since / (0.015 if is_low else 0.005)) * np.sin(2 * np.pi * ring_hz * since)
+        case _:
+            raise ValueError(f"unknown kind of event {event.kind!r}")
+    fade = np.clip(np.minimum(seconds, seconds[::-1]) / _FADE_SEC, 0, 1)
+    sound = sound * fade
+    return sound / np.abs(sound).max()
+
+
+_NOUNS = {
+    "tone": ("steady tone", "steady beep", "constant note"),
+    "tremolo": ("trembling tone", "wavering tone", "pulsating note"),
+    "rising": ("rising sweep", "upward glide", "climbing chirp"),
+    "falling": ("falling sweep", "downward glide", "descending chirp"),
+    "noise": ("burst of noise", "burst of static", "rush of noise"),
+    "clicks": ("series of clicks", "string of ticks", "run of clicks"),
+}
+_ADJECTIVES = {
+    "low": ("low", "deep", "low-pitched"),
+    "high": ("high", "high-pitched", "treble"),
+    "loud": ("loud", "strong", "forceful"),
+    "soft": ("soft", "quiet", "faint"),
+}
+_SENTENCES = {
+    "alone": ("{0}", "there is {0}", "{0} is heard", "the sound of {0}", "only {0}", "{0} on its own"),
+    "then": (
+        "{0} followed by {1}",
+        "{0}, then {1}",
+        "first {0}, then {1}",
+        "{0} and after that {1}",
+        "{1} after {0}",
+        "{0} before {1}",
+    ),
+    "while": (
+        "{0} while there is {1}",
+        "{0} and {1} at the same time",
+        "{0} together with {1}",
+        "{0} and {1} simultaneously",
+        "{0} over {1}",
+    ),
+}
+
+
+def describe(composition: Composition, rng: np.random.Generator, num_captions: int) -> list[str]:
+    """``num_captions`` different sentences, each of which says all of the composition and nothing else."""
+    captions: dict[str, None] = {}
+    while len(captions) < num_captions:
+        phrases = [_phrase(event, rng) for event in composition.events]
+        if composition.relation == "while" and rng.random() < 0.5:
+            phrases.reverse()
+        sentence = _pick(_SENTENCES[composition.relation], rng).format(*phrases)
+        captions[sentence[0].upper() + sentence[1:]] = None
+    return list(captions)
+
+
+def _phrase(event: Event, rng: np.random.Generator) -> str:
+    level, register = (_pick(_ADJECTIVES[name], rng) for name in (event.level, event.register))
+    adjectives = f"{level} {register}" if rng.random() < 0.7 else f"{register}, {level}"
+    return f"a {adjectives} {_pick(_NOUNS[event.kind], rng)}"
+
+
+def _pick(choices: Sequence[str], rng: np.random.Generator) -> str:
+    return choices[int(rng.integers(len(choices)))]

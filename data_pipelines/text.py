@@ -1,0 +1,139 @@
+"""Captions to token ids, by the ``tokenizers`` library. Neither TensorFlow nor JAX.
+
+Two families, with the special tokens and ids of the published models, so that what is trained here is
+written as a ``tokenizer.json`` that the fast tokenizers of ``transformers`` load:
+
+=========  ==========================================================  =====================
+kind       special tokens                                              a caption becomes
+=========  ==========================================================  =====================
+bpe        ``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3, ``<mask>``  ``<s> X </s>``
+wordpiece  ``[PAD]`` 0, ``[UNK]`` 1, ``[CLS]`` 2, ``[SEP]`` 3, ``[MASK]`` 4  ``[CLS] X [SEP]``
+=========  ==========================================================  =====================
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from alm_jax.errors import UserError
+from data_pipelines.config import TokenizerConfig
+
+_BPE_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+_WORDPIECE_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|endoftext|>")
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer in a ``tokenizer.json``, or in a folder that holds one.
+
+    Raises:
+      UserError: there is none, it does not parse, or it has no padding token.
+    """
+    path = Path(path)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: no such tokenizer; expected a tokenizer.json, or a folder that holds one")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{file}: not a tokenizer that the tokenizers library reads: {error}") from error
+    tokenizer.no_truncation()
+    pad_id(tokenizer)
+    return tokenizer
+
+
+def train_tokenizer(captions: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+    """A tokenizer trained on ``captions``: the same captions in any order give the same tokenizer."""
+    captions = sorted(captions)
+    return _train_bpe(captions, config) if config.kind == "bpe" else _train_wordpiece(captions, config)
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """Id of the padding token: what the file's padding section says, else the first well-known name."""
+    if tokenizer.padding is not None:
+        return int(tokenizer.padding["pad_id"])
+    for token in _PAD_TOKENS:
+        if (token_id := tokenizer.token_to_id(token)) is not None:
+            return token_id
+    raise UserError(f"the tokenizer has no padding token; looked for {', '.join(_PAD_TOKENS)}")
+
+
+def encode(
+    tokenizer: Tokenizer, captions: Sequence[str], max_length: int
+) -> tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
+    """Token ids (int32) and mask (bool) of captions, L = ``max_length``, padded on the right.
+
+    A caption that is too long keeps its first tokens and its last one, which is the end token. Nothing
+    in ``tokenizer`` is changed, so threads may share it.
+    """
+    ids = np.full((len(captions), max_length), pad_id(tokenizer), np.int32)
+    mask = np.zeros((len(captions), max_length), np.bool_)
+    for row, encoding in enumerate(_encode_unpadded(tokenizer, captions)):
+        tokens = encoding if len(encoding) <= max_length else [*encoding[: max_length - 1], encoding[-1]]
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = True
+    return ids, mask
+
+
+def token_lengths(tokenizer: Tokenizer, captions: Sequence[str]) -> Int[np.ndarray, " B"]:
+    """Tokens of each caption before it is cut, special tokens included."""
+    return np.array([len(tokens) for tokens in _encode_unpadded(tokenizer, captions)], np.int64)
+
+
+def _encode_unpadded(tokenizer: Tokenizer, captions: Sequence[str]) -> list[list[int]]:
+    encodings = tokenizer.encode_batch_fast(list(captions))
+    if tokenizer.padding is None:
+        return [encoding.ids for encoding in encodings]
+    return [[i for i, real in zip(e.ids, e.attention_mask, strict=True) if real] for e in encodings]
+
+
+def _train_bpe(captions: Sequence[str], config: TokenizerConfig) -> Tokenizer:
+    """RoBERTa's: byte-level, so that nothing is ever unknown; ``<mask>`` is the last id."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size - 1,
+        special_tokens=[AddedToken(token, special=True, normalized=True) for token in _BPE_SPECIALS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _train_wordpiece(captions: Sequence[str], config: TokenizerConfig) -> Tokenizer:
+    """BERT's, uncased."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The trainer numbers the single-letter pieces in the order of a hash table, and breaks ties between
+    # merges by those numbers. Named before it starts, as if they were special, they have a fixed order.
+    normalised = (tokenizer.normalizer.normalize_str(caption) for caption in captions)
+    words = {word for text in normalised for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
+    letters = sorted({f"##{letter}" for word in words for letter in word[1:]})
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size, special_tokens=[*_WORDPIECE_SPECIALS, *letters], show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in letters]
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer

@@ -1,0 +1,209 @@
+"""Batches: the contract, the order, resuming, several hosts, captions, windows, evaluation, damage."""
+
+import dataclasses
+import itertools
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alm_jax import batch as contract
+from alm_jax.errors import DataError, UserError
+from data_pipelines.pipeline import eval_batches, train_batches
+from data_pipelines.prepared import Prepared, read_index
+from data_pipelines.text import encode
+
+Batch = dict[str, np.ndarray]
+
+
+def take(batches: Iterable[Batch], count: int) -> list[Batch]:
+    return list(itertools.islice(batches, count))
+
+
+def assert_equal(one: list[Batch], other: list[Batch]) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        for key in contract.SPEC:
+            assert np.array_equal(a[key], b[key]), key
+
+
+def test_batches_keep_the_contract(synthetic):
+    batches = [*take(train_batches(synthetic, "train", batch_size=8, seed=0), 2)]
+    batches += eval_batches(synthetic, "test", batch_size=8)
+    for batch in batches:
+        contract.validate(batch)
+        assert batch["audio"].shape == (8, 12_000)
+        assert batch["text_ids"].shape == (8, 24)
+
+
+@pytest.mark.parametrize("start_step", [1, 7, 40])
+def test_resuming_at_a_step_gives_the_same_batches(synthetic, start_step):
+    whole = take(train_batches(synthetic, "train", batch_size=8, seed=3), start_step + 3)
+    resumed = take(train_batches(synthetic, "train", batch_size=8, seed=3, start_step=start_step), 3)
+    assert_equal(whole[start_step:], resumed)
+
+
+def test_resuming_far_away_is_instant_and_in_range(synthetic):
+    (batch,) = take(train_batches(synthetic, "train", batch_size=8, seed=3, start_step=10**9), 1)
+    assert batch["mask"].all()
+
+
+def test_the_order_does_not_depend_on_how_many_batches_are_read_at_once(synthetic):
+    config = dataclasses.replace(synthetic.config, num_reads=5)
+    other = dataclasses.replace(synthetic, config=config)
+    assert_equal(
+        take(train_batches(synthetic, "train", batch_size=8, seed=3), 10),
+        take(train_batches(other, "train", batch_size=8, seed=3), 10),
+    )
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_the_rows_of_all_processes_are_the_global_batch(synthetic, process_count):
+    def of_process(index: int) -> list[list[Batch]]:
+        where = {"process_index": index, "process_count": process_count}
+        train = train_batches(synthetic, "train", batch_size=16, seed=3, start_step=5, **where)
+        return [take(train, 3), list(eval_batches(synthetic, "test", batch_size=16, **where))]
+
+    expected = [
+        take(train_batches(synthetic, "train", batch_size=16, seed=3, start_step=5), 3),
+        list(eval_batches(synthetic, "test", batch_size=16)),
+    ]
+    by_process = [of_process(index) for index in range(process_count)]
+    for kind, whole in enumerate(expected):
+        joined = [
+            {key: np.concatenate([part[key] for part in parts]) for key in contract.SPEC}
+            for parts in zip(*(process[kind] for process in by_process), strict=True)
+        ]
+        assert_equal(joined, whole)
+
+
+@pytest.mark.parametrize(("batch_size", "process_count"), [(0, 1), (10, 4), (3, 2)])
+def test_a_batch_that_does_not_divide_is_an_error(synthetic, batch_size, process_count):
+    with pytest.raises(
+        UserError, match=f"a batch of {batch_size} does not divide among {process_count} processes"
+    ):
+        train_batches(synthetic, "train", batch_size=batch_size, seed=0, process_count=process_count)
+    with pytest.raises(UserError, match="does not divide"):
+        eval_batches(synthetic, "test", batch_size=batch_size, process_count=process_count)
+
+
+def test_a_negative_seed_is_an_error(synthetic):
+    with pytest.raises(UserError, match="the seed of the data order is -1; it must be zero or more"):
+        train_batches(synthetic, "train", batch_size=8, seed=-1)
+
+
+def test_an_epoch_shows_every_example_once_and_the_next_in_another_order(synthetic):
+    batches = take(train_batches(synthetic, "train", batch_size=30, seed=0), 10)
+    orders = np.concatenate([batch["index"] for batch in batches]).reshape(2, 150)
+    assert np.array_equal(np.sort(orders, axis=1), np.tile(np.arange(150), (2, 1)))
+    assert not np.array_equal(orders[0], orders[1])
+
+
+def test_rows_show_a_window_and_a_caption_of_their_example(synthetic):
+    split = synthetic.split("train")
+    for batch in take(train_batches(synthetic, "train", batch_size=30, seed=0), 3):
+        for row, index in enumerate(batch["index"]):
+            (pcm,) = split.read_pcm([int(index)])
+            windows = np.lib.stride_tricks.sliding_window_view(pcm, 12_000)
+            assert (windows == batch["audio"][row]).all(axis=1).any()
+            ids, _ = encode(synthetic.tokenizer, split.captions(int(index)), 24)
+            assert (ids == batch["text_ids"][row]).all(axis=1).any()
+
+
+def test_windows_and_captions_are_drawn_anew_in_every_epoch(synthetic):
+    split = synthetic.split("train")
+    seen: dict[int, list[tuple[bytes, bytes]]] = {}
+    for batch in take(train_batches(synthetic, "train", batch_size=50, seed=0), 12):
+        for row, index in enumerate(batch["index"]):
+            drawn = (batch["audio"][row].tobytes(), batch["text_ids"][row].tobytes())
+            seen.setdefault(int(index), []).append(drawn)
+    assert all(len(draws) == 4 for draws in seen.values())
+    assert np.mean([len({audio for audio, _ in draws}) for draws in seen.values()]) > 3.9
+    with_one = [i for i in seen if len(split.captions(i)) == 1]
+    with_five = [i for i in seen if len(split.captions(i)) == 5]
+    assert with_one
+    assert all(len({text for _, text in seen[i]}) == 1 for i in with_one)
+    assert np.mean([len({text for _, text in seen[i]}) for i in with_five]) > 2.5  # expected 2.95 of 4 draws
+
+
+def test_evaluation_is_in_order_centred_first_caption_and_padded(synthetic):
+    split = synthetic.split("test")
+    batches = list(eval_batches(synthetic, "test", batch_size=16))
+    assert len(batches) == 2
+    assert np.concatenate([batch["index"] for batch in batches]).tolist() == [*range(30), -1, -1]
+    assert np.concatenate([batch["mask"] for batch in batches]).tolist() == [True] * 30 + [False] * 2
+    ids, mask = encode(synthetic.tokenizer, [split.captions(i)[0] for i in range(30)], 24)
+    assert np.array_equal(np.concatenate([batch["text_ids"] for batch in batches])[:30], ids)
+    assert np.array_equal(np.concatenate([batch["text_mask"] for batch in batches])[:30], mask)
+    audio = np.concatenate([batch["audio"] for batch in batches])
+    for row, pcm in enumerate(split.read_pcm(range(30))):
+        assert np.array_equal(audio[row], pcm[2000:14_000])
+    last = batches[-1]
+    assert not last["audio"][-2:].any()
+    assert not last["text_mask"][-2:].any()
+    assert last["audio_num_samples"][-3:].tolist() == [12_000, 0, 0]
+    assert last["label"][-2:].tolist() == [-1, -1]
+
+
+def test_short_recordings_are_padded_with_zeros_and_keep_their_labels(esc10):
+    split = esc10.split("fold4")
+    for batch in eval_batches(esc10, "fold4", batch_size=40):
+        for row, index in enumerate(batch["index"]):
+            (pcm,) = split.read_pcm([int(index)])
+            assert batch["audio_num_samples"][row] == len(pcm) < 96_000
+            assert np.array_equal(batch["audio"][row, : len(pcm)], pcm)
+            assert not batch["audio"][row, len(pcm) :].any()
+            assert batch["label"][row] == split.labels[index]
+
+
+@pytest.mark.parametrize("name", ["fold1+fold3", "fold3+fold1", "fold2"])
+def test_joined_splits_are_read_in_the_order_of_their_names(esc10, name):
+    split = esc10.split(name)
+    parts = [esc10.split(part) for part in name.split("+")]
+    assert split.ids == tuple(id for part in parts for id in part.ids)
+    for batch in eval_batches(esc10, name, batch_size=80):
+        for row, index in list(enumerate(batch["index"]))[::13]:
+            part = parts[index // 80]
+            (pcm,) = part.read_pcm([int(index) % 80])
+            assert np.array_equal(batch["audio"][row, : len(pcm)], pcm)
+
+
+ENDED = """
+import pickle, sys, time
+from data_pipelines import pipeline
+
+prepared = pickle.loads(sys.stdin.buffer.read())
+read = pipeline._Reader._read
+pipeline._Reader._read = lambda *args: (time.sleep(0.1), read(*args))[1]  # always in the middle of a batch
+batches = pipeline.train_batches(prepared, "train", batch_size=8, seed=0)
+next(batches)
+sys.exit(75)
+"""
+
+
+def test_a_program_ends_in_the_middle_of_a_batch(synthetic):
+    program = [sys.executable, "-c", ENDED]
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(program, input=pickle.dumps(synthetic), cwd=root, timeout=60, check=False)
+    assert ended.returncode == 75
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_a_damaged_record_stops_the_run_and_says_where(synthetic, tmp_path, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(synthetic.folder, folder)
+    (shard,) = folder.glob("*train.array_record*")
+    content = bytearray(shard.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    shard.write_bytes(content[: len(content) // 2] if damage == "truncate" else content)
+    if damage == "delete":
+        shard.unlink()
+    damaged: Prepared = dataclasses.replace(synthetic, folder=folder, splits=read_index(folder))
+    with pytest.raises(DataError, match=f"{folder}.*delete that folder, and it is built again"):
+        take(train_batches(damaged, "train", batch_size=30, seed=0), 5)

@@ -1,0 +1,254 @@
+"""Building once, never serving what is stale, half built or someone else's; fingerprints; held-out sets."""
+
+import csv
+import dataclasses
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from alm_jax.errors import UserError
+from data_pipelines import prepare as prepare_module
+from data_pipelines.config import DataConfig, Esc50Config, SyntheticCaptionsConfig, TokenizerConfig
+from data_pipelines.datasets.synthetic_captions import SyntheticCaptions, split_compositions
+from data_pipelines.prepare import prepare
+
+TINY = SyntheticCaptionsConfig(num_train=6, num_validation=2, num_test=3, clip_sec=1.0)
+
+
+def tiny_config(cache_dir: Path, **changes: object) -> DataConfig:
+    config = DataConfig(dataset=TINY, tokenizer=TokenizerConfig(vocab_size=300), cache_dir=str(cache_dir))
+    return dataclasses.replace(config, **changes)
+
+
+def test_held_out_compositions_are_disjoint_and_made_of_seen_events():
+    splits = split_compositions(SyntheticCaptionsConfig())
+    train, validation, test = (splits[name] for name in ("train", "validation", "test"))
+    assert (len(set(validation)), len(set(test))) == (100, 200)
+    assert not set(train) & set(test)
+    assert not set(train) & set(validation)
+    assert not set(test) & set(validation)
+    assert len(set(train) | set(test) | set(validation)) == 696
+    alone = {c.events[0] for c in train if c.relation == "alone"}
+    assert alone == {event for c in test + validation for event in c.events}
+    assert {c.relation for c in test} == {"then", "while"} <= {c.relation for c in train}
+
+
+def test_every_word_of_the_test_captions_is_seen_in_training(tmp_path):
+    prepared = prepare(
+        tiny_config(tmp_path, dataset=SyntheticCaptionsConfig(num_train=500, clip_sec=1.0)), 16_000
+    )
+    words = {
+        name: set(
+            re.findall(r"[\w-]+", " ".join(c for cs in prepared.split(name).all_captions for c in cs).lower())
+        )
+        for name in ("train", "test")
+    }
+    assert words["test"] <= words["train"]
+    captions = [c for i in range(200) for c in prepared.split("test").captions(i)]
+    assert len(set(captions)) == len(captions) == 1000
+
+
+def test_too_many_held_out_compositions_are_an_error():
+    with pytest.raises(UserError, match="only 336 of the 672 compositions of two events can be held out"):
+        split_compositions(SyntheticCaptionsConfig(num_test=300))
+
+
+def test_a_low_sampling_rate_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="need a sampling rate of 14000 Hz or more, the model has 8000 Hz"):
+        prepare(tiny_config(tmp_path), 8_000)
+
+
+def test_a_second_call_builds_nothing_and_any_tfds_program_can_read_it(tmp_path, monkeypatch):
+    first = prepare(tiny_config(tmp_path), 16_000)
+    monkeypatch.setattr(prepare_module, "_build", lambda *_: pytest.fail("it was built twice"))
+    second = prepare(tiny_config(tmp_path), 16_000)
+    assert second.folder == first.folder
+    assert second.fingerprint == first.fingerprint
+    records = tfds.builder_from_directory(first.folder).as_data_source("train")
+    assert [record["id"].decode() for record in records] == list(first.split("train").ids)
+    assert np.array_equal(records[5]["audio"], first.split("train").read_pcm([5])[0])
+
+
+def test_the_same_seed_builds_the_same_data_and_another_seed_other_data(tmp_path):
+    one, other = (prepare(tiny_config(tmp_path / name), 16_000) for name in ("one", "other"))
+    assert one.fingerprint == other.fingerprint
+    for a, b in zip(*(p.split("train").read_pcm(range(6)) for p in (one, other)), strict=True):
+        assert np.array_equal(a, b)
+    reseeded = prepare(tiny_config(tmp_path / "one", dataset=dataclasses.replace(TINY, seed=1)), 16_000)
+    assert reseeded.folder != one.folder
+    assert reseeded.fingerprint != one.fingerprint
+
+
+def test_what_decides_the_content_is_in_the_name():
+    settings = [TINY, dataclasses.replace(TINY, clip_sec=1.5), dataclasses.replace(TINY, num_test=4)]
+    names = {SyntheticCaptions.config_name(s, rate_hz) for s in settings for rate_hz in (16_000, 48_000)}
+    assert len(names) == 6
+
+
+def test_the_fingerprint_covers_settings_and_tokenizer(tmp_path):
+    base = tiny_config(tmp_path)
+    tokenizer = dataclasses.replace(base.tokenizer, vocab_size=320)
+    configs = [
+        base,
+        dataclasses.replace(base, source_sec=2.0),
+        dataclasses.replace(base, tokenizer=tokenizer),
+        dataclasses.replace(base, train_split="train+validation"),
+        dataclasses.replace(base, eval_split="validation"),
+    ]
+    assert len({prepare(config, 16_000).fingerprint for config in configs}) == len(configs)
+    unchanged = dataclasses.replace(base, num_reads=7, max_bad_fraction=0.9)
+    assert prepare(unchanged, 16_000).fingerprint == prepare(base, 16_000).fingerprint
+
+
+def esc_config(root: Path, cache_dir: Path) -> DataConfig:
+    return tiny_config(
+        cache_dir, dataset=Esc50Config(root=str(root)), train_split="fold1", eval_split="fold2"
+    )
+
+
+def test_a_source_that_has_changed_is_built_again(make_esc, tmp_path):
+    root = make_esc(4)
+    config = esc_config(root, tmp_path / "cache")
+    before = prepare(config, 8_000)
+    assert prepare(config, 8_000).folder == before.folder
+
+    with open(root / "meta" / "esc50.csv", newline="") as table:
+        first, second = [row["filename"] for row in csv.DictReader(table)][:2]
+    (root / "audio" / first).write_bytes((root / "audio" / second).read_bytes())
+    changed_audio = prepare(config, 8_000)
+    assert np.array_equal(*changed_audio.split("fold1").read_pcm([0, 1]))
+
+    table = root / "meta" / "esc50.csv"
+    table.write_text(table.read_text().replace("dog", "wolf"))
+    changed_label = prepare(config, 8_000)
+    assert changed_label.class_names[0] == "wolf"
+    versions = (before, changed_audio, changed_label)
+    assert len({prepared.fingerprint for prepared in versions}) == 3
+    assert len({prepared.folder for prepared in versions}) == 3
+
+
+@pytest.mark.parametrize("name", ["nothing", "train+nothing", "", "train+"])
+@pytest.mark.parametrize("field", ["train_split", "eval_split"])
+def test_an_unknown_split_is_an_error_that_names_those_there_are(tmp_path, field, name):
+    with pytest.raises(UserError, match="the data set has test, train, validation"):
+        prepare(tiny_config(tmp_path.parent / "shared", **{field: name}), 16_000)
+
+
+def test_a_split_named_twice_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="names a part twice"):
+        prepare(tiny_config(tmp_path, train_split="train+train"), 16_000)
+
+
+def test_a_build_that_fails_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
+    def stop(self: object, planned: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SyntheticCaptions, "make_example", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tiny_config(tmp_path), 16_000)
+    assert not list(tmp_path.glob("*/*/1.0.0"))
+    prepared = prepare(tiny_config(tmp_path), 16_000)
+    assert len(prepared.split("train")) == 6
+    assert sorted(path.name for path in prepared.folder.parent.iterdir()) == [
+        "1.0.0",
+        "lock",
+        "rejects.jsonl",
+    ]
+
+
+def test_processes_take_turns(tmp_path, caplog):
+    order = []
+
+    def hold() -> None:
+        with prepare_module._lock(tmp_path / "lock"):
+            order.append("first")
+            held.set()
+            time.sleep(0.3)
+            order.append("first done")
+
+    held = threading.Event()
+    thread = threading.Thread(target=hold)
+    with caplog.at_level(logging.WARNING):
+        thread.start()
+        held.wait()
+        with prepare_module._lock(tmp_path / "lock"):
+            order.append("second")
+        thread.join()
+    assert order == ["first", "first done", "second"]
+    assert "waiting for another process" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot prepare data in .*; choose another cache_dir"):
+        prepare(tiny_config(tmp_path / "file"), 16_000)
+
+
+def test_long_captions_are_counted(tmp_path, caplog):
+    prepare(tiny_config(tmp_path, tokenizer=TokenizerConfig(vocab_size=300, max_length=5)), 16_000)
+    assert re.search(r"\d+ of \d+ captions are longer than tokenizer.max_length=5", caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TokenizerConfig(vocab_size=100), "tokenizer.vocab_size is 100; it must be at least 300"),
+        (lambda: TokenizerConfig(max_length=2), "tokenizer.max_length is 2; it must be at least 3"),
+        (lambda: SyntheticCaptionsConfig(num_test=0), "num_test is 0; it must be at least 1"),
+        (lambda: SyntheticCaptionsConfig(clip_sec=0.1), "clip_sec is 0.1; it must be between 1 and 60"),
+        (lambda: DataConfig(dataset=TINY, source_sec=0.0), "source_sec is 0.0; it must be above zero"),
+        (lambda: DataConfig(dataset=TINY, max_bad_fraction=1.0), "max_bad_fraction is 1.0; it must be in"),
+    ],
+)
+def test_settings_that_cannot_be_are_errors(make, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        make()
+
+
+IMPORT = """
+import sys
+import data_pipelines.config, data_pipelines.decode, data_pipelines.text
+heavy = {"tensorflow", "tensorflow_datasets", "jax"} & set(sys.modules)
+assert not heavy, heavy
+import data_pipelines.prepare, data_pipelines.pipeline, data_pipelines.sampling
+heavy = {"tensorflow", "jax"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_importing_loads_neither_tensorflow_nor_jax():
+    subprocess.run([sys.executable, "-c", IMPORT], cwd=Path(__file__).parents[2], check=True, timeout=60)
+
+
+KILLED = """
+import sys
+from data_pipelines.config import DataConfig, SyntheticCaptionsConfig
+from data_pipelines.prepare import prepare
+prepare(DataConfig(dataset=SyntheticCaptionsConfig(num_train=2000), cache_dir=sys.argv[1]), 16_000)
+"""
+
+
+@pytest.mark.slow
+def test_a_build_that_is_killed_is_begun_again(tmp_path):
+    command = [sys.executable, "-c", KILLED, tmp_path]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    while not list(tmp_path.glob("*/*/tmp/**/*.array_record*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("*/*/1.0.0"))
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
+    (folder,) = tmp_path.glob("*/*/1.0.0")
+    assert not (folder.parent / "tmp").exists()
