@@ -15,18 +15,18 @@ def get_config() -> ExperimentConfig:
     return ExperimentConfig(
         name="demo",
         data=DataConfig(
-            dataset=SyntheticCaptionsConfig(),
+            dataset=SyntheticCaptionsConfig(clip_sec=2.0),
             tokenizer=TokenizerConfig(vocab_size=600, max_length=32),
-            source_sec=2.5,
+            source_sec=2.0,
         ),
         objective=ContrastiveConfig(
             model=TwoTowersConfig(
                 frontend=ClapSpec(
                     sample_rate_hz=16000,
                     n_fft=1024,
-                    hop_samples=160,
+                    hop_samples=128,
                     fmax_hz=8000.0,
-                    clip=ClipSpec(clip_sec=2.5, train_crop="centre"),
+                    clip=ClipSpec(clip_sec=2.0, train_crop="centre"),
                 ),
                 audio=htsat.NANO,
                 text=bert.NANO,

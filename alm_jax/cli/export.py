@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -100,11 +99,11 @@ def compare(session: Session, folder: Path) -> float:
     return compare_with_transformers(folder, waveforms, texts, session.data.sample_rate_hz)
 
 
-def last_metrics(workdir: Path) -> dict[str, Any]:
+def last_metrics(workdir: Path) -> dict[str, float]:
     """The run's last evaluation, for the card; empty where there is none."""
     path = workdir / EVALUATION
     metrics = json.loads(path.read_text()) if path.is_file() else {}
-    return {name: metrics[name] for name in CARD_METRICS if name in metrics}
+    return {name: float(metrics[name]) for name in CARD_METRICS if name in metrics}
 
 
 def current_commit() -> str | None:

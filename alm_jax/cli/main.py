@@ -20,6 +20,9 @@ COMMANDS = {
     "data": "build a config's data set ahead of time and show what is in it",
 }
 
+EXTRAS = {"tensorflow": "data", "tensorflow_datasets": "data", "array_record": "data", "torch": "torch"}
+"""Packages that a command may need, and the extra that brings each."""
+
 USAGE = """usage: alm COMMAND ...
 
 {commands}
@@ -60,6 +63,15 @@ def dispatch(argv: list[str]) -> int:
     except AlmError as error:
         print(f"alm {command}: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(
+            f"alm {command}: the package {error.name} is not installed; `pip install 'alm_jax[{extra}]'` brings it",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(f"alm {command}: interrupted", file=sys.stderr)
         return 130

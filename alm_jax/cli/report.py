@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from alm_jax import batch as contract
@@ -60,7 +61,7 @@ def write_run_report(
         features=clip_features(session, data, clips),
         frame_sec=frontend.hop_samples / frontend.sample_rate_hz,
         mel_frequencies_hz=band_centres_hz(frontend),
-        retrieved=[best_captions(result, captions, index) for index in clips],
+        retrieved=[best_captions(result, captions, int(index)) for index in clips],
         own_captions=[list(data.captions[index]) for index in clips],
         confusion=result.confusion,
         class_names=data.class_names,
@@ -81,7 +82,7 @@ def clip_features(session: Session, data: EvaluationSet, indices: np.ndarray) ->
         if wanted:
             clips, _ = cut_clips(
                 session.model,
-                {key: np.asarray(batch[key])[wanted] for key in (contract.AUDIO, contract.AUDIO_NUM_SAMPLES)},
+                {key: jnp.asarray(batch[key][wanted]) for key in (contract.AUDIO, contract.AUDIO_NUM_SAMPLES)},
                 crop="centre",
             )
             features = np.asarray(compute_features(clips[:, 0], session.model.frontend))

@@ -5,7 +5,7 @@ copy of the state on each local device and is there for comparison and for code 
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ InitState = Callable[[], TrainState]
 PMAP_AXIS = "data"
 
 
+@runtime_checkable
 class Parallel(Protocol):
     """A way to place and run training steps. The state's layout is known to the implementation alone."""
 

@@ -17,9 +17,9 @@ def get_config() -> ExperimentConfig:
     return ExperimentConfig(
         name="tiny",
         data=DataConfig(
-            dataset=SyntheticCaptionsConfig(num_train=40, num_validation=8, num_test=8, clip_sec=1.0),
+            dataset=SyntheticCaptionsConfig(num_train=40, num_validation=8, num_test=8, clip_sec=1.5),
             tokenizer=TokenizerConfig(vocab_size=320, max_length=16),
-            source_sec=1.0,
+            source_sec=1.5,
         ),
         objective=ContrastiveConfig(
             model=TwoTowersConfig(
@@ -29,7 +29,7 @@ def get_config() -> ExperimentConfig:
                     hop_samples=256,
                     num_mels=16,
                     fmax_hz=8000.0,
-                    clip=ClipSpec(clip_sec=0.5),
+                    clip=ClipSpec(clip_sec=1.0),
                 ),
                 audio=HtsatConfig(
                     spec_size=32,
@@ -47,5 +47,5 @@ def get_config() -> ExperimentConfig:
             augment=WaveformAugmentConfig(gain_db=3.0, roll=True),
         ),
         optimizer=AdamWConfig(warmup_steps=5),
-        training=TrainingConfig(num_steps=100, batch_size=8, num_microbatches=2, ema_decay=0.9, save_every=10),
+        training=TrainingConfig(num_steps=100, batch_size=16, num_microbatches=2, ema_decay=0.9, save_every=10),
     )

@@ -1,0 +1,58 @@
+"""A two-tower nano model on real recordings: ESC-10, folds 1-3, zero-shot on fold 4."""
+
+import dataclasses
+import os
+
+from alm_jax.encoders.audio import htsat
+from alm_jax.encoders.text import bert
+from alm_jax.evaluation.config import EvaluationConfig
+from alm_jax.experiment import ExperimentConfig
+from alm_jax.models.two_towers import TwoTowersConfig
+from alm_jax.objectives.contrastive import ContrastiveConfig, WaveformAugmentConfig
+from alm_jax.ops.frontends import ClapSpec, ClipSpec
+from alm_jax.training.loop import TrainingConfig
+from alm_jax.training.optimizer import AdamWConfig
+from data_pipelines.config import DataConfig, Esc50Config, TokenizerConfig
+
+TEMPLATES = (
+    "This is a sound of {}.",
+    "the sound of {}",
+    "a recording of {}",
+    "{} can be heard",
+)
+
+
+def get_config() -> ExperimentConfig:
+    return ExperimentConfig(
+        name="esc10_two_towers_nano",
+        data=DataConfig(
+            dataset=Esc50Config(
+                root=os.path.join(os.environ.get("ALM_DATA_DIR", "../shared/data"), "esc10"),
+                subset="esc10",
+                captions="class",
+                templates=TEMPLATES,
+            ),
+            tokenizer=TokenizerConfig(vocab_size=400, max_length=16),
+            source_sec=5.0,
+            train_split="fold1+fold2+fold3",
+            eval_split="fold4",
+        ),
+        objective=ContrastiveConfig(
+            model=TwoTowersConfig(
+                frontend=ClapSpec(
+                    sample_rate_hz=16000,
+                    n_fft=1024,
+                    hop_samples=320,
+                    fmax_hz=8000.0,
+                    clip=ClipSpec(clip_sec=5.0),
+                ),
+                audio=htsat.NANO,
+                text=dataclasses.replace(bert.NANO, vocab_size=400),
+                embed_dim=128,
+            ),
+            augment=WaveformAugmentConfig(gain_db=6.0, roll=True),
+        ),
+        optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=100, weight_decay=0.05),
+        training=TrainingConfig(num_steps=1500, batch_size=32, eval_every=250),
+        evaluation=EvaluationConfig(templates=("This is a sound of {}.",)),
+    )
