@@ -1,0 +1,191 @@
+"""HTSAT: a Swin transformer on a folded log-mel, the audio tower of LAION-CLAP.
+
+Chen et al. 2022, https://arxiv.org/abs/2202.00874. log-mel [B T F] -> FeatureNorm (bn0) -> SpecAugment ->
+bicubic resize to a fixed number of frames -> fold into a square image, whose rows are segment-major then mel
+-> patches -> Swin stages -> LayerNorm -> mean over tokens. The clip vector is a mean over all tokens, so the
+un-folding of the published code, which only orders them in time, does not appear here.
+"""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from alm_jax.errors import UserError
+from alm_jax.nn.dense import Dense
+from alm_jax.nn.norm import FeatureNorm, LayerNorm, Moments
+from alm_jax.nn.swin import PatchMerging, SwinBlock
+from alm_jax.ops.augment import spec_augment
+from alm_jax.ops.interpolate import resize_time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HtsatConfig:
+    """Shape of an HTSAT encoder, and what its training adds. Defaults are the published tiny one."""
+
+    spec_size: int = 256
+    """Side of the square image that the spectrogram is folded into."""
+    patch_size: int = 4
+    """Side of a square patch."""
+    num_mels: int = 64
+    """Mel bins of the input; divides spec_size."""
+    embed_dim: int = 96
+    """Width of the first stage; each later stage doubles it."""
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    """Swin blocks of each stage."""
+    num_heads: tuple[int, ...] = (4, 8, 16, 32)
+    """Attention heads of each stage."""
+    window_size: int = 8
+    """Side of an attention window, in tokens; divides the side of every stage's map."""
+    mlp_ratio: float = 4.0
+    """Hidden size of the feed-forward half, in widths."""
+    use_qkv_bias: bool = True
+    """Whether query, key and value have a bias."""
+    drop_path_rate: float = 0.1
+    """Stochastic depth of the last block in training; earlier blocks ramp up to it linearly from 0."""
+    spec_augment_time_width: int = 64
+    """SpecAugment in training: a masked stripe of time is narrower than this many frames."""
+    spec_augment_time_stripes: int = 2
+    """Masked stripes of time for each clip; 0 for none."""
+    spec_augment_freq_width: int = 8
+    """A masked stripe of frequency is narrower than this many mel bins."""
+    spec_augment_freq_stripes: int = 2
+    """Masked stripes of frequency for each clip; 0 for none."""
+
+    def __post_init__(self) -> None:
+        if len(self.depths) != len(self.num_heads):
+            raise UserError(f"depths {self.depths} and num_heads {self.num_heads} must name the same stages")
+        if self.spec_size % self.num_mels or self.num_mels % self.patch_size:
+            raise UserError(
+                f"spec_size {self.spec_size} must be a multiple of num_mels {self.num_mels}, and that a "
+                f"multiple of patch_size {self.patch_size}"
+            )
+        for stage, heads in enumerate(self.num_heads):
+            width, side = self.embed_dim * 2**stage, self.grid_size / 2**stage
+            if width % heads:
+                raise UserError(f"stage {stage}: width {width} is not a multiple of {heads} heads")
+            if side % self.window_size:
+                raise UserError(
+                    f"stage {stage}: a map of {side:g} x {side:g} tokens cannot be cut into windows of "
+                    f"{self.window_size}; enlarge spec_size, or take a smaller window_size or fewer stages"
+                )
+
+    @property
+    def grid_size(self) -> int:
+        """Tokens along a side of the first stage's map."""
+        return self.spec_size // self.patch_size
+
+    @property
+    def num_segments(self) -> int:
+        """Pieces of time that are stacked into the image."""
+        return self.spec_size // self.num_mels
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that the spectrogram is resized to: the longest input."""
+        return self.spec_size * self.num_segments
+
+    @property
+    def width(self) -> int:
+        """Size of the clip vector."""
+        return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+
+TINY = HtsatConfig()
+BASE = HtsatConfig(embed_dim=128, depths=(2, 2, 12, 2))
+LARGE = HtsatConfig(embed_dim=256, depths=(2, 2, 12, 2))
+# For tests and demonstrations on a CPU: 1.4 M parameters, up to 256 frames of 64 mel bins.
+NANO = HtsatConfig(
+    spec_size=128,
+    embed_dim=32,
+    depths=(1, 1, 2, 1),
+    num_heads=(1, 2, 4, 8),
+    window_size=4,
+    drop_path_rate=0.0,
+    spec_augment_time_width=16,
+)
+VARIANTS = {"tiny": TINY, "base": BASE, "large": LARGE, "nano": NANO}
+
+
+def fold_to_patches(
+    features: Float[Array, "B frames F"], num_segments: int, patch: int
+) -> Float[Array, "B rows columns pixels"]:
+    """Folds a spectrogram into the square image and cuts the image into patches.
+
+    Image row = segment * F + mel, column = frame inside the segment; pixels of a patch are row-major.
+    """
+    b, frames, mels = features.shape
+    columns, bands = frames // num_segments // patch, mels // patch
+    x = features.reshape(b, num_segments, columns, patch, bands, patch)
+    x = x.transpose(0, 1, 4, 2, 5, 3)  # B, segment, band, column, mel in patch, frame in patch
+    return x.reshape(b, num_segments * bands, columns, patch * patch)
+
+
+class Htsat(nn.Module):
+    """Log-mel features to the clip vector [B D], in ``dtype``; D is `HtsatConfig.width`.
+
+    Parameters: ``feature_norm``, ``patch_embed``, ``patch_norm``, ``stage{i}_block{j}``,
+    ``stage{i}_merge``, ``norm``.
+    """
+
+    config: HtsatConfig
+    dtype: jnp.dtype
+    remat: Literal["none", "block"] = "none"
+
+    @nn.compact
+    def __call__(
+        self,
+        features: Float[Array, "B T F"],
+        *,
+        train: bool = False,
+        mask: Bool[Array, " B"] | None = None,
+        moments: Moments | None = None,
+        axis_name: str | tuple[str, ...] | None = None,
+    ) -> Float[Array, "B D"]:
+        config = self.config
+        _, num_frames, num_mels = features.shape
+        if num_frames > config.num_frames or num_mels != config.num_mels:
+            raise UserError(
+                f"features have {num_frames} frames of {num_mels} mel bins; this encoder takes at most "
+                f"{config.num_frames} frames of {config.num_mels}: fit the clip, hop and mel bins to it"
+            )
+        x = FeatureNorm(name="feature_norm")(
+            features, train=train, mask=mask, moments=moments, axis_name=axis_name
+        )
+        if train and config.spec_augment_time_stripes + config.spec_augment_freq_stripes > 0:
+            x = spec_augment(
+                x,
+                self.make_rng("dropout"),
+                time_width=config.spec_augment_time_width,
+                num_time_stripes=config.spec_augment_time_stripes,
+                freq_width=config.spec_augment_freq_width,
+                num_freq_stripes=config.spec_augment_freq_stripes,
+            )
+        x = resize_time(x, config.num_frames)
+        x = fold_to_patches(x, config.num_segments, config.patch_size)
+        x = Dense((config.embed_dim,), ("patch", "embed"), self.dtype, name="patch_embed")(x)
+        x = LayerNorm(self.dtype, name="patch_norm")(x)
+
+        # `train` is the third argument counting the module itself, and must stay a Python bool under remat.
+        block = nn.remat(SwinBlock, static_argnums=(2,)) if self.remat == "block" else SwinBlock
+        drop_path_rates = iter(np.linspace(0.0, config.drop_path_rate, sum(config.depths)).tolist())
+        for stage, (depth, num_heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
+            for i in range(depth):
+                x = block(
+                    num_heads=num_heads,
+                    window_size=config.window_size,
+                    shifted=i % 2 == 1,
+                    mlp_dim=int(config.mlp_ratio * x.shape[-1]),
+                    drop_path_rate=next(drop_path_rates),
+                    use_qkv_bias=config.use_qkv_bias,
+                    dtype=self.dtype,
+                    name=f"stage{stage}_block{i}",
+                )(x, train)
+            if stage < len(config.depths) - 1:
+                x = PatchMerging(self.dtype, name=f"stage{stage}_merge")(x)
+        x = LayerNorm(self.dtype, name="norm")(x)
+        # A mean of many tokens loses bits in bfloat16.
+        return jnp.mean(x.astype(jnp.float32), axis=(1, 2)).astype(self.dtype)

@@ -1,0 +1,1 @@
+"""Text encoders: token ids [B L] to one vector [B D]."""

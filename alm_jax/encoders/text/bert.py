@@ -1,0 +1,125 @@
+"""BERT and RoBERTa: one module, two conventions of positions.
+
+Devlin et al. 2018 (https://arxiv.org/abs/1810.04805), Liu et al. 2019 (https://arxiv.org/abs/1907.11692).
+The output is the pooler's: tanh(W h_0 + b) of the first token's last state, what LAION-CLAP projects.
+"""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from alm_jax.errors import UserError
+from alm_jax.nn.dense import Dense, Embed
+from alm_jax.nn.dropout import dropout
+from alm_jax.nn.norm import LayerNorm
+from alm_jax.nn.transformer import PostNormBlock
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertConfig:
+    """Shape of a BERT or RoBERTa encoder."""
+
+    vocab_size: int = 50265
+    """Entries of the tokenizer."""
+    width: int = 768
+    """Size of a token's state."""
+    num_layers: int = 12
+    """Transformer blocks."""
+    num_heads: int = 12
+    """Attention heads; divides the width."""
+    mlp_dim: int = 3072
+    """Hidden size of the feed-forward half."""
+    max_positions: int = 514
+    """Rows of the position table; RoBERTa spends pad_id + 1 of them before the first token."""
+    positions: Literal["roberta", "bert"] = "roberta"
+    """roberta: real tokens count from pad_id + 1 and padding sits at pad_id; bert: 0, 1, 2, ..."""
+    num_token_types: int = 1
+    """Rows of the token-type table; every token is of type 0."""
+    layer_norm_eps: float = 1e-5
+    """Added to the variance in LayerNorm."""
+    dropout: float = 0.1
+    """Rate for embeddings, attention weights and residual branches in training."""
+    pad_id: int = 1
+    """Id of the padding token."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise UserError(
+                f"text width {self.width} is not a multiple of num_heads {self.num_heads}; change one of them"
+            )
+        if self.max_length < 2:
+            raise UserError(
+                f"max_positions {self.max_positions} leaves no room for two tokens; raise it "
+                f"(roberta positions start at pad_id + 1 = {self.pad_id + 1})"
+            )
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest caption that the position table can hold."""
+        return self.max_positions - (self.pad_id + 1 if self.positions == "roberta" else 0)
+
+
+ROBERTA_BASE = BertConfig()
+BERT_BASE = BertConfig(
+    vocab_size=30522, max_positions=512, positions="bert", num_token_types=2, layer_norm_eps=1e-12, pad_id=0
+)
+NANO = BertConfig(vocab_size=1000, width=128, num_layers=2, num_heads=4, mlp_dim=512, max_positions=66)
+VARIANTS = {"roberta_base": ROBERTA_BASE, "bert_base": BERT_BASE, "nano": NANO}
+
+
+class Bert(nn.Module):
+    """Token ids and their mask to the pooled vector [B D], in ``dtype``.
+
+    Parameters: ``token_embed``, ``position_embed``, ``type_embed``, ``embed_norm``, ``blocks`` (every array
+    with a leading axis of layers), ``pooler``.
+    """
+
+    config: BertConfig
+    dtype: jnp.dtype
+    remat: Literal["none", "block"] = "none"
+
+    @nn.compact
+    def __call__(
+        self, ids: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False
+    ) -> Float[Array, "B D"]:
+        config = self.config
+        if ids.shape[1] > config.max_length:
+            raise UserError(
+                f"captions are padded to {ids.shape[1]} tokens; max_positions {config.max_positions} holds "
+                f"{config.max_length}: shorten the tokenizer's max_length or raise max_positions"
+            )
+        rate = config.dropout if train else 0.0
+
+        def embed(name: str, num_entries: int, axis: str) -> Embed:
+            return Embed(num_entries, config.width, (axis, "embed"), name=name)
+
+        x = embed("token_embed", config.vocab_size, "vocab")(ids)
+        x += embed("position_embed", config.max_positions, "positions")(compute_positions(config, mask))
+        x += embed("type_embed", config.num_token_types, "token_types")(jnp.zeros_like(ids))
+        x = LayerNorm(self.dtype, config.layer_norm_eps, name="embed_norm")(x)
+        x = dropout(x, rate, self.make_rng("dropout") if rate else None)
+
+        block = nn.remat(PostNormBlock, prevent_cse=False) if self.remat == "block" else PostNormBlock
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=config.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, _ = blocks(
+            config.num_heads, config.mlp_dim, config.layer_norm_eps, rate, self.dtype, name="blocks"
+        )(x, mask)
+        return jnp.tanh(Dense((config.width,), ("embed", "pooled"), self.dtype, name="pooler")(x[:, 0]))
+
+
+def compute_positions(config: BertConfig, mask: Bool[Array, "B L"]) -> Int[Array, "B L"]:
+    """Row of the position table for each token."""
+    if config.positions == "bert":
+        return jnp.broadcast_to(jnp.arange(mask.shape[1])[None, :], mask.shape)
+    real = mask.astype(jnp.int32)
+    return jnp.cumsum(real, axis=1) * real + config.pad_id

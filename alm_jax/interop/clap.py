@@ -1,0 +1,180 @@
+"""Folders that `transformers.ClapModel` and `ClapProcessor` load, written and read without PyTorch."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from tokenizers import Tokenizer
+
+from alm_jax.errors import UserError
+from alm_jax.interop.clap_config import (
+    clap_to_config,
+    config_to_clap,
+    frontend_to_preprocessor,
+    special_tokens,
+    tokenizer_to_transformers,
+)
+from alm_jax.interop.clap_weights import clap_to_variables, variables_to_clap
+from alm_jax.interop.safetensors_io import read_safetensors, write_safetensors
+from alm_jax.models.two_towers import TwoTowersConfig, Variables, encode_audio, encode_text
+from alm_jax.ops.frontends import compute_features, fit_clips
+
+
+def export_clap(
+    folder: str | Path,
+    config: TwoTowersConfig,
+    variables: Variables,
+    tokenizer_json: str | Path,
+    model_card: str,
+) -> None:
+    """Writes config.json, model.safetensors, the preprocessor's and tokenizer's files and README.md.
+
+    Args:
+        folder: made where it is missing; files of the same names are replaced.
+        tokenizer_json: the tokenizer that the model was trained with.
+        model_card: text of README.md (`model_card.write_model_card`).
+
+    Raises:
+      UserError: the front-end, the text tower or the tokenizer has no counterpart in transformers.
+    """
+    tokenizer = _read_tokenizer(Path(tokenizer_json))
+    tokens = special_tokens(tokenizer, config.text)
+    ids = {role: tokenizer.get_vocab()[token] for role, token in tokens.items()}
+    files = {
+        "config.json": config_to_clap(config, ids),
+        "preprocessor_config.json": frontend_to_preprocessor(config.frontend),
+        "tokenizer_config.json": tokenizer_to_transformers(tokens, config.text),
+    }
+    arrays = variables_to_clap(config, variables)
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if Path(tokenizer_json).resolve() != (folder / "tokenizer.json").resolve():
+        shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
+    (folder / "README.md").write_text(model_card, encoding="utf-8")
+    write_safetensors(folder / "model.safetensors", arrays)
+
+
+def import_clap(folder: str | Path) -> tuple[TwoTowersConfig, Variables, Path]:
+    """Config, variables (NumPy, float32) and path of tokenizer.json of an unfused ClapModel's folder.
+
+    Raises:
+      UserError: a file is missing or unreadable, or the model is not one that our towers compute.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; expected an exported model (config.json, ...)")
+    processor_file = folder / "processor_config.json"  # what ClapProcessor.save_pretrained writes since v5
+    if processor_file.is_file():
+        preprocessor = _read_json(processor_file).get("feature_extractor", {})
+    else:
+        preprocessor = _read_json(folder / "preprocessor_config.json")
+    config = clap_to_config(_read_json(folder / "config.json"), preprocessor)
+    tokenizer_path = folder / "tokenizer.json"
+    _read_tokenizer(tokenizer_path)
+    variables = clap_to_variables(config, read_safetensors(folder / "model.safetensors"))
+    return config, variables, tokenizer_path
+
+
+def compare_with_transformers(
+    folder: str | Path,
+    waveforms: Sequence[Float[np.ndarray, "_"]],
+    texts: Sequence[str],
+    sample_rate_hz: int,
+) -> float:
+    """Largest absolute difference between the logits of PyTorch's ClapModel and ours, from ``folder``.
+
+    Both start from the waveforms and the texts, each with its own front-end and tokenizer. Waveforms are
+    cut to a clip first, where transformers would cut at random. Needs PyTorch and transformers.
+
+    Raises:
+      UserError: they are not installed, or ``sample_rate_hz`` is not the model's.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            f"comparing with transformers needs PyTorch ({error}): pip install 'alm_jax[torch]'"
+        ) from error
+    folder = Path(folder)
+    config, variables, tokenizer_path = import_clap(folder)
+    if sample_rate_hz != config.frontend.sample_rate_hz:
+        raise UserError(
+            f"the waveforms are at {sample_rate_hz} Hz, the model takes {config.frontend.sample_rate_hz} Hz; "
+            "resample them"
+        )
+    clips = [np.asarray(waveform[: config.frontend.clip_samples], np.float32) for waveform in waveforms]
+
+    processor = transformers.ClapProcessor.from_pretrained(folder, local_files_only=True)
+    model = transformers.ClapModel.from_pretrained(folder, local_files_only=True).eval()
+    inputs = processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+    inputs |= processor.feature_extractor(clips, sampling_rate=sample_rate_hz, return_tensors="pt")
+    with torch.no_grad():
+        theirs = model(**inputs).logits_per_audio.numpy()
+    ours = _compute_logits(config, variables, _read_tokenizer(tokenizer_path), clips, texts)
+    return float(np.max(np.abs(ours - theirs)))
+
+
+def _compute_logits(
+    config: TwoTowersConfig,
+    variables: Variables,
+    tokenizer: Tokenizer,
+    clips: Sequence[np.ndarray],
+    texts: Sequence[str],
+) -> np.ndarray:
+    """Scaled cosine similarities of clips (rows) and texts (columns), from scratch."""
+    tokenizer.enable_truncation(config.text.max_length)
+    tokenizer.enable_padding(pad_id=config.text.pad_id)
+    encodings = tokenizer.encode_batch(list(texts))
+    text_ids = jnp.asarray([encoding.ids for encoding in encodings], jnp.int32)
+    text_mask = jnp.asarray([encoding.attention_mask for encoding in encodings], jnp.bool_)
+
+    spec = config.frontend
+    num_samples = jnp.asarray([len(clip) for clip in clips], jnp.int32)
+    padded = np.zeros((len(clips), max(len(clip) for clip in clips)), np.float32)
+    for row, clip in zip(padded, clips, strict=True):
+        row[: len(clip)] = clip
+
+    @jax.jit
+    def compute(variables: Variables, waveforms: jax.Array) -> jax.Array:
+        fitted, _ = fit_clips(
+            waveforms, num_samples, clip_samples=spec.clip_samples, crop="first", pad=spec.clip.pad
+        )
+        features = compute_features(fitted[:, 0], spec)
+        audio_emb, _ = encode_audio(config, variables, features)
+        text_emb = encode_text(config, variables, text_ids, text_mask)
+        similarity = jnp.matmul(audio_emb, text_emb.T, precision="highest")
+        return jnp.exp(variables["params"]["log_logit_scale"]) * similarity
+
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(compute(variables, jnp.asarray(padded)))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; expected a folder that ClapModel can load") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a tokenizer.json")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path}: not a tokenizer that the tokenizers library reads ({error})") from error

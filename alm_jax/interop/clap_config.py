@@ -1,0 +1,272 @@
+"""The JSON files of a ClapModel folder, both ways: of the model, the preprocessor and the tokenizer."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from alm_jax.encoders.audio.htsat import HtsatConfig
+from alm_jax.encoders.text.bert import BertConfig
+from alm_jax.errors import UserError
+from alm_jax.models.two_towers import TwoTowersConfig
+from alm_jax.ops.frontends import ClapSpec, ClipSpec, FrontendSpec, TorchlibrosaSpec
+from alm_jax.ops.frontends.clip import Pad
+
+_PAD_NAMES: dict[Pad, str] = {"repeat_pad": "repeatpad", "repeat": "repeat", "zero": "pad"}
+# RoBERTa's and BERT's names, in the order of roles below.
+_ROLES = ("bos_token", "cls_token", "eos_token", "sep_token", "unk_token", "pad_token", "mask_token")
+_ROBERTA_TOKENS = ("<s>", "<s>", "</s>", "</s>", "<unk>", "<pad>", "<mask>")
+_BERT_TOKENS = ("[CLS]", "[CLS]", "[SEP]", "[SEP]", "[UNK]", "[PAD]", "[MASK]")
+
+
+def config_to_clap(config: TwoTowersConfig, special_ids: Mapping[str, int]) -> dict[str, Any]:
+    """config.json of the ClapModel that computes what ``config`` computes.
+
+    Args:
+        special_ids: token ids of "bos_token" and "eos_token".
+
+    Raises:
+      UserError: ClapTextModel has no counterpart of the text tower's positions.
+    """
+    audio, text = config.audio, config.text
+    if text.positions != "roberta":
+        raise UserError(
+            f"text.positions is {text.positions!r}, and ClapTextModel knows only 'roberta'; "
+            "a model for this export needs a text tower of that style"
+        )
+    joint = {"projection_dim": config.embed_dim, "projection_hidden_act": "relu"}
+    return {
+        "architectures": ["ClapModel"],
+        "model_type": "clap",
+        "dtype": "float32",
+        **joint,
+        "audio_config": {
+            "model_type": "clap_audio_model",
+            "spec_size": audio.spec_size,
+            "patch_size": audio.patch_size,
+            "patch_stride": [audio.patch_size, audio.patch_size],
+            "num_mel_bins": audio.num_mels,
+            "patch_embeds_hidden_size": audio.embed_dim,
+            "depths": list(audio.depths),
+            "num_attention_heads": list(audio.num_heads),
+            "num_hidden_layers": len(audio.depths),
+            "window_size": audio.window_size,
+            "mlp_ratio": audio.mlp_ratio,
+            "qkv_bias": audio.use_qkv_bias,
+            "drop_path_rate": audio.drop_path_rate,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "hidden_size": audio.width,
+            "layer_norm_eps": 1e-5,
+            "hidden_act": "gelu",
+            "enable_fusion": False,
+            "enable_patch_layer_norm": True,
+            "patch_embed_input_channels": 1,
+            **joint,
+        },
+        "text_config": {
+            "model_type": "clap_text_model",
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.width,
+            "num_hidden_layers": text.num_layers,
+            "num_attention_heads": text.num_heads,
+            "intermediate_size": text.mlp_dim,
+            "max_position_embeddings": text.max_positions,
+            "type_vocab_size": text.num_token_types,
+            "layer_norm_eps": text.layer_norm_eps,
+            "hidden_dropout_prob": text.dropout,
+            "attention_probs_dropout_prob": text.dropout,
+            "pad_token_id": text.pad_id,
+            "bos_token_id": special_ids["bos_token"],
+            "eos_token_id": special_ids["eos_token"],
+            "hidden_act": "gelu",
+            **joint,
+        },
+    }
+
+
+def clap_to_config(clap: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> TwoTowersConfig:
+    """The config of a published ClapModel from its config.json and preprocessor_config.json.
+
+    Fields that the files leave out have transformers' defaults. What only training uses and the files do
+    not hold (SpecAugment) has ours.
+
+    Raises:
+      UserError: the model uses what our towers do not have, feature fusion for one; lists it.
+    """
+    audio = _Reader("audio_config", clap.get("audio_config", {}))
+    text = _Reader("text_config", clap.get("text_config", {}))
+    top = _Reader("config", clap)
+    patch_size = _as_pair(audio("patch_size", 4))[0]
+    embed_dim = audio("patch_embeds_hidden_size", 96)
+    depths = tuple(audio("depths", (2, 2, 6, 2)))
+    expected: list[tuple[_Reader, str, Any, Any]] = [
+        (audio, "enable_fusion", False, False),
+        (audio, "hidden_act", "gelu", "gelu"),
+        (audio, "enable_patch_layer_norm", True, True),
+        (audio, "patch_embed_input_channels", 1, 1),
+        (audio, "layer_norm_eps", 1e-5, 1e-5),
+        (audio, "patch_size", patch_size, patch_size),
+        (audio, "patch_stride", patch_size, patch_size),
+        (audio, "hidden_size", 768, embed_dim * 2 ** (len(depths) - 1)),
+        (text, "hidden_act", "gelu", "gelu"),
+        (text, "position_embedding_type", "absolute", "absolute"),
+        (top, "projection_hidden_act", "relu", "relu"),
+    ]
+    problems = [
+        f"{reader.name}.{field} is {reader(field, default)!r}, expected {value!r}"
+        for reader, field, default, value in expected
+        if reader(field, default) != value and _as_pair(reader(field, default)) != _as_pair(value)
+    ]
+    if problems:
+        raise UserError("this ClapModel is not one that alm_jax computes:\n  " + "\n  ".join(problems))
+    return TwoTowersConfig(
+        frontend=preprocessor_to_frontend(preprocessor),
+        audio=HtsatConfig(
+            spec_size=audio("spec_size", 256),
+            patch_size=patch_size,
+            num_mels=audio("num_mel_bins", 64),
+            embed_dim=embed_dim,
+            depths=depths,
+            num_heads=tuple(audio("num_attention_heads", (4, 8, 16, 32))),
+            window_size=audio("window_size", 8),
+            mlp_ratio=float(audio("mlp_ratio", 4.0)),
+            use_qkv_bias=audio("qkv_bias", True),
+            drop_path_rate=float(audio("drop_path_rate", 0.0)),
+        ),
+        text=BertConfig(
+            vocab_size=text("vocab_size", 50265),
+            width=text("hidden_size", 768),
+            num_layers=text("num_hidden_layers", 12),
+            num_heads=text("num_attention_heads", 12),
+            mlp_dim=text("intermediate_size", 3072),
+            max_positions=text("max_position_embeddings", 514),
+            num_token_types=text("type_vocab_size", 1),
+            layer_norm_eps=float(text("layer_norm_eps", 1e-12)),
+            dropout=float(text("hidden_dropout_prob", 0.1)),
+            pad_id=text("pad_token_id", 1),
+        ),
+        embed_dim=top("projection_dim", 512),
+    )
+
+
+def frontend_to_preprocessor(frontend: FrontendSpec) -> dict[str, Any]:
+    """preprocessor_config.json of the `ClapFeatureExtractor` that computes what ``frontend`` computes.
+
+    A recording longer than a clip is cut at random there, at every call; cut it before, for one result.
+
+    Raises:
+      UserError: no `ClapFeatureExtractor` computes these features.
+    """
+    problems = []
+    match frontend:
+        case TorchlibrosaSpec():
+            if frontend.mel_sample_rate_hz not in (None, frontend.sample_rate_hz):
+                problems.append(f"mel_sample_rate_hz is {frontend.mel_sample_rate_hz}")
+            if frontend.int16_quantize:
+                problems.append("int16_quantize is on")
+        case ClapSpec():
+            if frontend.mel_scale != "slaney":
+                problems.append(
+                    f"mel_scale is {frontend.mel_scale!r}, its bank for models with feature fusion"
+                )
+    if not float(frontend.clip.clip_sec).is_integer():
+        problems.append(f"clip.clip_sec is {frontend.clip.clip_sec:g}, and it takes whole seconds")
+    if problems:
+        raise UserError("ClapFeatureExtractor cannot make this front-end's features: " + "; ".join(problems))
+    return {
+        "feature_extractor_type": "ClapFeatureExtractor",
+        "processor_class": "ClapProcessor",
+        "feature_size": frontend.num_mels,
+        "sampling_rate": frontend.sample_rate_hz,
+        "hop_length": frontend.hop_samples,
+        "max_length_s": int(frontend.clip.clip_sec),
+        "fft_window_size": frontend.n_fft,
+        "frequency_min": frontend.fmin_hz,
+        "frequency_max": frontend.fmax_hz,
+        "truncation": "rand_trunc",
+        "padding": _PAD_NAMES[frontend.clip.pad],
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+        "top_db": None,
+    }
+
+
+def preprocessor_to_frontend(preprocessor: Mapping[str, Any]) -> ClapSpec:
+    """The spec of a `ClapFeatureExtractor` from its preprocessor_config.json.
+
+    Raises:
+      UserError: it makes the four-channel features of a model with feature fusion, or pads unknowably.
+    """
+    read = _Reader("preprocessor_config", preprocessor)
+    if read("truncation", "fusion") != "rand_trunc":
+        raise UserError(
+            f"preprocessor_config.truncation is {read('truncation', 'fusion')!r}, expected 'rand_trunc': "
+            "models with feature fusion are not supported"
+        )
+    pads = {theirs: ours for ours, theirs in _PAD_NAMES.items()}
+    padding = read("padding", "repeatpad")
+    if padding not in pads:
+        raise UserError(f"preprocessor_config.padding is {padding!r}, expected one of {sorted(pads)}")
+    return ClapSpec(
+        sample_rate_hz=read("sampling_rate", 48000),
+        n_fft=read("fft_window_size", 1024),
+        hop_samples=read("hop_length", 480),
+        num_mels=read("feature_size", 64),
+        fmin_hz=float(read("frequency_min", 0)),
+        fmax_hz=float(read("frequency_max", 14000)),
+        clip=ClipSpec(clip_sec=float(read("max_length_s", 10)), pad=pads[padding]),
+    )
+
+
+def special_tokens(tokenizer: Tokenizer, text: BertConfig) -> dict[str, str]:
+    """The special token of each role that `transformers` wants named; "mask_token" only where there is one.
+
+    Raises:
+      UserError: the tokenizer has neither RoBERTa's nor BERT's special tokens, or does not fit the tower.
+    """
+    for names in (_ROBERTA_TOKENS, _BERT_TOKENS):
+        ids = [tokenizer.token_to_id(name) for name in names]
+        if None not in ids[:-1]:
+            tokens = {role: name for role, name, i in zip(_ROLES, names, ids, strict=True) if i is not None}
+            break
+    else:
+        raise UserError(
+            f"the tokenizer has neither RoBERTa's special tokens {_ROBERTA_TOKENS[1:6]} nor BERT's "
+            f"{_BERT_TOKENS[1:6]}; use one of these for an export to transformers"
+        )
+    pad_id = tokenizer.token_to_id(tokens["pad_token"])
+    if pad_id != text.pad_id or tokenizer.get_vocab_size() > text.vocab_size:
+        raise UserError(
+            f"the tokenizer pads with id {pad_id} and has {tokenizer.get_vocab_size()} tokens; the tower "
+            f"pads with {text.pad_id} and has {text.vocab_size}: they do not belong together"
+        )
+    return tokens
+
+
+def tokenizer_to_transformers(tokens: Mapping[str, str], text: BertConfig) -> dict[str, Any]:
+    """tokenizer_config.json for a tokenizer.json with the special ``tokens``."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": "ClapProcessor",
+        "model_max_length": text.max_length,
+        **tokens,
+    }
+
+
+def _as_pair(value: Any) -> tuple[Any, ...]:
+    """4 and [4, 4] mean the same."""
+    return tuple(value) if isinstance(value, list | tuple) else (value, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Fields of a JSON object, with a default for those absent."""
+
+    name: str
+    fields: Mapping[str, Any]
+
+    def __call__(self, field: str, default: Any) -> Any:
+        return self.fields.get(field, default)

@@ -1,0 +1,219 @@
+"""The two-tower (CLAP) model: audio and text encoded apart, projected into one space, L2-normalised.
+
+Free functions of a config and a tree of arrays; no Flax module is seen above this file. Projections are
+LAION-CLAP's, W2 relu(W1 x + b1) + b2 (Wu et al. 2022, https://arxiv.org/abs/2211.06687).
+
+Variables are ``{"params": {...}, "batch_stats": {...}}``, plain nested dicts of float32 arrays:
+
+==========================  ==============================================================
+params/audio                the HTSAT tower
+params/text                 the BERT tower
+params/audio_projection     ``hidden`` and ``out``, each ``kernel`` and ``bias``
+params/text_projection      the same
+params/log_logit_scale      scalar, starts at ln(1 / 0.07)
+batch_stats/audio           running mean and variance of each mel bin
+==========================  ==============================================================
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from alm_jax.encoders.audio.htsat import Htsat, HtsatConfig
+from alm_jax.encoders.text.bert import Bert, BertConfig
+from alm_jax.errors import UserError
+from alm_jax.losses.contrastive.temperature import LOG_SCALE_INIT
+from alm_jax.nn.dense import Dense
+from alm_jax.nn.norm import Moments, feature_moments
+from alm_jax.ops.frontends import FrontendSpec
+from alm_jax.types import PyTree
+
+__all__ = [
+    "Moments",
+    "TwoTowersConfig",
+    "Variables",
+    "abstract_two_towers",
+    "encode_audio",
+    "encode_text",
+    "feature_moments",
+    "init_two_towers",
+    "two_towers_axes",
+]
+
+Variables: TypeAlias = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoTowersConfig:
+    """An audio tower, a text tower, the front-end that the audio tower is fed by, and the joint space."""
+
+    frontend: FrontendSpec
+    """Waveform to log-mel; travels with the weights."""
+    audio: HtsatConfig
+    """The audio tower."""
+    text: BertConfig
+    """The text tower."""
+    embed_dim: int = 512
+    """Size of the joint space."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the towers' matrix products; parameters, norms, softmax and the joint space stay float32."""
+    remat: Literal["none", "block"] = "none"
+    """block: keep only each block's input and compute the rest again in the backward pass."""
+
+    def __post_init__(self) -> None:
+        if self.frontend.num_mels != self.audio.num_mels:
+            raise UserError(
+                f"the front-end makes {self.frontend.num_mels} mel bins, the audio tower takes "
+                f"{self.audio.num_mels}; make frontend.num_mels and audio.num_mels equal"
+            )
+        if self.frontend.num_frames > self.audio.num_frames:
+            raise UserError(
+                f"the front-end makes {self.frontend.num_frames} frames a clip, the audio tower takes "
+                f"{self.audio.num_frames} at most; lower frontend.clip.clip_sec or raise frontend.hop_samples"
+            )
+
+
+class Projection(nn.Module):
+    """A tower's output to the joint space: W2 relu(W1 x + b1) + b2, then x / ||x||."""
+
+    embed_dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B E"]:
+        # The published initialisation of these layers is PyTorch's, uniform in +-1/sqrt(fan-in).
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        size = (self.embed_dim,)
+        x = Dense(size, ("embed", "joint_hidden"), self.dtype, kernel_init=init, name="hidden")(x)
+        x = Dense(size, ("joint_hidden", "joint"), self.dtype, kernel_init=init, name="out")(nn.relu(x))
+        x = x.astype(jnp.float32)
+        return x * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
+
+
+def encode_audio(
+    config: TwoTowersConfig,
+    variables: Variables,
+    features: Float[Array, "B T F"],
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    mask: Bool[Array, " B"] | None = None,
+    moments: Moments | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> tuple[Float[Array, "B E"], PyTree]:
+    """Embeds log-mel features.
+
+    Args:
+        train: SpecAugment and stochastic depth are on, and FeatureNorm uses the batch's statistics.
+        key: PRNG key; needed when training with either of the two on.
+        mask: True where a row is real; the others leave the batch's statistics alone.
+        moments: statistics to normalise by instead of these rows' own (`feature_moments`): those of the
+            whole batch, when ``features`` is a micro-batch of it.
+        axis_name: inside pmap or shard_map, the axes that the batch is split over.
+
+    Returns:
+        L2-normalised float32 embeddings, and the next ``batch_stats`` (unchanged unless training).
+    """
+    model = Htsat(config.audio, jnp.dtype(config.compute_dtype), config.remat)
+    feat, updated = _apply(
+        model,
+        {"params": variables["params"]["audio"], "batch_stats": variables["batch_stats"]["audio"]},
+        features,
+        train=train,
+        mask=mask,
+        moments=moments,
+        axis_name=axis_name,
+        rngs=None if key is None else {"dropout": key},
+        mutable=["batch_stats"],
+    )
+    emb = _apply(_projection(config), {"params": variables["params"]["audio_projection"]}, feat)
+    return emb, {"audio": updated["batch_stats"]}
+
+
+def encode_text(
+    config: TwoTowersConfig,
+    variables: Variables,
+    text_ids: Int[Array, "B L"],
+    text_mask: Bool[Array, "B L"],
+    *,
+    train: bool = False,
+    key: Array | None = None,
+) -> Float[Array, "B E"]:
+    """Embeds token ids, ``text_mask`` True where a token is real; L2-normalised, float32.
+
+    ``key`` is needed when training with dropout on.
+    """
+    model = Bert(config.text, jnp.dtype(config.compute_dtype), config.remat)
+    feat = _apply(
+        model,
+        {"params": variables["params"]["text"]},
+        text_ids,
+        text_mask,
+        train=train,
+        rngs=None if key is None else {"dropout": key},
+    )
+    return _apply(_projection(config), {"params": variables["params"]["text_projection"]}, feat)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init_two_towers(config: TwoTowersConfig, key: Array) -> Variables:
+    """Draws the parameters and the initial running statistics.
+
+    Compiled, so that only the random draws run and not a forward pass; under an outer `jax.jit` with
+    ``out_shardings`` no array is ever whole on one device.
+    """
+    return nn.unbox(_init_boxed(config, key))
+
+
+def abstract_two_towers(config: TwoTowersConfig) -> Variables:
+    """The variables' shapes and dtypes; makes no array."""
+    return nn.unbox(jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0)))
+
+
+def two_towers_axes(config: TwoTowersConfig) -> PyTree:
+    """The name of every axis of every parameter: the tree of ``params`` with a tuple of names at each leaf.
+
+    Names are listed in alm_jax/nn/dense.py; the scalar has the empty tuple. Makes no array.
+    """
+    boxed = jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))["params"]
+    return jax.tree.map(
+        lambda leaf: tuple(leaf.names) if isinstance(leaf, nn.LogicallyPartitioned) else (),
+        boxed,
+        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+    )
+
+
+def _projection(config: TwoTowersConfig) -> Projection:
+    return Projection(config.embed_dim, jnp.dtype(config.compute_dtype))
+
+
+def _apply(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """`module.apply`, whose declared result is a union over its arguments."""
+    return module.apply(*args, **kwargs)
+
+
+def _init_boxed(config: TwoTowersConfig, key: Array) -> Variables:
+    """Variables whose leaves still carry their axis names."""
+    dtype = jnp.dtype(config.compute_dtype)
+    keys = jax.random.split(key, 4)
+    features = jnp.zeros((1, config.audio.num_frames, config.audio.num_mels), jnp.float32)
+    ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), jnp.bool_)
+    audio = Htsat(config.audio, dtype).init(keys[0], features)
+    text = Bert(config.text, dtype).init(keys[1], ids, mask)
+    projection = _projection(config)
+    return {
+        "params": {
+            "audio": audio["params"],
+            "text": text["params"],
+            "audio_projection": projection.init(keys[2], jnp.zeros((1, config.audio.width)))["params"],
+            "text_projection": projection.init(keys[3], jnp.zeros((1, config.text.width)))["params"],
+            "log_logit_scale": jnp.asarray(LOG_SCALE_INIT, jnp.float32),
+        },
+        "batch_stats": {"audio": audio["batch_stats"]},
+    }

@@ -1,0 +1,1 @@
+"""Layers with named axes, from which the encoders are built."""

@@ -1,0 +1,118 @@
+"""Normalisations: LayerNorm, and FeatureNorm, the BatchNorm over mel bins that HTSAT and CNN14 call bn0."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from alm_jax.nn.parameter import declare, ones, zeros
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(var + epsilon) * scale + bias over the last axis, computed in float32.
+
+    Parameters: ``scale`` and ``bias`` [D].
+    """
+
+    dtype: jnp.dtype
+    epsilon: float = 1e-5
+    axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        scale = declare(self, "scale", ones, (x.shape[-1],), (self.axis,))
+        bias = declare(self, "bias", zeros, (x.shape[-1],), (self.axis,))
+        x = x.astype(jnp.float32)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        leading = tuple(range(x.ndim - 1))
+        y = centred * lax.rsqrt(variance + self.epsilon) * jnp.expand_dims(scale, leading)
+        return (y + jnp.expand_dims(bias, leading)).astype(self.dtype)
+
+
+# PyTorch's defaults for BatchNorm, which the published models keep.
+_MOMENTUM = 0.1
+_EPSILON = 1e-5
+
+
+class Moments(NamedTuple):
+    """Statistics of each mel bin over the real rows of a batch."""
+
+    mean: Float[Array, " F"]
+    variance: Float[Array, " F"]
+    """Biased: the mean squared deviation."""
+    total_frames: Float[Array, ""]
+    """Frames that were averaged over: real rows times frames a row."""
+
+
+def feature_moments(
+    features: Float[Array, "B T F"],
+    mask: Bool[Array, " B"] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Moments:
+    """Mean and variance of each mel bin over time and the real rows, in float32, by two passes.
+
+    Args:
+        mask: True where a row is real; None when all are.
+        axis_name: inside pmap or shard_map, the axes that the batch is split over: the statistics are
+            then those of the whole batch.
+    """
+    features = features.astype(jnp.float32)
+    num_rows, num_frames, _ = features.shape
+    weights = jnp.ones((num_rows,), jnp.float32) if mask is None else mask.astype(jnp.float32)
+
+    def total(x: Array) -> Array:
+        return x if axis_name is None else lax.psum(x, axis_name)
+
+    total_frames = total(jnp.sum(weights)) * num_frames
+    divisor = jnp.maximum(total_frames, 1.0)
+    mean = total(jnp.einsum("b,btf->f", weights, features, precision=lax.Precision.HIGHEST)) / divisor
+    deviation = jnp.square(features - mean[None, None, :])
+    variance = total(jnp.einsum("b,btf->f", weights, deviation, precision=lax.Precision.HIGHEST)) / divisor
+    return Moments(mean, variance, total_frames)
+
+
+class FeatureNorm(nn.Module):
+    """BatchNorm over mel bins with PyTorch's running statistics; float32 throughout.
+
+    In training it normalises by the statistics of the batch and moves the running ones towards them:
+    running = 0.9 running + 0.1 batch, the variance unbiased (n / (n - 1)) in that update only, as
+    `torch.nn.BatchNorm2d` does. Otherwise it normalises by the running statistics.
+
+    Parameters: ``scale``, ``bias`` [F]. Collection ``batch_stats``: ``mean``, ``var`` [F].
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        features: Float[Array, "B T F"],
+        *,
+        train: bool,
+        mask: Bool[Array, " B"] | None = None,
+        moments: Moments | None = None,
+        axis_name: str | tuple[str, ...] | None = None,
+    ) -> Float[Array, "B T F"]:
+        """Normalises ``features``; ``moments`` replaces the statistics of the rows at hand.
+
+        With micro-batches the moments of the WHOLE batch must be given, or accumulated gradients are not
+        those of the whole batch.
+        """
+        shape = (features.shape[-1],)
+        scale = declare(self, "scale", ones, shape, ("mel",))
+        bias = declare(self, "bias", zeros, shape, ("mel",))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        if train:
+            batch = feature_moments(features, mask, axis_name) if moments is None else moments
+            mean, variance = batch.mean, batch.variance
+            if not self.is_initializing():
+                unbiased = variance * batch.total_frames / jnp.maximum(batch.total_frames - 1.0, 1.0)
+                running_mean.value += _MOMENTUM * (mean - running_mean.value)
+                running_var.value += _MOMENTUM * (unbiased - running_var.value)
+        else:
+            mean, variance = running_mean.value, running_var.value
+        factor = lax.rsqrt(variance + _EPSILON) * scale
+        centred = features.astype(jnp.float32) - mean[None, None, :]
+        return centred * factor[None, None, :] + bias[None, None, :]

@@ -1,0 +1,44 @@
+"""Parameters whose axes have names, which training/sharding.py maps to mesh axes.
+
+======================  ===========================================================================
+name                    axis
+======================  ===========================================================================
+embed                   a tower's width
+mlp                     hidden width of a feed-forward half
+heads, head_dim         attention heads, size of one
+qkv                     the three of query, key and value
+layers                  a stack of equal layers
+vocab                   tokens of a vocabulary
+positions, token_types  rows of BERT's tables
+relative_positions      offsets between two tokens of a Swin window
+patch                   pixels of a patch
+merged                  the four neighbours that patch merging joins
+mel                     mel bins
+pooled                  output of BERT's pooler
+joint_hidden, joint     the projection into the space that the towers share
+======================  ===========================================================================
+
+No parameter has one name twice, so a table of rules can never put two of its axes on one mesh axis by
+naming an axis once.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+truncated_normal = nn.initializers.truncated_normal(stddev=0.02)
+"""The initialisation of BERT and Swin: N(0, 0.02), cut at two standard deviations."""
+zeros = nn.initializers.zeros_init()
+ones = nn.initializers.ones_init()
+
+
+def declare(
+    module: nn.Module,
+    name: str,
+    init: nn.initializers.Initializer,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+) -> Array:
+    """The float32 parameter ``name`` of ``module``, a name for each of its axes."""
+    # flax types the result as the box that holds the names; inside a module it is the array.
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)  # type: ignore[return-value]

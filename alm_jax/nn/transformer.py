@@ -1,0 +1,39 @@
+"""The post-norm transformer block of BERT."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from alm_jax.nn.attention import SelfAttention
+from alm_jax.nn.dropout import dropout
+from alm_jax.nn.mlp import Mlp
+from alm_jax.nn.norm import LayerNorm
+
+
+class PostNormBlock(nn.Module):
+    """x = norm(x + attention(x)); x = norm(x + mlp(x)). (Devlin et al. 2018, https://arxiv.org/abs/1810.04805)
+
+    Written as the body of `nn.scan`: returns (x, None).
+    """
+
+    num_heads: int
+    mlp_dim: int
+    epsilon: float
+    dropout_rate: float
+    """Of attention weights and of both branches; needs the "dropout" stream unless 0."""
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]
+    ) -> tuple[Float[Array, "B L D"], None]:
+        def make_key() -> Array | None:
+            return self.make_rng("dropout") if self.dropout_rate > 0.0 else None
+
+        y = SelfAttention(self.num_heads, self.dtype, dropout_rate=self.dropout_rate, name="attention")(
+            x, mask=mask[:, None, None, :], dropout_key=make_key()
+        )
+        y = dropout(y, self.dropout_rate, make_key())
+        x = LayerNorm(self.dtype, self.epsilon, name="attention_norm")(x + y)
+        y = dropout(Mlp(self.mlp_dim, self.dtype, name="mlp")(x), self.dropout_rate, make_key())
+        return LayerNorm(self.dtype, self.epsilon, name="mlp_norm")(x + y), None

@@ -1,0 +1,29 @@
+"""GELU and the feed-forward block against PyTorch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from alm_jax.nn.mlp import Mlp, gelu
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-6, 6, 1001).astype(np.float32)
+    expected = torch.nn.functional.gelu(torch.tensor(x))
+    np.testing.assert_allclose(gelu(jnp.asarray(x)), expected, atol=1e-6)
+
+
+def test_mlp_equals_two_linear_layers_of_pytorch():
+    up, down = torch.nn.Linear(8, 20), torch.nn.Linear(20, 8)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(x.detach().numpy()),
+        {
+            "up": {"kernel": up.weight.T, "bias": up.bias},
+            "down": {"kernel": down.weight.T, "bias": down.bias},
+        },
+    )
+    x = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+    expected = down(torch.nn.functional.gelu(up(torch.tensor(x)))).detach()
+    actual = Mlp(20, jnp.dtype("float32")).apply({"params": params}, jnp.asarray(x))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
