@@ -74,7 +74,8 @@ def to_json(value: Any) -> Any:
 
 def from_json(value: Any, expected: Any = ExperimentConfig, path: str = "config") -> Any:
     """The config that ``to_json`` wrote. Raises UserError where it names what this version does not know."""
-    choices = [kind for kind in (get_args(expected) or (expected,)) if dataclasses.is_dataclass(kind)]
+    alternatives: tuple[Any, ...] = get_args(expected) or (expected,)
+    choices: list[Any] = [kind for kind in alternatives if dataclasses.is_dataclass(kind)]
     if isinstance(value, dict) and choices:
         kinds = {kind.__name__: kind for kind in choices}
         kind = kinds.get(value.get(TYPE_KEY, ""))
@@ -84,7 +85,9 @@ def from_json(value: Any, expected: Any = ExperimentConfig, path: str = "config"
         fields = {name: item for name, item in value.items() if name != TYPE_KEY}
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(kind)})
         if unknown:
-            raise UserError(f"{path} has unknown fields {unknown}; it may come from another version of alm_jax")
+            raise UserError(
+                f"{path} has unknown fields {unknown}; it may come from another version of alm_jax"
+            )
         return kind(**{name: from_json(item, hints[name], f"{path}.{name}") for name, item in fields.items()})
     if isinstance(value, list):
         return tuple(from_json(item, element_type(expected), path) for item in value)

@@ -65,7 +65,9 @@ class PretrainedTwoTowers:
         # No column that is padding in every text need be computed.
         length = max(int(mask.sum(axis=1).max()), 1)
         return np.asarray(
-            embed_captions(self.config, self.variables, jnp.asarray(ids[:, :length]), jnp.asarray(mask[:, :length]))
+            embed_captions(
+                self.config, self.variables, jnp.asarray(ids[:, :length]), jnp.asarray(mask[:, :length])
+            )
         )
 
     def _embed_one(self, recording: str | Path | np.ndarray, sample_rate_hz: int | None) -> np.ndarray:
@@ -97,4 +99,6 @@ class PretrainedTwoTowers:
         if len(recording) == 0 or not np.isfinite(recording).all():
             raise DataError("a waveform is empty or holds NaN or infinite samples")
         waveform = recording.astype(np.float32)
-        return waveform if sample_rate_hz == rate_hz else soxr.resample(waveform, sample_rate_hz, rate_hz, "HQ")
+        return (
+            waveform if sample_rate_hz == rate_hz else soxr.resample(waveform, sample_rate_hz, rate_hz, "HQ")
+        )

@@ -1,5 +1,7 @@
 """A CLAP model small enough for a laptop, on sounds composed from a seed."""
 
+import dataclasses
+
 from alm_jax.encoders.audio import htsat
 from alm_jax.encoders.text import bert
 from alm_jax.experiment import ExperimentConfig
@@ -24,15 +26,24 @@ def get_config() -> ExperimentConfig:
                 frontend=ClapSpec(
                     sample_rate_hz=16000,
                     n_fft=1024,
-                    hop_samples=128,
+                    hop_samples=256,
+                    num_mels=32,
                     fmax_hz=8000.0,
                     clip=ClipSpec(clip_sec=2.0, train_crop="centre"),
                 ),
-                audio=htsat.NANO,
-                text=bert.NANO,
+                audio=dataclasses.replace(
+                    htsat.NANO,
+                    spec_size=64,
+                    num_mels=32,
+                    depths=(2, 2, 2),
+                    num_heads=(2, 4, 8),
+                    spec_augment_time_stripes=0,
+                    spec_augment_freq_stripes=0,
+                ),
+                text=dataclasses.replace(bert.NANO, vocab_size=600, dropout=0.0),
                 embed_dim=128,
             ),
         ),
         optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=50),
-        training=TrainingConfig(num_steps=300, batch_size=32, save_every=100),
+        training=TrainingConfig(num_steps=500, batch_size=64, eval_every=100, save_every=250),
     )

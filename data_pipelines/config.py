@@ -106,7 +106,7 @@ class DataConfig:
     """Split(s) to train on, joined with ``+``."""
     eval_split: str = "test"
     """Split(s) to evaluate on, joined with ``+``."""
-    cache_dir: str = ".cache/alm_jax"
+    cache_dir: str = "~/.cache/alm_jax/data"
     """Where prepared data sets are kept."""
     max_bad_fraction: float = 0.05
     """Largest fraction of the recordings that may be rejected before the build gives up."""

@@ -18,7 +18,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
-DATA_DIR = Path(os.environ.get("ALM_DATA_DIR", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
+DATA_DIR = Path(
+    os.environ.get("ALM_DATA_DIR", Path(__file__).parents[1] / ".." / "shared" / "data")
+).resolve()
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,9 @@ def test_imports_point_to_the_left(path):
         elif top == "alm_jax" and target in LAYER:
             here = room(path)
             same_room = target == here
-            assert same_room or LAYER[target] < LAYER[here] or LAYER[here] == 0, f"{relative(path)} imports {name}"
+            assert same_room or LAYER[target] < LAYER[here] or LAYER[here] == 0, (
+                f"{relative(path)} imports {name}"
+            )
         elif top == "data_pipelines":
             assert LAYER[room(path)] >= LAYER["experiment"], f"{relative(path)} imports {name}"
 
@@ -70,7 +72,9 @@ def test_each_concern_has_its_place(path):
         if name.startswith("flax.linen"):
             assert room(path) in ("nn", "encoders", "models"), f"{where} imports {name}"
         if name.endswith((".NamedSharding", ".make_mesh")):
-            assert where in ("alm_jax/training/mesh.py", "alm_jax/training/sharding.py"), f"{where} imports {name}"
+            assert where in ("alm_jax/training/mesh.py", "alm_jax/training/sharding.py"), (
+                f"{where} imports {name}"
+            )
         if name.partition(".")[0] in ("tensorflow", "tensorflow_datasets"):
             assert where.startswith("data_pipelines/"), f"{where} imports {name}"
 
@@ -93,7 +97,9 @@ def test_what_is_public_is_documented(path):
             assert ast.get_docstring(node), f"{relative(path)}: {node.name}"
 
 
-@pytest.mark.parametrize("command", ["import alm_jax", "from alm_jax.cli.main import dispatch; dispatch(['--help'])"])
+@pytest.mark.parametrize(
+    "command", ["import alm_jax", "from alm_jax.cli.main import dispatch; dispatch(['--help'])"]
+)
 def test_starting_loads_neither_jax_nor_tensorflow(command):
     code = f"{command}\nimport sys\nassert not {{'jax', 'tensorflow', 'numpy'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)

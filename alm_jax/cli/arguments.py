@@ -45,12 +45,16 @@ def load_run(workdir: Path) -> ExperimentConfig:
     """
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
-        raise UserError(f"{workdir} holds no run: there is no {folder}. Expected a --workdir of `alm pretrain`")
+        raise UserError(
+            f"{workdir} holds no run: there is no {folder}. Expected a --workdir of `alm pretrain`"
+        )
     checkpoints = Checkpoints(folder, keep=0)
     try:
         steps = checkpoints.steps()
         if not steps:
-            raise UserError(f"{folder} holds no finished checkpoint yet; let `alm pretrain` reach its first save")
+            raise UserError(
+                f"{folder} holds no finished checkpoint yet; let `alm pretrain` reach its first save"
+            )
         return from_json(checkpoints.manifest(steps[-1])["config"])
     finally:
         checkpoints.close()

@@ -16,7 +16,9 @@ from data_pipelines.prepared import Prepared
 def run(args: Sequence[str]) -> None:
     """The command."""
     parser = Parser("data", "Build the data set of a config, or find it built, and show what is in it.")
-    parser.add_argument("config", help="a file with get_config(); its fields are options, as in `alm pretrain`")
+    parser.add_argument(
+        "config", help="a file with get_config(); its fields are options, as in `alm pretrain`"
+    )
     if not args or args[0] in ("-h", "--help"):
         parser.print_help(sys.stdout if args else sys.stderr)
         if args:
@@ -39,7 +41,9 @@ def show(data: Prepared) -> None:
             split.captions(0)[0],
         )
     console.print(table)
-    console.print(f"classes: {len(data.class_names)}; tokens: {data.tokenizer.get_vocab_size()}", soft_wrap=True)
+    console.print(
+        f"classes: {len(data.class_names)}; tokens: {data.tokenizer.get_vocab_size()}", soft_wrap=True
+    )
     console.print(f"rejected recordings: {data.num_rejected}", soft_wrap=True)
     console.print(f"records: {data.folder}", soft_wrap=True)
     console.print(f"fingerprint: {data.fingerprint}", soft_wrap=True)

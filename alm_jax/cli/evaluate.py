@@ -20,7 +20,9 @@ def run(args: Sequence[str]) -> None:
     parser = Parser("evaluate", "Zero-shot accuracy and retrieval of the newest checkpoint of a run.")
     parser.add_argument("workdir", type=Path, help="the folder of an `alm pretrain` run")
     parser.add_argument("--split", help="the split(s) to measure, by default the config's data.eval_split")
-    parser.add_argument("--json", help="also write the figures as one flat JSON object to this file, or - for stdout")
+    parser.add_argument(
+        "--json", help="also write the figures as one flat JSON object to this file, or - for stdout"
+    )
     own = parser.parse_args(args)
     metrics = evaluate_run(own.workdir, split=own.split)
     text = json.dumps(metrics, indent=2)
@@ -38,7 +40,7 @@ def evaluate_run(workdir: Path, *, split: str | None = None) -> dict[str, float 
     session, state = restore_run(workdir)
     name = split or session.config.data.eval_split
     result = session.evaluate(state, session.evaluation_set(name))
-    metrics = {"split": name, "step": int(state.step)} | result.metrics
+    metrics: dict[str, float | int | str] = {"split": name, "step": int(state.step), **result.metrics}
     if split is None:
         (workdir / EVALUATION).write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics

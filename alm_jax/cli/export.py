@@ -42,9 +42,13 @@ def run(args: Sequence[str]) -> None:
     """The command."""
     parser = Parser("export", "Write the newest checkpoint of a run in another library's format.")
     parser.add_argument("workdir", type=Path, help="the folder of an `alm pretrain` run")
-    parser.add_argument("--format", choices=["transformers"], default="transformers", help="who is to load it")
+    parser.add_argument(
+        "--format", choices=["transformers"], default="transformers", help="who is to load it"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--licence", default="other", help="of the weights, for the model card (default: other)")
+    parser.add_argument(
+        "--licence", default="other", help="of the weights, for the model card (default: other)"
+    )
     own = parser.parse_args(args)
     export_run(own.workdir, own.out, licence=own.licence)
 
@@ -64,7 +68,9 @@ def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
         card = write_model_card(
             name=session.config.name,
             licence=licence,
-            datasets={type(session.config.data.dataset).__name__.removesuffix("Config"): session.data.licence},
+            datasets={
+                type(session.config.data.dataset).__name__.removesuffix("Config"): session.data.licence
+            },
             metrics=last_metrics(workdir),
             config=to_json(session.config),
             step=int(state.step),
@@ -77,7 +83,9 @@ def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
     write(None)
     console.print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}", soft_wrap=True)
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
-        console.print("PyTorch is not installed, so the export was not compared with transformers ([torch] extra)")
+        console.print(
+            "PyTorch is not installed, so the export was not compared with transformers ([torch] extra)"
+        )
         return None
     error = compare(session, out)
     if not error <= MAX_LOGIT_ERROR:

@@ -29,7 +29,9 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("config", help="a file with get_config(), such as configs/demo.py")
     parser.add_argument("--workdir", type=Path, help="the run's folder; holds everything the run leaves")
     parser.add_argument(
-        "--multihost", action="store_true", help="join the processes of the cluster that JAX finds (Slurm, TPU, GKE)"
+        "--multihost",
+        action="store_true",
+        help="join the processes of the cluster that JAX finds (Slurm, TPU, GKE)",
     )
     parser.epilog = "Every field of the config is an option: `alm pretrain CONFIG --help` lists them."
     if not args or args[0] in ("-h", "--help"):
@@ -40,7 +42,9 @@ def run(args: Sequence[str]) -> None:
     own, overrides = split_arguments(parser, args)
     config = read_config(own.config, overrides, prog=f"alm pretrain {own.config}")
     if own.workdir is None:
-        raise UserError(f"--workdir is missing: name the run's folder, for example --workdir runs/{config.name}")
+        raise UserError(
+            f"--workdir is missing: name the run's folder, for example --workdir runs/{config.name}"
+        )
     distributed.initialize(multihost=own.multihost)
     pretrain(config, own.workdir)
 
@@ -92,7 +96,9 @@ def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> Eva
     if start_step:
         console.print(f"continuing after step {start_step} of {config.training.num_steps}", highlight=False)
     if start_step > config.training.num_steps:
-        raise UserError(f"{workdir} has trained {start_step} steps, training.num_steps is {config.training.num_steps}")
+        raise UserError(
+            f"{workdir} has trained {start_step} steps, training.num_steps is {config.training.num_steps}"
+        )
 
     # --- the loop
     evaluation_set = session.evaluation_set()
@@ -160,7 +166,9 @@ def describe(session: Session, num_train: int) -> str:
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
     if training.parallelism == "jit":
-        devices += " as " + " x ".join(f"{size} {axis}" for axis, size in session.mesh.shape.items() if size > 1)
+        devices += " as " + " x ".join(
+            f"{size} {axis}" for axis, size in session.mesh.shape.items() if size > 1
+        )
         devices = devices.removesuffix(" as ")
     return (
         f"{session.config.name}: {num_parameters / 1e6:.1f} M parameters, {num_train:,} clips, "

@@ -31,7 +31,7 @@ def write_run_report(
 ) -> None:
     """Writes a run's last figures and its report page."""
     config = session.config
-    metrics = {"split": config.data.eval_split, "step": int(state.step)} | result.metrics
+    metrics = {"split": config.data.eval_split, "step": int(state.step), **result.metrics}
     (workdir / EVALUATION).write_text(json.dumps(metrics, indent=2) + "\n")
 
     # Clips from all over the split, since neighbours are often of one class or one source.
@@ -82,11 +82,17 @@ def clip_features(session: Session, data: EvaluationSet, indices: np.ndarray) ->
         if wanted:
             clips, _ = cut_clips(
                 session.model,
-                {key: jnp.asarray(batch[key][wanted]) for key in (contract.AUDIO, contract.AUDIO_NUM_SAMPLES)},
+                {
+                    key: jnp.asarray(batch[key][wanted])
+                    for key in (contract.AUDIO, contract.AUDIO_NUM_SAMPLES)
+                },
                 crop="centre",
             )
             features = np.asarray(compute_features(clips[:, 0], session.model.frontend))
-            rows |= {int(batch[contract.INDEX][row]): feature for row, feature in zip(wanted, features, strict=True)}
+            rows |= {
+                int(batch[contract.INDEX][row]): feature
+                for row, feature in zip(wanted, features, strict=True)
+            }
     return np.stack([rows[int(index)] for index in indices])
 
 

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that a restarted run starts at once; JAX_COMPILATION_CACHE_DIR moves it."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "alm_jax" / "xla"))
 
@@ -50,7 +50,9 @@ class Session:
         self.config = config
         self.mesh = meshes.build_mesh(training.mesh)
         num_shards = (
-            jax.local_device_count() if training.parallelism == "pmap" else sharding.num_batch_shards(self.mesh)
+            jax.local_device_count()
+            if training.parallelism == "pmap"
+            else sharding.num_batch_shards(self.mesh)
         )
         meshes.check_batch_size(training.batch_size, training.num_microbatches, num_shards)
         self.eval_batch_size = -(-config.evaluation.batch_size // num_shards) * num_shards
@@ -186,9 +188,7 @@ def build_parallel(config: ExperimentConfig, objective: Any, mesh: Any) -> Paral
     training = config.training
     abstract = jax.eval_shape(objective.init, jax.random.key(0))
     optimizer = build_optimizer(config.optimizer, training.num_steps, abstract["params"])
-    init = functools.partial(
-        init_state, objective, optimizer, config.seed, with_ema=training.ema_decay > 0
-    )
+    init = functools.partial(init_state, objective, optimizer, config.seed, with_ema=training.ema_decay > 0)
     step = functools.partial(
         build_train_step,
         objective,

@@ -36,13 +36,14 @@ def loss_and_gradients(
     if axis_name is not None:
         # Each device draws its own noise for its own rows.
         index = jax.lax.axis_index(axis_name)
-        key_prepare, key_encode = jax.random.fold_in(key_prepare, index), jax.random.fold_in(key_encode, index)
+        key_prepare, key_encode = (
+            jax.random.fold_in(key_prepare, index),
+            jax.random.fold_in(key_encode, index),
+        )
     inputs = objective.prepare(batch, key_prepare, train=True, axis_name=axis_name)
 
     def encode(params: Params, inputs: Inputs, key: Any) -> tuple[PyTree, Params]:
-        return objective.encode(
-            variables | {"params": params}, inputs, key, train=True, axis_name=axis_name
-        )
+        return objective.encode(variables | {"params": params}, inputs, key, train=True, axis_name=axis_name)
 
     def combine(params: Params, outputs: PyTree) -> tuple[Array, Metrics]:
         loss, metrics = objective.combine(params, outputs, batch["mask"], axis_name=axis_name)

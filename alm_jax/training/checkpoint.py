@@ -62,7 +62,8 @@ def describe_arrays(tree: PyTree, *, with_checksums: bool) -> dict[str, dict[str
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
     names = ["/".join(_part(part) for part in path) for path in paths]
     table: dict[str, dict[str, Any]] = {
-        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in zip(names, leaves, strict=True)
+        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+        for name, leaf in zip(names, leaves, strict=True)
     }
     if with_checksums:
         for name, value in zip(names, jax.device_get(_checksums(list(leaves))), strict=True):
@@ -74,19 +75,24 @@ def _part(part: Any) -> str:
     return str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part))))
 
 
-def check_same_arrays(found: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]], where: str) -> None:
+def check_same_arrays(
+    found: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]], where: str
+) -> None:
     """Raises UserError with a table of the differences unless names, shapes and dtypes agree."""
     rows = []
     for name in sorted(set(found) | set(expected)):
         old, new = (
-            f"{table[name]['dtype']}{table[name]['shape']}" if name in table else "absent" for table in (found, expected)
+            f"{table[name]['dtype']}{table[name]['shape']}" if name in table else "absent"
+            for table in (found, expected)
         )
         if old != new:
             rows.append(f"  {name}: {old} in the checkpoint, {new} in this run")
     if rows:
         more = f"\n  ... and {len(rows) - 20} more" if len(rows) > 20 else ""
         raise UserError(
-            f"{where} does not fit this run's model and optimizer:\n" + "\n".join(rows[:20]) + more
+            f"{where} does not fit this run's model and optimizer:\n"
+            + "\n".join(rows[:20])
+            + more
             + "\nRun with the config that the checkpoint was made with, or in another --workdir."
         )
 
@@ -157,7 +163,9 @@ class Checkpoints:
         try:
             manifest = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise DataError(f"the manifest of checkpoint {path.parents[1]} cannot be read: {error}") from error
+            raise DataError(
+                f"the manifest of checkpoint {path.parents[1]} cannot be read: {error}"
+            ) from error
         if manifest.get("format") != FORMAT:
             raise UserError(
                 f"checkpoint {path.parents[1]} has format {manifest.get('format')}, this version reads {FORMAT}"
@@ -185,7 +193,9 @@ class Checkpoints:
         found = describe_arrays(tree, with_checksums=True)
         damaged = [name for name in saved if saved[name]["checksum"] != found[name]["checksum"]]
         if damaged:
-            raise DataError(f"{where} is damaged: the checksums of {len(damaged)} array(s) differ, {damaged[0]} first")
+            raise DataError(
+                f"{where} is damaged: the checksums of {len(damaged)} array(s) differ, {damaged[0]} first"
+            )
         return TrainState(**{"ema_params": None} | tree)
 
     def restore_latest(self, abstract: TrainState) -> TrainState | None:
@@ -204,7 +214,9 @@ class Checkpoints:
                     (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
                 self._manager.reload()
         if steps:
-            raise DataError(f"none of the checkpoints {steps} in {self.folder} can be read; they are kept as damaged-*")
+            raise DataError(
+                f"none of the checkpoints {steps} in {self.folder} can be read; they are kept as damaged-*"
+            )
         return None
 
     def close(self) -> None:

@@ -22,8 +22,10 @@ def initialize(*, multihost: bool = False) -> None:
         return
     if given and len(given) < len(VARIABLES):
         missing = [name for name in VARIABLES if name not in given]
-        raise UserError(f"the environment sets {given} but not {missing}: a run of several processes needs all three")
-    if jax.config.jax_platforms == "cpu":
+        raise UserError(
+            f"the environment sets {given} but not {missing}: a run of several processes needs all three"
+        )
+    if jax.config.jax_platforms == "cpu":  # type: ignore[attr-defined]
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         if given:

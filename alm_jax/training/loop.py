@@ -125,8 +125,8 @@ class Loop:
                 if stopping and not is_last:
                     self.save(state, wait=True)
                     raise PreemptedError(
-                        f"stopped by request after step {step} of {config.num_steps}, saved in {self.checkpoints.folder}; "
-                        "run the same command again to continue"
+                        f"stopped by request after step {step} of {config.num_steps}, saved in "
+                        f"{self.checkpoints.folder}; run the same command again to continue"
                     )
                 if is_due(step, config.eval_every) and not is_last:
                     self.record_evaluation(state, step)
@@ -172,7 +172,9 @@ class Loop:
         )
         if num_skipped >= self.config.max_skipped:
             path = self.workdir / f"nonfinite-step-{pending.step}.json"
-            path.write_text(json.dumps({"steps": dict(self._recent_index), "metrics": str(metrics)}, indent=2))
+            path.write_text(
+                json.dumps({"steps": dict(self._recent_index), "metrics": str(metrics)}, indent=2)
+            )
             raise DataError(
                 f"loss or gradients were not finite for {num_skipped} steps in a row, up to step {pending.step}; "
                 f"the examples of those steps are listed in {path}. Look for bad recordings there, or lower "
@@ -202,7 +204,12 @@ class Loop:
         self._last_record = time.perf_counter()
 
 
-SHOWN = ("validation/loss", "zero_shot/accuracy", "retrieval/text_to_audio/r@1", "retrieval/audio_to_text/r@1")
+SHOWN = (
+    "validation/loss",
+    "zero_shot/accuracy",
+    "retrieval/text_to_audio/r@1",
+    "retrieval/audio_to_text/r@1",
+)
 """Figures of an evaluation that are worth a place on one line."""
 
 

@@ -58,7 +58,9 @@ def match_paths(params: Params, patterns: tuple[str, ...], what: str, *, all_mus
     for pattern in compiled:
         if all_must_match and not any(pattern.search(path) for path in jax.tree.leaves(paths)):
             tops = sorted({path.split("/")[0] for path in jax.tree.leaves(paths)})
-            raise UserError(f"{what} holds {pattern.pattern!r}, which matches no parameter; paths begin with {tops}")
+            raise UserError(
+                f"{what} holds {pattern.pattern!r}, which matches no parameter; paths begin with {tops}"
+            )
     return jax.tree.map(lambda path: any(pattern.search(path) for pattern in compiled), paths)
 
 

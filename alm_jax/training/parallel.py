@@ -120,7 +120,9 @@ class PmapParallel:
     def __init__(self, init_state: InitState, train_step: TrainStep):
         """``train_step`` must have been built with ``axis_name=PMAP_AXIS``."""
         if jax.process_count() > 1:
-            raise UserError("training.parallelism is 'pmap', which runs in one process; use 'jit' on several hosts")
+            raise UserError(
+                "training.parallelism is 'pmap', which runs in one process; use 'jit' on several hosts"
+            )
         self._init = jax.jit(init_state)
         self._abstract = jax.eval_shape(init_state)
         self._step = jax.pmap(train_step, axis_name=PMAP_AXIS, donate_argnums=0)

@@ -54,9 +54,7 @@ def build_train_step(
             "learning_rate": schedule(state.step),
             "num_skipped": jnp.where(is_finite, 0, state.num_skipped + 1),
         }
-        return dataclasses.replace(
-            updated, step=state.step + 1, num_skipped=metrics["num_skipped"]
-        ), metrics
+        return dataclasses.replace(updated, step=state.step + 1, num_skipped=metrics["num_skipped"]), metrics
 
     return train_step
 

@@ -66,7 +66,9 @@ def check_config(workdir: Path, config: dict[str, Any]) -> None:
         if old.get(key) != new.get(key) and not key.startswith(RESUMABLE)
     ]
     if changed:
-        rows = "\n".join(f"  {key.replace('/', '.')}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
+        rows = "\n".join(
+            f"  {key.replace('/', '.')}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed
+        )
         raise UserError(
             f"{workdir} holds a run with another config:\n{rows}\n"
             "Continue it with the config it was started with, or choose another --workdir."

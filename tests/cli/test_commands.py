@@ -35,12 +35,11 @@ def pretrain(folder):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    """A run of four steps."""
+    """A run of six steps."""
     workdir = folder / "run"
-    code = dispatch(
-        ["pretrain", str(CONFIG), "--workdir", str(workdir), "--data.cache-dir", str(folder / "data")]
-        + ["--training.num-steps", "6", "--training.save-every", "3", "--training.eval-every", "4"]
-    )
+    options = ["--training.num-steps", "6", "--training.save-every", "3", "--training.eval-every", "4"]
+    own = ["--workdir", str(workdir), "--data.cache-dir", str(folder / "data")]
+    code = dispatch(["pretrain", str(CONFIG), *own, *options])
     assert code == 0
     return workdir
 

@@ -31,7 +31,9 @@ def start(folder):
         command = [sys.executable, "-m", "alm_jax", "pretrain", str(CONFIG), "--workdir", str(workdir)]
         return subprocess.Popen(
             [*command, "--data.cache-dir", str(folder / "data")],
-            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla"), "JAX_PLATFORMS": "cpu"} | environment,
+            env=os.environ
+            | {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla"), "JAX_PLATFORMS": "cpu"}
+            | environment,
             stderr=subprocess.PIPE,
             text=True,
         )

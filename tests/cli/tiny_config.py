@@ -41,11 +41,15 @@ def get_config() -> ExperimentConfig:
                     spec_augment_time_width=8,
                     spec_augment_freq_width=4,
                 ),
-                text=dataclasses.replace(NANO, width=32, num_heads=2, mlp_dim=64, vocab_size=320, dropout=0.1),
+                text=dataclasses.replace(
+                    NANO, width=32, num_heads=2, mlp_dim=64, vocab_size=320, dropout=0.1
+                ),
                 embed_dim=16,
             ),
             augment=WaveformAugmentConfig(gain_db=3.0, roll=True),
         ),
         optimizer=AdamWConfig(warmup_steps=5),
-        training=TrainingConfig(num_steps=100, batch_size=16, num_microbatches=2, ema_decay=0.9, save_every=10),
+        training=TrainingConfig(
+            num_steps=100, batch_size=16, num_microbatches=2, ema_decay=0.9, save_every=10
+        ),
     )

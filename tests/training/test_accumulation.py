@@ -69,9 +69,7 @@ def test_loss_equals_the_float64_formula(objective, variables, whole):
 def test_averaging_the_losses_of_halves_would_be_wrong(run, whole):
     """The reason for this module: pairs of another half are negatives too."""
     batch = make_batch(ROWS, num_padding=NUM_PADDING)
-    halves = [
-        run(1, batch | {"mask": batch["mask"] & (np.arange(ROWS) % 2 == half)})[0] for half in range(2)
-    ]
+    halves = [run(1, batch | {"mask": batch["mask"] & (np.arange(ROWS) % 2 == half)})[0] for half in range(2)]
     assert abs(np.mean(halves) - whole[0]) > 0.1
 
 

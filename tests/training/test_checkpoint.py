@@ -74,7 +74,9 @@ def test_an_asynchronous_save_keeps_the_values_of_its_step(checkpoints):
     state = make_state(1)
     expected = jax.device_get(state)
     checkpoints.save(state)
-    overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 7 if x.dtype == jnp.float32 else x, s), donate_argnums=0)
+    overwrite = jax.jit(
+        lambda s: jax.tree.map(lambda x: x * 0 + 7 if x.dtype == jnp.float32 else x, s), donate_argnums=0
+    )
     for _ in range(20):
         state = overwrite(state)
     checkpoints.wait()
@@ -129,7 +131,9 @@ def test_another_shape_or_dtype_is_a_table_not_a_cast(checkpoints):
     object.__setattr__(wanted, "params", {"kernel": half, "bias": half})
     with pytest.raises(UserError) as error:
         checkpoints.restore_latest(wanted)
-    assert "params/kernel: float32[64, 48] in the checkpoint, bfloat16[64, 48] in this run" in str(error.value)
+    assert "params/kernel: float32[64, 48] in the checkpoint, bfloat16[64, 48] in this run" in str(
+        error.value
+    )
     assert "params/bias: absent in the checkpoint" in str(error.value)
 
 
@@ -150,7 +154,10 @@ def test_a_state_cut_over_eight_devices_restores_whole_and_cut_otherwise(checkpo
     state = make_state(1, kernel_sharding(MeshConfig(data=1, fsdp=8)))
     assert not state.params["kernel"].is_fully_replicated
     checkpoints.save(state, wait=True)
-    for placed in (kernel_sharding(MeshConfig(data=2, fsdp=2, tensor=2)), replicated(build_mesh(MeshConfig()))):
+    for placed in (
+        kernel_sharding(MeshConfig(data=2, fsdp=2, tensor=2)),
+        replicated(build_mesh(MeshConfig())),
+    ):
         wanted = abstract(make_state(0, placed))
         restored = checkpoints.restore_latest(wanted)
         assert restored.params["kernel"].sharding == placed
@@ -182,7 +189,9 @@ def small_disk(tmp_path):
     """A file system of 2 MB, where this process may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.decode().strip()}")
     yield folder
