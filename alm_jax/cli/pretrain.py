@@ -149,7 +149,9 @@ def restore_or_init(session: Session, checkpoints: Checkpoints) -> tuple[TrainSt
     if restored is None:
         return parallel.init(), 0
     step = int(restored.step)
-    saved = checkpoints.manifest(step)["data_fingerprint"]
+    manifest = checkpoints.manifest(step)
+    run_folder.check_resumable(manifest["config"], to_json(session.config), where=str(checkpoints.folder))
+    saved = manifest["data_fingerprint"]
     if saved != session.data.fingerprint:
         raise UserError(
             f"the data set has changed since this run was saved (fingerprint {saved[:12]} then, "

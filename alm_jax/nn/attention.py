@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from alm_jax.nn.dense import Dense
+from alm_jax.nn.parameter import truncated_normal
 from alm_jax.ops.attention import attend
 
 
@@ -18,6 +19,7 @@ class SelfAttention(nn.Module):
     dtype: jnp.dtype
     use_qkv_bias: bool = True
     dropout_rate: float = 0.0
+    kernel_init: nn.initializers.Initializer = truncated_normal
 
     @nn.compact
     def __call__(
@@ -35,10 +37,12 @@ class SelfAttention(nn.Module):
             ("embed", "qkv", "heads", "head_dim"),
             self.dtype,
             use_bias=self.use_qkv_bias,
+            kernel_init=self.kernel_init,
             name="qkv",
         )(x)
         query, key, value = (qkv[..., i, :, :] for i in range(3))
         attended = attend(
             query, key, value, bias=bias, mask=mask, dropout_rate=self.dropout_rate, dropout_key=dropout_key
         )
-        return Dense((width,), ("heads", "head_dim", "embed"), self.dtype, name="out")(attended)
+        axes = ("heads", "head_dim", "embed")
+        return Dense((width,), axes, self.dtype, kernel_init=self.kernel_init, name="out")(attended)

@@ -6,6 +6,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from alm_jax.nn.dense import Dense
+from alm_jax.nn.parameter import truncated_normal
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -18,8 +19,10 @@ class Mlp(nn.Module):
 
     mlp_dim: int
     dtype: jnp.dtype
+    kernel_init: nn.initializers.Initializer = truncated_normal
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        hidden = gelu(Dense((self.mlp_dim,), ("embed", "mlp"), self.dtype, name="up")(x))
-        return Dense((x.shape[-1],), ("mlp", "embed"), self.dtype, name="down")(hidden)
+        init = self.kernel_init
+        hidden = gelu(Dense((self.mlp_dim,), ("embed", "mlp"), self.dtype, kernel_init=init, name="up")(x))
+        return Dense((x.shape[-1],), ("mlp", "embed"), self.dtype, kernel_init=init, name="down")(hidden)

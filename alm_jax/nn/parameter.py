@@ -28,6 +28,12 @@ from jaxtyping import Array
 
 truncated_normal = nn.initializers.truncated_normal(stddev=0.02)
 """The initialisation of BERT and Swin: N(0, 0.02), cut at two standard deviations."""
+KERNEL_INITS = {
+    "normal": truncated_normal,
+    "fan_in": nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
+}
+"""How a tower's kernels start. 0.02 suits widths near 768, where it is close to 1/sqrt(fan-in); in a tower of width
+64 it makes every branch almost nothing, and training slow: from scratch, such a tower wants "fan_in"."""
 zeros = nn.initializers.zeros_init()
 ones = nn.initializers.ones_init()
 

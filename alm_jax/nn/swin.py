@@ -65,6 +65,7 @@ class SwinBlock(nn.Module):
     drop_path_rate: float
     use_qkv_bias: bool
     dtype: jnp.dtype
+    kernel_init: nn.initializers.Initializer = truncated_normal
 
     @nn.compact
     def __call__(self, x: Float[Array, "B height width D"], train: bool) -> Float[Array, "B height width D"]:
@@ -87,16 +88,16 @@ class SwinBlock(nn.Module):
             mask = jnp.asarray(shift_mask(height, width, window, shift))[None, :, None, :, :]
         else:
             mask = None
-        y = SelfAttention(self.num_heads, self.dtype, self.use_qkv_bias, name="attention")(
-            split_windows(y, window), bias=bias[None, None, :, :, :], mask=mask
-        )
+        y = SelfAttention(
+            self.num_heads, self.dtype, self.use_qkv_bias, kernel_init=self.kernel_init, name="attention"
+        )(split_windows(y, window), bias=bias[None, None, :, :, :], mask=mask)
         y = join_windows(y, window, height, width)
         if shift:
             y = jnp.roll(y, (shift, shift), axis=(1, 2))
         x = x + self.drop(y, train)
 
         y = LayerNorm(self.dtype, name="mlp_norm")(x)
-        y = Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
+        y = Mlp(self.mlp_dim, self.dtype, self.kernel_init, name="mlp")(y)
         return x + self.drop(y, train)
 
     def drop(self, branch: Float[Array, "B *rest"], train: bool) -> Float[Array, "B *rest"]:
@@ -110,6 +111,7 @@ class PatchMerging(nn.Module):
     """Joins each 2 x 2 neighbourhood into one token of twice the width: Linear(LayerNorm([4D])) -> [2D]."""
 
     dtype: jnp.dtype
+    kernel_init: nn.initializers.Initializer = truncated_normal
 
     @nn.compact
     def __call__(self, x: Float[Array, "B height width D"]) -> Float[Array, "B half_height half_width D2"]:
@@ -118,4 +120,6 @@ class PatchMerging(nn.Module):
         # Published order of the neighbours (row, column): (0, 0), (1, 0), (0, 1), (1, 1).
         x = x.transpose(0, 1, 3, 4, 2, 5).reshape(b, height // 2, width // 2, 4 * d)
         x = LayerNorm(self.dtype, axis="merged", name="norm")(x)
-        return Dense((2 * d,), ("merged", "embed"), self.dtype, use_bias=False, name="reduction")(x)
+        return Dense(
+            (2 * d,), ("merged", "embed"), self.dtype, False, kernel_init=self.kernel_init, name="reduction"
+        )(x)

@@ -8,6 +8,7 @@ from alm_jax.nn.attention import SelfAttention
 from alm_jax.nn.dropout import dropout
 from alm_jax.nn.mlp import Mlp
 from alm_jax.nn.norm import LayerNorm
+from alm_jax.nn.parameter import truncated_normal
 
 
 class PostNormBlock(nn.Module):
@@ -22,6 +23,7 @@ class PostNormBlock(nn.Module):
     dropout_rate: float
     """Of attention weights and of both branches; needs the "dropout" stream unless 0."""
     dtype: jnp.dtype
+    kernel_init: nn.initializers.Initializer = truncated_normal
 
     @nn.compact
     def __call__(
@@ -30,10 +32,15 @@ class PostNormBlock(nn.Module):
         def make_key() -> Array | None:
             return self.make_rng("dropout") if self.dropout_rate > 0.0 else None
 
-        y = SelfAttention(self.num_heads, self.dtype, dropout_rate=self.dropout_rate, name="attention")(
-            x, mask=mask[:, None, None, :], dropout_key=make_key()
-        )
+        y = SelfAttention(
+            self.num_heads,
+            self.dtype,
+            dropout_rate=self.dropout_rate,
+            kernel_init=self.kernel_init,
+            name="attention",
+        )(x, mask=mask[:, None, None, :], dropout_key=make_key())
         y = dropout(y, self.dropout_rate, make_key())
         x = LayerNorm(self.dtype, self.epsilon, name="attention_norm")(x + y)
-        y = dropout(Mlp(self.mlp_dim, self.dtype, name="mlp")(x), self.dropout_rate, make_key())
+        y = Mlp(self.mlp_dim, self.dtype, self.kernel_init, name="mlp")(x)
+        y = dropout(y, self.dropout_rate, make_key())
         return LayerNorm(self.dtype, self.epsilon, name="mlp_norm")(x + y), None

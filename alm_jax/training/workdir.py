@@ -57,20 +57,24 @@ def locked(workdir: Path) -> Iterator[None]:
 def check_config(workdir: Path, config: dict[str, Any]) -> None:
     """Raises UserError with a table where ``workdir`` was started with a config that this one may not continue."""
     path = workdir / CONFIG
-    if not path.exists():
-        return
-    old, new = flatten(json.loads(path.read_text())), flatten(config)
+    if path.exists():
+        check_resumable(json.loads(path.read_text()), config, where=str(workdir))
+
+
+def check_resumable(old: dict[str, Any], new: dict[str, Any], *, where: str) -> None:
+    """Raises UserError with a table unless a run of the config ``old`` may go on with ``new``."""
+    before, after = flatten(old), flatten(new)
     changed = [
         key
-        for key in sorted(set(old) | set(new))
-        if old.get(key) != new.get(key) and not key.startswith(RESUMABLE)
+        for key in sorted(set(before) | set(after))
+        if before.get(key) != after.get(key) and not key.startswith(RESUMABLE)
     ]
     if changed:
         rows = "\n".join(
-            f"  {key.replace('/', '.')}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed
+            f"  {key.replace('/', '.')}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed
         )
         raise UserError(
-            f"{workdir} holds a run with another config:\n{rows}\n"
+            f"{where} holds a run with another config:\n{rows}\n"
             "Continue it with the config it was started with, or choose another --workdir."
         )
 

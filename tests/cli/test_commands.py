@@ -142,6 +142,11 @@ def test_another_config_in_the_same_folder_is_a_table(trained, pretrain, capsys)
     errors = capsys.readouterr().err
     assert "optimizer.peak_lr: 0.001 -> 0.5" in errors
     assert "save_every" not in errors
+    # The checkpoints know their config too, should somebody remove the file.
+    (trained / "config.json").rename(trained / "moved.json")
+    assert pretrain("--training.num-steps", "6", "--optimizer.peak-lr", "0.5", workdir=trained) == 2
+    assert "optimizer.peak_lr: 0.001 -> 0.5" in capsys.readouterr().err
+    (trained / "moved.json").rename(trained / "config.json")
 
 
 def test_export_is_what_transformers_loads(trained, tmp_path, capsys):

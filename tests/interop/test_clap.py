@@ -77,14 +77,15 @@ def test_transformers_computes_our_logits_from_raw_clips(
 
 def test_import_is_the_export_bit_for_bit(folder, nano_config, variables):
     config, imported, tokenizer_path = import_clap(folder)
-    # SpecAugment is training's alone and no file of transformers holds it.
-    augmentation = {
+    # SpecAugment and initialisers are training's alone, and no file of transformers holds them.
+    training_alone = {
         field.name: getattr(config.audio, field.name)
         for field in dataclasses.fields(config.audio)
-        if field.name.startswith("spec_augment")
+        if field.name.startswith(("spec_augment", "kernel_init"))
     }
-    audio = dataclasses.replace(nano_config.audio, **augmentation)
-    assert config == dataclasses.replace(nano_config, audio=audio)
+    audio = dataclasses.replace(nano_config.audio, **training_alone)
+    text = dataclasses.replace(nano_config.text, kernel_init=config.text.kernel_init)
+    assert config == dataclasses.replace(nano_config, audio=audio, text=text)
     jax.tree.map(np.testing.assert_array_equal, imported, variables)
     assert tokenizer_path == folder / "tokenizer.json"
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import FeatureNorm, LayerNorm, Moments
+from alm_jax.nn.parameter import KERNEL_INITS
 from alm_jax.nn.swin import PatchMerging, SwinBlock
 from alm_jax.ops.augment import spec_augment
 from alm_jax.ops.interpolate import resize_time
@@ -54,6 +55,8 @@ class HtsatConfig:
     """A masked stripe of frequency is narrower than this many mel bins."""
     spec_augment_freq_stripes: int = 2
     """Masked stripes of frequency for each clip; 0 for none."""
+    kernel_init: Literal["normal", "fan_in"] = "normal"
+    """How kernels start: N(0, 0.02^2) as published, or N(0, 1 / fan-in), from which a narrow tower learns faster."""
 
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.num_heads):
@@ -106,6 +109,7 @@ NANO = HtsatConfig(
     window_size=4,
     drop_path_rate=0.0,
     spec_augment_time_width=16,
+    kernel_init="fan_in",
 )
 VARIANTS = {"tiny": TINY, "base": BASE, "large": LARGE, "nano": NANO}
 
@@ -166,7 +170,10 @@ class Htsat(nn.Module):
             )
         x = resize_time(x, config.num_frames)
         x = fold_to_patches(x, config.num_segments, config.patch_size)
-        x = Dense((config.embed_dim,), ("patch", "embed"), self.dtype, name="patch_embed")(x)
+        init = KERNEL_INITS[config.kernel_init]
+        x = Dense((config.embed_dim,), ("patch", "embed"), self.dtype, kernel_init=init, name="patch_embed")(
+            x
+        )
         x = LayerNorm(self.dtype, name="patch_norm")(x)
 
         # `train` is the third argument counting the module itself, and must stay a Python bool under remat.
@@ -182,10 +189,11 @@ class Htsat(nn.Module):
                     drop_path_rate=next(drop_path_rates),
                     use_qkv_bias=config.use_qkv_bias,
                     dtype=self.dtype,
+                    kernel_init=init,
                     name=f"stage{stage}_block{i}",
                 )(x, train)
             if stage < len(config.depths) - 1:
-                x = PatchMerging(self.dtype, name=f"stage{stage}_merge")(x)
+                x = PatchMerging(self.dtype, init, name=f"stage{stage}_merge")(x)
         x = LayerNorm(self.dtype, name="norm")(x)
         # A mean of many tokens loses bits in bfloat16.
         return jnp.mean(x.astype(jnp.float32), axis=(1, 2)).astype(self.dtype)
