@@ -1,4 +1,10 @@
-"""A CLAP model small enough for a laptop, on sounds composed from a seed."""
+"""A CLAP model small enough for a laptop, on sounds composed from a seed.
+
+    alm pretrain configs/demo.py --workdir runs/demo        (part of `make demo`)
+
+Expect, on 2 cores: about three minutes; on 200 held-out compositions with 5 captions each, R@1 45 % from text to
+audio and 51 % from audio to text (chance 0.5 %), validation loss 0.78 (ln 64 = 4.16 at the start).
+"""
 
 import dataclasses
 

@@ -1,9 +1,18 @@
-"""LAION-CLAP at its published size: HTSAT-tiny and RoBERTa-base (arXiv 2211.06687, ``laion/clap-htsat-unfused``).
+"""LAION-CLAP at its published size: HTSAT-tiny and RoBERTa-base (arXiv 2211.06687).
+
+    alm pretrain configs/laion_clap_htsat_tiny_roberta.py --workdir runs/laion
 
 Model, front-end and recipe (Adam, learning rate 1e-4 with 3,200 steps of warm-up and a cosine to zero, no weight
-decay, batch 2,304, float32) are those of the released scripts. The data set here is ESC-50; point ``data.dataset``
-at your own, and ``data.tokenizer.path`` at the folder of roberta-base's ``tokenizer.json`` to continue from
-published weights: without it a byte-level BPE is trained on the captions, which fits a training from scratch.
+decay, a batch of 2,304, float32) are those of the released scripts, `laion/clap-htsat-unfused`. The data set here is
+ESC-50; point `data.dataset` at your own. Without `data.tokenizer.path`, the folder of a published `tokenizer.json`,
+a byte-level BPE is trained on the captions, which fits a training from scratch.
+
+A few real steps on 2 cores, 7 s each, then the comparison of its export with `transformers.ClapModel` (largest
+difference of logits measured: 9.5e-7):
+
+    alm pretrain configs/laion_clap_htsat_tiny_roberta.py --workdir runs/laion --training.num-steps 3 \\
+        --training.batch-size 4 --optimizer.warmup-steps 1 --data.dataset.subset esc10
+    alm export runs/laion --out runs/laion/exported
 """
 
 import os
