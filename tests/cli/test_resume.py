@@ -16,6 +16,7 @@ from alm_jax.training.metrics import METRICS_FILE, read_metrics
 
 CONFIG = Path(__file__).with_name("tiny_config.py")
 NUM_STEPS = 100
+TIMEOUT_SEC = 600
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,11 @@ def losses(workdir: Path) -> dict[int, float]:
 
 
 def finish(process: subprocess.Popen, expected: int = 0) -> str:
-    _, errors = process.communicate(timeout=240)
+    try:
+        _, errors = process.communicate(timeout=TIMEOUT_SEC)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        raise
     assert process.returncode == expected, errors
     return errors
 
@@ -60,7 +65,7 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + TIMEOUT_SEC
     while max(losses(workdir), default=0) < step:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
