@@ -1,4 +1,9 @@
-"""A two-tower nano model on real recordings: ESC-10, folds 1-3, zero-shot on fold 4."""
+"""A two-tower nano model on real recordings: ESC-10, folds 1-3, zero-shot on fold 4.
+
+    alm pretrain configs/esc10_two_towers_nano.py --workdir runs/esc10 --seed 0
+
+HEADER
+"""
 
 import dataclasses
 import os

@@ -94,7 +94,10 @@ def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
             f"{MAX_LOGIT_ERROR:.0e} is rounding: do not use this export, and report the config and this figure"
         )
     write(error)
-    console.print(f"largest difference of logits to transformers.ClapModel on real recordings: {error:.2e}")
+    console.print(
+        f"largest difference of logits to transformers.ClapModel on real recordings: {error:.2e}",
+        soft_wrap=True,
+    )
     return error
 
 

@@ -114,6 +114,7 @@ def compare_with_transformers(
         )
     clips = [np.asarray(waveform[: config.frontend.clip_samples], np.float32) for waveform in waveforms]
 
+    transformers.utils.logging.disable_progress_bar()
     processor = transformers.ClapProcessor.from_pretrained(folder, local_files_only=True)
     model = transformers.ClapModel.from_pretrained(folder, local_files_only=True).eval()
     inputs = processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")

@@ -184,8 +184,11 @@ def test_blocks_draw_different_initial_weights():
     kernel = params["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.shape == (2, 16, 32)
     assert not bool(jnp.any(kernel[0] == kernel[1]))
+    np.testing.assert_allclose(jnp.std(kernel), MICRO.width**-0.5, rtol=0.1)
+    published = dataclasses.replace(MICRO, kernel_init="normal")
+    params = nn.unbox(jax.jit(Bert(published, FLOAT32).init)(jax.random.key(0), ids, mask))["params"]
     # A normal that is cut at two standard deviations has 0.88 of its spread left.
-    np.testing.assert_allclose(jnp.std(kernel), 0.02 * 0.88, rtol=0.1)
+    np.testing.assert_allclose(jnp.std(params["blocks"]["mlp"]["up"]["kernel"]), 0.02 * 0.88, rtol=0.1)
 
 
 def test_captions_that_do_not_fit_are_refused(params):
