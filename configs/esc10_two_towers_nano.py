@@ -2,7 +2,15 @@
 
     alm pretrain configs/esc10_two_towers_nano.py --workdir runs/esc10 --seed 0
 
-HEADER
+Zero-shot accuracy on the 80 clips of fold 4, in per cent (chance 10): 80.8, the mean of three seeds.
+
+    seed   after      200     400     800   1,200   1,600 steps
+    0                38.8    58.8    75.0    77.5    83.8
+    1                31.2    47.5    70.0    75.0    78.8
+    2                36.2    45.0    62.5    80.0    80.0
+
+8 to 10 minutes a seed were measured on 2 cores with other work beside it; 0.22 s a step without. The picture of
+seed 0 is docs/images/esc10.png.
 """
 
 import dataclasses
