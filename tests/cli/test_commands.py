@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, mistakes and their exit codes, and a whole run in one process."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import soundfile
 from alm_jax.cli.main import COMMANDS, dispatch
 from alm_jax.experiment import from_json
 from alm_jax.training.metrics import read_metrics
+from alm_jax.training.workdir import locked
 
 CONFIG = Path(__file__).with_name("tiny_config.py")
 
@@ -145,6 +147,12 @@ def test_another_config_in_the_same_folder_is_a_table(trained, pretrain, capsys)
     assert pretrain("--training.num-steps", "6", "--optimizer.peak-lr", "0.5", workdir=trained) == 2
     assert "optimizer.peak_lr: 0.001 -> 0.5" in capsys.readouterr().err
     (trained / "moved.json").rename(trained / "config.json")
+
+
+def test_a_folder_that_another_run_holds_is_refused(pretrain, tmp_path, capsys):
+    with locked(tmp_path):
+        assert pretrain(workdir=tmp_path) == 2
+    assert f"in use by another run (process {os.getpid()}" in capsys.readouterr().err
 
 
 def test_export_is_what_transformers_loads(trained, tmp_path, capsys):

@@ -135,12 +135,3 @@ def test_another_number_of_processes_and_devices_continues_to_rounding(start, fo
     }
     later = range(before + 1, NUM_STEPS + 1)
     np.testing.assert_allclose([found[s] for s in later], [uninterrupted[s] for s in later], rtol=1e-3)
-
-
-def test_a_second_run_in_the_same_folder_is_refused(start, folder):
-    workdir = folder / "shared"
-    first = start(workdir)
-    wait_for_step(first, workdir, 1)
-    second = start(workdir)
-    assert f"in use by another run (process {first.pid}" in finish(second, expected=2)
-    kill(first)
