@@ -60,7 +60,7 @@ def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
     where PyTorch is not installed. Raises AlmError where the difference says that the export is wrong.
     """
     enable_compilation_cache()
-    console = Console(file=sys.stdout, highlight=False)
+    console = Console(file=sys.stdout, highlight=False, markup=False)
     session, state = restore_run(workdir)
     variables = jax.device_get(state.evaluation_variables)
 
@@ -84,7 +84,8 @@ def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
     console.print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}", soft_wrap=True)
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
         console.print(
-            "PyTorch is not installed, so the export was not compared with transformers ([torch] extra)"
+            "PyTorch is not installed, so the export was not compared with transformers ([torch] extra)",
+            soft_wrap=True,
         )
         return None
     error = compare(session, out)

@@ -89,7 +89,7 @@ def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> Eva
         run_folder.write_config(workdir, to_json(config))
         session.data.tokenizer.save(str(workdir / run_folder.TOKENIZER))
     train_split = session.data.split(config.data.train_split)
-    console.print(describe(session, len(train_split)), highlight=False)
+    console.print(describe(session, len(train_split)), highlight=False, soft_wrap=True)
 
     # --- state: the newest good checkpoint, or the beginning
     state, start_step = restore_or_init(session, checkpoints)
@@ -138,7 +138,7 @@ def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> Eva
         evaluate(state)
     if is_first:
         write_run_report(workdir, session, state, results[-1], evaluation_set)
-        console.print(f"report: {workdir / 'report.html'}", highlight=False)
+        console.print(f"report: {workdir / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     return results[-1]
 
 

@@ -192,6 +192,12 @@ def test_export_is_what_transformers_loads(trained, tmp_path, capsys):
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+def test_an_export_without_pytorch_says_that_it_was_not_compared(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("alm_jax.cli.export.importlib.util.find_spec", lambda name: None)
+    assert dispatch(["export", str(trained), "--out", str(tmp_path / "exported")]) == 0
+    assert "not compared with transformers ([torch] extra)" in capsys.readouterr().out
+
+
 def test_evaluating_what_is_no_run(tmp_path, capsys):
     assert dispatch(["evaluate", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err

@@ -179,8 +179,9 @@ def test_unquantised_recordings_are_as_close_as_torch_brings_them(
     from_torch = 10 * torch.log10((bank @ spectrum.abs() ** 2).clamp(min=1e-10)).transpose(1, 2).numpy()
     got = compute(float_recordings, spec)
     torch_error = np.abs(from_torch - want)
-    # Measured, largest in dB: Slaney 0.043 (torch 0.034), HTK 0.98 (torch 0.84, a DFT matrix product 7.8).
-    assert_decibels_close(got, want, largest=1.5 * torch_error.max(), mean=1.5 * torch_error.mean())
+    # Measured, largest in dB: Slaney 0.043 (torch 0.034), HTK 0.98 (torch 0.84, a DFT matrix product 7.8). The
+    # largest is one bin's rounding, which differs between processors (torch 0.50 on another one).
+    assert_decibels_close(got, want, largest=3 * torch_error.max(), mean=1.5 * torch_error.mean())
 
 
 def test_golden_sine(sine: np.ndarray) -> None:
