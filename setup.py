@@ -31,6 +31,10 @@ DATA = [
     "array_record>=0.8,<0.9",
 ]
 TORCH = ["torch>=2.8,<3", "transformers>=5.0,<6"]
+# Compiles for TPUs that are not there. jax[tpu], which runs on them, chooses its own version from this range.
+AOT = ["libtpu>=0.0.42,<0.0.60; platform_system == 'Linux' and platform_machine == 'x86_64'"]
+# open_clip's loss is read without importing the package, so that its torchvision need not fit the torch at hand.
+BENCH = ["open_clip_torch>=3.0,<4"]
 TENSORBOARD = ["tensorboard>=2.20,<3"]
 DEV = [
     "pytest>=8.4,<10",
@@ -56,8 +60,10 @@ setup(
         "cuda": ["jax[cuda13]>=0.10,<0.11"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "torch": TORCH,
+        "aot": AOT,
+        "bench": TORCH + BENCH,
         "tensorboard": TENSORBOARD,
-        "dev": DEV + DATA + TORCH + TENSORBOARD,
+        "dev": DEV + DATA + TORCH + AOT + TENSORBOARD,
     },
     entry_points={"console_scripts": ["alm = alm_jax.cli.main:main"]},
     classifiers=[

@@ -15,8 +15,9 @@ LAYERS = [
     {"encoders"},
     {"models"},
     {"objectives"},
-    {"training", "evaluation", "interop", "bench"},
+    {"training", "evaluation", "interop"},
     {"experiment", "pretrained"},
+    {"bench"},
     {"cli"},
     {"__main__", "__init__"},
 ]

@@ -4,7 +4,9 @@ Each command lives in a module of its own that is imported when it is used, so t
 once. A command module has ``run(args)``; AlmError becomes its message on standard error and its exit code.
 """
 
+import glob
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -20,7 +22,13 @@ COMMANDS = {
     "data": "build a config's data set ahead of time and show what is in it",
 }
 
-EXTRAS = {"tensorflow": "data", "tensorflow_datasets": "data", "array_record": "data", "torch": "torch"}
+EXTRAS = {
+    "tensorflow": "data",
+    "tensorflow_datasets": "data",
+    "array_record": "data",
+    "torch": "torch",
+    "transformers": "torch",
+}
 """Packages that a command may need, and the extra that brings each."""
 
 USAGE = """usage: alm COMMAND ...
@@ -31,6 +39,18 @@ USAGE = """usage: alm COMMAND ...
 
 exit codes: 0 done, 2 a mistake in the command or config, 3 unusable data, 75 stopped by request and saved
 (the same command continues)."""
+
+
+ACCELERATOR_FILES = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/dxg", "/dev/kfd")
+"""Device files of TPUs and of NVIDIA and AMD cards."""
+
+
+def is_compiler_only(device_files: Sequence[str]) -> bool:
+    """Whether libtpu is here for its compiler alone: installed, and no accelerator among ``device_files``.
+
+    JAX would look for a TPU then, take its time, and complain.
+    """
+    return importlib.util.find_spec("libtpu") is not None and not any(map(glob.glob, device_files))
 
 
 def usage() -> str:
@@ -57,6 +77,8 @@ def dispatch(argv: list[str]) -> int:
         return 2
     # TensorFlow's and XLA's start-up notices are not this program's output.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if is_compiler_only(ACCELERATOR_FILES):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     logging.basicConfig(level=logging.WARNING, format="alm: %(message)s", stream=sys.stderr)
     try:
         importlib.import_module(f"alm_jax.cli.{command}").run(args)

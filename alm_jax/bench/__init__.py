@@ -1,0 +1,1 @@
+"""Benchmarks: losses, encoders, front-ends and whole steps, beside their peers, with and without the device."""

@@ -1,0 +1,90 @@
+"""Programs compiled for devices that are not there."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from alm_jax.bench import topology
+from alm_jax.bench.cycles import estimate_cycles
+from alm_jax.errors import UserError
+from alm_jax.training import sharding
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra `aot`)"
+)
+
+
+@pytest.mark.parametrize("name", ["v9:2x2", "v5e-16", "h100:0", "h100:1x8", "h100"])
+def test_a_name_that_is_none_is_told_so(name):
+    with pytest.raises(UserError, match="topology"):
+        topology.resolve(name)
+
+
+def test_the_extra_of_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"alm_jax\[aot\]"):
+        topology.resolve("v5e:2x2")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is not None, reason="the CUDA plugin is here"
+)
+def test_the_extra_of_the_cuda_compiler_is_named():
+    with pytest.raises(UserError, match=r"alm_jax\[cuda\]"):
+        topology.resolve("h100:8")
+
+
+@needs_libtpu
+def test_a_shape_that_is_none_is_told_so():
+    with pytest.raises(UserError, match="3x5x1x1"):
+        topology.resolve("v5e:3x5x1x1")
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("name", "num_devices", "kind"),
+    [
+        ("v5e:2x4", 8, "TPU v5 lite"),
+        ("v5e:16x16", 256, "TPU v5 lite"),
+        ("v5p:2x2x1", 4, "TPU v5"),
+        ("v6e:2x2", 4, "TPU v6 lite"),
+        ("v4:2x2x1", 4, "TPU v4"),
+        ("tpu7x:2x2x1", 8, "TPU7x"),
+    ],
+)
+def test_every_generation_has_a_mesh_and_a_chip(name, num_devices, kind):
+    found = topology.resolve(name)
+    assert {device.device_kind for device in found.devices} == {kind}
+    assert found.mesh().size == num_devices
+    assert found.chip.hbm_bytes >= 16 * 2**30
+
+
+@needs_libtpu
+def test_what_fits_and_what_does_not():
+    found = topology.resolve("v5e:2x2")
+    rows = sharding.batch_sharding(found.mesh())
+
+    def lower(n):
+        # The product is needed twice, so it must be kept.
+        def normalise(x):
+            product = x @ x.T
+            return product / jnp.max(product, axis=0)[None, :]
+
+        x = jax.ShapeDtypeStruct((n, 256), jnp.float32)
+        return jax.jit(normalise, in_shardings=rows, out_shardings=rows).lower(x)
+
+    small = topology.compile_for(lower(2048), found)
+    assert small.error is None
+    assert small.fits
+    # Inputs and outputs of one of four devices.
+    assert small.memory.argument_bytes == 2048 * 256 * 4 // 4
+    assert small.memory.output_bytes == 2048 * 2048 * 4 // 4
+    assert small.memory.peak_bytes >= small.memory.output_bytes
+    assert estimate_cycles(small.text).total > 0
+
+    large = topology.compile_for(lower(2**18), found)
+    assert large.fits is False
+    assert large.executable is None
+    assert "RESOURCE_EXHAUSTED" in large.error
