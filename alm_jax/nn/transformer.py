@@ -1,4 +1,4 @@
-"""The post-norm transformer block of BERT."""
+"""The two transformer blocks: post-norm, of BERT, and pre-norm, of ViT."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -44,3 +44,26 @@ class PostNormBlock(nn.Module):
         y = Mlp(self.mlp_dim, self.dtype, self.kernel_init, name="mlp")(x)
         y = dropout(y, self.dropout_rate, make_key())
         return LayerNorm(self.dtype, self.epsilon, name="mlp_norm")(x + y), None
+
+
+class PreNormBlock(nn.Module):
+    """x = x + attention(norm(x)); x = x + mlp(norm(x)). (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929)
+
+    Written as the body of `nn.scan`: returns (x, None). The stack wants a norm after its last block.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    epsilon: float
+    dtype: jnp.dtype
+    kernel_init: nn.initializers.Initializer = truncated_normal
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None
+    ) -> tuple[Float[Array, "B L D"], None]:
+        attention = SelfAttention(self.num_heads, self.dtype, kernel_init=self.kernel_init, name="attention")
+        y = LayerNorm(self.dtype, self.epsilon, name="attention_norm")(x)
+        x = x + attention(y, mask=None if mask is None else mask[:, None, None, :])
+        y = LayerNorm(self.dtype, self.epsilon, name="mlp_norm")(x)
+        return x + Mlp(self.mlp_dim, self.dtype, self.kernel_init, name="mlp")(y), None

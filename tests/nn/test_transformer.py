@@ -1,29 +1,40 @@
-"""The post-norm block against PyTorch's own encoder layer."""
+"""Both transformer blocks against PyTorch's own encoder layer."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
-from alm_jax.nn.transformer import PostNormBlock
+from alm_jax.nn.transformer import PostNormBlock, PreNormBlock
+
+WIDTH, HEADS, MLP_DIM = 16, 4, 48
 
 
-def test_block_equals_the_encoder_layer_of_pytorch():
-    width, heads, size = 16, 4, 4
+def build_layer(norm_first: bool) -> tuple[torch.nn.Module, dict]:
+    """A layer of PyTorch with random weights, and the same weights as our parameters."""
     layer = torch.nn.TransformerEncoderLayer(
-        width, heads, 48, dropout=0.0, activation="gelu", layer_norm_eps=1e-5, batch_first=True
+        WIDTH,
+        HEADS,
+        MLP_DIM,
+        dropout=0.0,
+        activation="gelu",
+        layer_norm_eps=1e-5,
+        batch_first=True,
+        norm_first=norm_first,
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     state = {key: value.numpy() for key, value in layer.state_dict().items()}
-    qkv = state["self_attn.in_proj_weight"].T.reshape(width, 3, heads, size)
+    size = WIDTH // HEADS
+    qkv = state["self_attn.in_proj_weight"].T.reshape(WIDTH, 3, HEADS, size)
     params = {
         "attention": {
-            "qkv": {"kernel": qkv, "bias": state["self_attn.in_proj_bias"].reshape(3, heads, size)},
+            "qkv": {"kernel": qkv, "bias": state["self_attn.in_proj_bias"].reshape(3, HEADS, size)},
             "out": {
-                "kernel": state["self_attn.out_proj.weight"].T.reshape(heads, size, width),
+                "kernel": state["self_attn.out_proj.weight"].T.reshape(HEADS, size, WIDTH),
                 "bias": state["self_attn.out_proj.bias"],
             },
         },
@@ -34,10 +45,20 @@ def test_block_equals_the_encoder_layer_of_pytorch():
         },
         "mlp_norm": {"scale": state["norm2.weight"], "bias": state["norm2.bias"]},
     }
-    x = np.random.default_rng(0).normal(size=(3, 7, width)).astype(np.float32)
+    return layer, jax.tree.map(jnp.asarray, params)
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", "pre_norm"])
+def test_block_equals_the_encoder_layer_of_pytorch(norm_first):
+    layer, params = build_layer(norm_first)
+    x = np.random.default_rng(0).normal(size=(3, 7, WIDTH)).astype(np.float32)
     mask = np.arange(7)[None, :] < np.array([[7], [4], [1]])
     with torch.no_grad():
         expected = layer(torch.tensor(x), src_key_padding_mask=torch.tensor(~mask)).numpy()
-    block = PostNormBlock(heads, 48, 1e-5, 0.0, jnp.dtype("float32"))
-    actual, _ = block.apply({"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(x), jnp.asarray(mask))
+    dtype = jnp.dtype("float32")
+    if norm_first:
+        block = PreNormBlock(HEADS, MLP_DIM, 1e-5, dtype)
+    else:
+        block = PostNormBlock(HEADS, MLP_DIM, 1e-5, 0.0, dtype)
+    actual, _ = block.apply({"params": params}, jnp.asarray(x), jnp.asarray(mask))
     np.testing.assert_allclose(np.asarray(actual)[mask], expected[mask], atol=1e-5)
