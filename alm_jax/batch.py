@@ -32,6 +32,9 @@ MASK = "mask"
 INDEX = "index"
 LABEL = "label"
 
+BATCH_AXES = ("data", "fsdp")
+"""The axes of the device mesh over which the rows of a batch are cut, where a mesh has them."""
+
 SPEC: Mapping[str, tuple[str, str]] = {
     AUDIO: ("int16", "B S"),
     AUDIO_NUM_SAMPLES: ("int32", "B"),

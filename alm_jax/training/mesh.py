@@ -13,7 +13,6 @@ from jax.sharding import AxisType, Mesh
 from alm_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from alm_jax.batch import BATCH_AXES
 from alm_jax.errors import UserError
-from alm_jax.training.mesh import BATCH_AXES
 from alm_jax.types import PyTree
 
 RULES: dict[str, str | None] = {

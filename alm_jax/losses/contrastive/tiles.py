@@ -4,7 +4,7 @@ A block is any r audio rows by c text columns of the [B B] matrix ``l[i, j] = sc
 only one tile of it exists at a time. Every form but the plain ones visits blocks by these functions, and the
 kernels have drop-in replacements for ``tile_statistics`` and ``tile_gradients``: same signatures, same meaning.
 
-Ids name the rows and columns: a pair with equal ids is a positive, a negative id is padding. The embedding of
+Ids name the rows and columns: a pair with equal ids is a positive, -1 is padding. The embedding of
 padding must be zero: then it adds nothing to any gradient, and only the log-sum-exps have to leave it out.
 
 Products of float32 embeddings are exact to float32 (``Precision.HIGHEST``), those of bfloat16 embeddings run as
@@ -13,8 +13,7 @@ the embeddings for its products, *after* the positive's 1 has been taken off: wh
 pair's gradient keeps its relative precision.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,25 +21,15 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from alm_jax.losses.contrastive.reference import MASKED_LOGIT
+from alm_jax.losses.contrastive.sums import LogSumExp
+from alm_jax.losses.contrastive.visits import Visit
 from alm_jax.types import PyTree
+
+PADDING = -1
+"""The id of padding."""
 
 LANES = 128
 """Tiles larger than this are multiples of it, which is how wide the vector registers of a TPU are."""
-
-
-class LogSumExp(NamedTuple):
-    """Running log-sum-exps of n rows or columns, ``peak + log(total)``, float32."""
-
-    peak: Float[Array, " n"]
-    """The largest logit so far; ``MASKED_LOGIT`` where there was none."""
-    total: Float[Array, " n"]
-    """Sum of exp(logit - peak)."""
-
-
-def merge(a: LogSumExp, b: LogSumExp) -> LogSumExp:
-    """The log-sum-exps over what either has seen."""
-    peak = jnp.maximum(a.peak, b.peak)
-    return LogSumExp(peak, a.total * jnp.exp(a.peak - peak) + b.total * jnp.exp(b.peak - peak))
 
 
 def multiply(x: Array, y: Array, contract: tuple[int, int]) -> Array:
@@ -74,11 +63,11 @@ def tile_statistics(
     def visit(row: Any, col: Any, row_lse: LogSumExp, col_lse: LogSumExp) -> tuple[LogSumExp, LogSumExp]:
         (audio, audio_id), (text, text_id) = row, col
         logits = scale * multiply(audio, text, (1, 1))
-        by_row = jnp.where(text_id[None, :] >= 0, logits, MASKED_LOGIT)
+        by_row = jnp.where(text_id[None, :] != PADDING, logits, MASKED_LOGIT)
         peak = jnp.maximum(row_lse.peak, jnp.max(by_row, axis=1))
         total = jnp.sum(jnp.exp(by_row - peak[:, None]), axis=1)
         row_lse = LogSumExp(peak, row_lse.total * jnp.exp(row_lse.peak - peak) + total)
-        by_col = jnp.where(audio_id[:, None] >= 0, logits, MASKED_LOGIT)
+        by_col = jnp.where(audio_id[:, None] != PADDING, logits, MASKED_LOGIT)
         peak = jnp.maximum(col_lse.peak, jnp.max(by_col, axis=0))
         total = jnp.sum(jnp.exp(by_col - peak[None, :]), axis=0)
         return row_lse, LogSumExp(peak, col_lse.total * jnp.exp(col_lse.peak - peak) + total)
@@ -122,7 +111,7 @@ def tile_gradients(
 
 
 def visit_tiles(
-    visit: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]],
+    visit: Visit,
     rows: PyTree,
     cols: PyTree,
     row_sums: PyTree,
@@ -173,7 +162,7 @@ def cut_into_tiles(tree: PyTree, tile: int) -> PyTree:
         size = size if size <= LANES else min(tile, -(-size // LANES) * LANES)
         padding = num_tiles * size - x.shape[0]
         if padding:
-            fill = -1 if jnp.issubdtype(x.dtype, jnp.integer) else 0
+            fill = PADDING if jnp.issubdtype(x.dtype, jnp.integer) else 0
             x = jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1), constant_values=fill)
         return x.reshape(num_tiles, size, *x.shape[1:])
 

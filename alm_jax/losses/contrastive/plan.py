@@ -1,0 +1,158 @@
+"""Which form of a contrastive loss runs: chosen by name, or by ``auto`` from one table.
+
+=============  =================================================================================================
+impl           what a device computes
+=============  =================================================================================================
+``reference``  the whole [B B] matrix in the global view, differentiated by JAX; the partitioner cuts it up
+``onesided``   its own audio rows against the gathered texts, a [b B] matrix, every logit once
+``chunked``    the same tile by tile: no logits in memory, the backward pass computes them again
+``ring``       the same while the texts travel round: memory of the device's own rows only
+``grid``       one block of a square grid of blocks: least traffic on many devices
+``kernel``     the form that ``auto`` picks for this size, on the platform's Pallas kernels
+``auto``       what ``AUTO`` says
+=============  =================================================================================================
+"""
+
+import dataclasses
+import functools
+import logging
+from typing import Literal
+
+from jax import lax
+
+from alm_jax.errors import UserError
+from alm_jax.losses.contrastive import gathered, ring
+from alm_jax.losses.contrastive.sums import AxisName, vary
+from alm_jax.losses.contrastive.visits import Empty, Visit
+from alm_jax.types import PyTree
+
+logger = logging.getLogger(__name__)
+
+Impl = Literal["auto", "reference", "onesided", "chunked", "ring", "grid", "kernel"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A form with everything that the code of a loss needs to run it. Hashable: it is a static argument."""
+
+    impl: Literal["reference", "onesided", "chunked", "ring", "grid"]
+    """The form."""
+    tile: int
+    """The most rows and columns of a tile, for the forms that have tiles."""
+    kernel: bool = False
+    """Whether the tiles are the platform's Pallas kernels."""
+    axis_name: AxisName | None = None
+    """The mapped axes that the batch is spread over; None: the arrays are the global batch."""
+
+    def sweep(
+        self, visit: Visit, rows: PyTree, cols: PyTree, empty_rows: Empty, empty_cols: Empty, num_rows: int
+    ) -> tuple[PyTree, PyTree]:
+        """The sums of this device's rows and columns (``num_rows`` of each) over all pairs; see ``visits``."""
+        arguments = (visit, rows, cols, empty_rows, empty_cols)
+        num_devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+        if self.axis_name is None or num_devices == 1:
+            empty = vary((empty_rows(num_rows), empty_cols(num_rows)), (rows, cols))
+            return visit(rows, cols, *empty)
+        if self.impl == "ring":
+            return ring.sweep(*arguments, axis_name=self.axis_name, piece=RING_TILES * self.tile)
+        shape = gathered.grid_shape(num_devices) if self.impl == "grid" else (num_devices, 1)
+        return gathered.sweep(*arguments, axis_name=self.axis_name, shape=shape)
+
+
+RING_TILES = 4
+"""Tiles of columns that travel together in ``ring``."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A line of ``AUTO``: the form where all its conditions hold."""
+
+    impl: Literal["reference", "onesided", "chunked", "ring", "grid"]
+    """The form."""
+    shards: tuple[int, int]
+    """Fewest and most devices that the batch is spread over."""
+    max_logits: float = float("inf")
+    """The most logits a device may hold or compute, B^2 / shards."""
+    max_gathered: float = float("inf")
+    """The most rows of a side a device may gather, B / sqrt(shards)."""
+    why: str
+    """The reason, for the log."""
+
+
+ANY = 1 << 30
+AUTO: tuple[Rule, ...] = (
+    Rule(impl="reference", shards=(1, 1), max_logits=4e6, why="the matrix of pairs is small"),
+    Rule(impl="chunked", shards=(1, 1), why="one device"),
+    Rule(impl="onesided", shards=(2, ANY), max_logits=4e6, why="the rows of the matrix are small"),
+    Rule(
+        impl="grid",
+        shards=(16, ANY),
+        max_gathered=131072.0,
+        why="least traffic, and the gathered rows are few",
+    ),
+    Rule(impl="ring", shards=(2, ANY), why="memory of the own rows only"),
+)
+"""The first line whose conditions hold is picked by ``auto``. The reasons are measured in docs/losses.md."""
+
+TILES: dict[str, int] = {"cpu": 1024, "tpu": 2048, "gpu": 4096}
+"""Rows and columns of a tile by platform."""
+
+
+def pick_plan(
+    impl: Impl = "auto",
+    *,
+    batch_size: int,
+    num_shards: int = 1,
+    platform: str,
+    tile: int | None = None,
+    axis_name: AxisName | None = None,
+) -> Plan:
+    """The form and the tile that a loss runs with.
+
+    Args:
+        impl: a form, or "auto".
+        batch_size: pairs in the global batch.
+        num_shards: devices that it is spread over.
+        platform: "cpu", "tpu" or "gpu".
+        tile: rows and columns of a tile; None takes the table's.
+        axis_name: put into the plan.
+
+    Raises UserError for an unknown ``impl`` or a tile that is not positive.
+    """
+    if tile is not None and tile < 1:
+        raise UserError(f"the tile of a contrastive loss is {tile}, it must be at least 1")
+    tile = TILES.get(platform, TILES["gpu"]) if tile is None else tile
+    if impl in ("reference", "onesided", "chunked", "ring", "grid"):
+        return Plan(impl, tile, False, axis_name)
+    if impl not in ("auto", "kernel"):
+        raise UserError(
+            f"unknown form {impl!r} of a contrastive loss; known are auto, reference, onesided, chunked, ring, "
+            "grid and kernel"
+        )
+    rule = next(rule for rule in AUTO if applies(rule, batch_size, num_shards, impl == "kernel"))
+    announce(rule, impl, batch_size, num_shards, platform)
+    return Plan(rule.impl, tile, impl == "kernel", axis_name)
+
+
+def applies(rule: Rule, batch_size: int, num_shards: int, kernel: bool) -> bool:
+    """Whether ``rule`` holds; kernels need a form with tiles."""
+    return (
+        not (kernel and rule.impl in ("reference", "onesided"))
+        and rule.shards[0] <= num_shards <= rule.shards[1]
+        and batch_size**2 / num_shards <= rule.max_logits
+        and batch_size / num_shards**0.5 <= rule.max_gathered
+    )
+
+
+@functools.cache
+def announce(rule: Rule, impl: str, batch_size: int, num_shards: int, platform: str) -> None:
+    """Logs a pick, once a size."""
+    logger.info(
+        "contrastive loss: impl=%s picks %s for %d pairs over %d %s device(s): %s",
+        impl,
+        rule.impl,
+        batch_size,
+        num_shards,
+        platform,
+        rule.why,
+    )
