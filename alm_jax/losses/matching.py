@@ -1,0 +1,136 @@
+"""Audio-text matching: does this text describe this audio? With negatives that are hard to tell.
+
+The pairs come from embeddings (`matching_pairs`), a cross-encoder gives each pair a logit, and
+`audio_text_matching` judges the logits. Since mining needs only embeddings, whose gradient it never takes,
+micro-batches accumulate exactly: embed the batch in pieces, mine once, encode the pairs in pieces.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from alm_jax.losses.classification import binary_cross_entropy
+from alm_jax.losses.contrastive.reference import MASKED_LOGIT
+
+_FLOOR = 1e-4
+"""Added to every candidate's probability by ALBEF and BLIP, so that a very sharp softmax still explores."""
+_BLOCK_ROWS = 256
+"""Rows mined at a time: scores are never all in memory."""
+
+
+class HardNegatives(NamedTuple):
+    """One candidate for each query that is not its own, yet close to it."""
+
+    row: Int[Array, " b"]
+    """Row of the candidate in the whole batch."""
+    found: Bool[Array, " b"]
+    """False where the query is padding, or nothing but positives and padding was there to choose from."""
+
+
+class MatchingPairs(NamedTuple):
+    """Three pairs a row, in three runs of b: the row's own, its audio with a wrong text, its text with a wrong audio.
+
+    Indices are rows of the whole batch.
+    """
+
+    audio_index: Int[Array, " n"]
+    text_index: Int[Array, " n"]
+    is_match: Bool[Array, " n"]
+    mask: Bool[Array, " n"]
+    """True where the pair counts."""
+
+
+def mine_hard_negatives(
+    key: Array,
+    query_emb: Float[Array, "b E"],
+    candidate_emb: Float[Array, "b E"],
+    logit_scale: Float[Array, ""],
+    *,
+    group: Int[Array, " b"] | None = None,
+    mask: Bool[Array, " b"] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> HardNegatives:
+    """Draws a negative for each query, likelier the more similar: P(j) ~ softmax_j(s q . c_j) + 1e-4.
+
+    ALBEF (Li et al. 2021, arXiv 2107.07651, section 3.2) and BLIP (arXiv 2201.12086): the softmax runs over all
+    real candidates, then the query's own and all of its ``group`` (captions of one recording, say) are left out.
+    Carries no gradient.
+
+    Inside ``shard_map`` or ``pmap`` over ``axis_name``, with one device's rows, the candidates are those of all
+    devices. Every row draws from a key of its own, so the negatives are the same on any number of devices. What
+    lies at the rows drawn must then be fetched from other devices; where that costs too much (the states of
+    audio tokens), leave ``axis_name`` out to mine among a device's own rows, as ALBEF does, with another key on
+    each device.
+    """
+    num_local = query_emb.shape[0]
+    mask = jnp.ones(num_local, bool) if mask is None else mask
+    rows = jnp.arange(num_local) + (0 if axis_name is None else lax.axis_index(axis_name) * num_local)
+    group = rows if group is None else group
+
+    def gather(x: Array) -> Array:
+        return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
+
+    def clean(emb: Array) -> Array:
+        return lax.stop_gradient(jnp.where(mask[:, None], emb, 0).astype(jnp.float32))
+
+    candidates, candidate_group, candidate_mask = gather(clean(candidate_emb)), gather(group), gather(mask)
+    scale = lax.stop_gradient(logit_scale.astype(jnp.float32))
+
+    def draw(query: Array, row: Array, own_group: Array) -> tuple[Array, Array]:
+        similarity = scale * jnp.dot(candidates, query, precision=lax.Precision.HIGHEST)
+        probability = jax.nn.softmax(jnp.where(candidate_mask, similarity, MASKED_LOGIT))
+        allowed = candidate_mask & (candidate_group != own_group)
+        noise = jax.random.gumbel(jax.random.fold_in(key, row), candidates.shape[:1])
+        score = jnp.where(allowed, jnp.log(probability + _FLOOR) + noise, -jnp.inf)
+        return jnp.argmax(score).astype(jnp.int32), jnp.any(allowed)
+
+    inputs = (clean(query_emb), rows, group)
+    index, found = lax.map(lambda row: draw(*row), inputs, batch_size=min(_BLOCK_ROWS, num_local))
+    return HardNegatives(index, found & mask)
+
+
+def matching_pairs(
+    key: Array,
+    audio_emb: Float[Array, "b E"],
+    text_emb: Float[Array, "b E"],
+    logit_scale: Float[Array, ""],
+    *,
+    group: Int[Array, " b"] | None = None,
+    mask: Bool[Array, " b"] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> MatchingPairs:
+    """The pairs of each row for `audio_text_matching`: one true, two with hard negatives (`mine_hard_negatives`)."""
+    num_local = audio_emb.shape[0]
+    mask = jnp.ones(num_local, bool) if mask is None else mask
+    rows = jnp.arange(num_local, dtype=jnp.int32)
+    if axis_name is not None:
+        rows += lax.axis_index(axis_name).astype(jnp.int32) * num_local
+    key_text, key_audio = jax.random.split(key)
+    text = mine_hard_negatives(
+        key_text, audio_emb, text_emb, logit_scale, group=group, mask=mask, axis_name=axis_name
+    )
+    audio = mine_hard_negatives(
+        key_audio, text_emb, audio_emb, logit_scale, group=group, mask=mask, axis_name=axis_name
+    )
+    return MatchingPairs(
+        audio_index=jnp.concatenate([rows, rows, audio.row]),
+        text_index=jnp.concatenate([rows, text.row, rows]),
+        is_match=jnp.arange(3 * num_local) < num_local,
+        mask=jnp.concatenate([mask, text.found, audio.found]),
+    )
+
+
+def audio_text_matching(
+    logits: Float[Array, " n"], is_match: Bool[Array, " n"], *, mask: Bool[Array, " n"] | None = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """-(p log S + (1 - p) log (1 - S)), S = sigmoid(logits), p = 1 where the pair matches; as (sum, weight).
+
+    The survey's L_mat (arXiv 2501.15177, "Discriminative Objectives"; it prints the negative), over the pairs with
+    a True ``mask``, in float32. A head of two logits, as ALBEF and BLIP have, with softmax cross-entropy is the
+    same loss of the difference ``match - no match``.
+    """
+    targets = is_match.astype(jnp.float32)[:, None]
+    return binary_cross_entropy(logits[:, None], targets, mask=mask)

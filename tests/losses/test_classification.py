@@ -1,0 +1,141 @@
+"""Classification losses against PyTorch and float64 formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from alm_jax.losses.classification import (
+    binary_cross_entropy,
+    class_balanced_weights,
+    cross_entropy,
+    mix_targets,
+    soft_cross_entropy,
+)
+from alm_jax.ops.augment import mix_waveforms
+
+NUM_ROWS, NUM_CLASSES = 6, 5
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
+MASK = np.array([True, False, True, True, False, True])
+
+
+def draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits, labels and soft targets of six rows."""
+    rng = np.random.default_rng(seed)
+    logits = (3 * rng.normal(size=(NUM_ROWS, NUM_CLASSES))).astype(np.float32)
+    labels = rng.integers(0, NUM_CLASSES, NUM_ROWS).astype(np.int32)
+    targets = rng.dirichlet(np.ones(NUM_CLASSES), NUM_ROWS).astype(np.float32)
+    return logits, labels, targets
+
+
+def torch_value_and_grad(loss, logits: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean loss of PyTorch in float64 over the masked-in rows, and its gradient for all."""
+    leaf = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    value = loss(leaf[torch.tensor(MASK)])
+    value.backward()
+    return value.item(), leaf.grad.numpy()
+
+
+def check(loss, logits: np.ndarray, expected: tuple[float, np.ndarray]) -> None:
+    """The quotient and its gradient equal PyTorch's mean."""
+
+    def mean(x):
+        total, weight = loss(x)
+        assert total.dtype == weight.dtype == jnp.float32
+        return total / weight
+
+    value, grad = jax.value_and_grad(mean)(jnp.asarray(logits))
+    np.testing.assert_allclose(value, expected[0], **TOLERANCE)
+    np.testing.assert_allclose(grad, expected[1], **TOLERANCE)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_equals_pytorch(weighted):
+    logits, labels, _ = draw()
+    weights = np.array([0.2, 1.0, 3.0, 0.5, 2.0], np.float32) if weighted else None
+    reference = torch.nn.CrossEntropyLoss(weight=torch.tensor(weights).double() if weighted else None)
+    expected = torch_value_and_grad(lambda x: reference(x, torch.tensor(labels[MASK]).long()), logits)
+    ours = None if weights is None else jnp.asarray(weights)
+    check(
+        lambda x: cross_entropy(x, jnp.asarray(labels), mask=jnp.asarray(MASK), class_weights=ours),
+        logits,
+        expected,
+    )
+
+
+def test_soft_cross_entropy_equals_pytorch():
+    logits, _, targets = draw()
+    expected = torch_value_and_grad(
+        lambda x: torch.nn.functional.cross_entropy(x, torch.tensor(targets[MASK]).double()), logits
+    )
+    check(lambda x: soft_cross_entropy(x, jnp.asarray(targets), mask=jnp.asarray(MASK)), logits, expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_binary_cross_entropy_equals_pytorch(weighted):
+    logits, _, targets = draw()
+    logits[0] *= 30  # up to 100, where s(x) alone is 1 in float32
+    weights = np.array([0.2, 1.0, 3.0, 0.5, 2.0], np.float32) if weighted else None
+    reference = torch.nn.BCEWithLogitsLoss(weight=torch.tensor(weights).double() if weighted else None)
+    expected = torch_value_and_grad(lambda x: reference(x, torch.tensor(targets[MASK]).double()), logits)
+    ours = None if weights is None else jnp.asarray(weights)
+    check(
+        lambda x: binary_cross_entropy(x, jnp.asarray(targets), mask=jnp.asarray(MASK), class_weights=ours),
+        logits,
+        expected,
+    )
+
+
+def test_masked_rows_may_hold_anything():
+    logits, labels, targets = draw()
+    mask = jnp.asarray(MASK)
+    losses = {
+        "hard": lambda x, y, z: cross_entropy(x, y, mask=mask, class_weights=jnp.arange(1.0, 6.0)),
+        "soft": lambda x, y, z: soft_cross_entropy(x, z, mask=mask),
+        "binary": lambda x, y, z: binary_cross_entropy(x, z, mask=mask),
+    }
+    spoilt = [np.where(MASK[:, None], logits, np.nan), np.where(MASK, labels, -100)]
+    spoilt.append(np.where(MASK[:, None], targets, np.inf))
+    for loss in losses.values():
+        grad = jax.value_and_grad(loss, has_aux=True)
+        (want, weight), want_grad = grad(*map(jnp.asarray, (logits, labels, targets)))
+        (got, got_weight), got_grad = grad(*map(jnp.asarray, spoilt))
+        np.testing.assert_array_equal([got, got_weight], [want, weight])
+        np.testing.assert_array_equal(got_grad, np.where(MASK[:, None], want_grad, 0))
+
+
+def test_bfloat16_logits_and_leading_axes_are_computed_in_float32():
+    logits, labels, _ = draw()
+    rounded = jnp.asarray(logits, jnp.bfloat16).reshape(2, 3, NUM_CLASSES)
+    total, weight = cross_entropy(rounded, jnp.asarray(labels).reshape(2, 3))
+    exact = np.asarray(rounded.astype(jnp.float32), np.float64).reshape(NUM_ROWS, NUM_CLASSES)
+    want = np.log(np.exp(exact).sum(1)) - exact[np.arange(NUM_ROWS), labels]
+    np.testing.assert_allclose(total, want.sum(), **TOLERANCE)
+    assert (total.dtype, weight.dtype, float(weight)) == (jnp.float32, jnp.float32, NUM_ROWS)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999])
+def test_class_balanced_weights_follow_the_effective_number(beta):
+    counts = np.array([1, 10, 1000, 2_000_000])
+    got = class_balanced_weights(jnp.asarray(counts, jnp.int32), beta)
+    want = (1 - beta) / (1 - beta ** counts.astype(np.float64))
+    np.testing.assert_allclose(got, want / want.sum() * 4, rtol=1e-6)
+    # A class without examples is left out of the sum.
+    with_empty = class_balanced_weights(jnp.asarray([1, 0, 10, 1000, 2_000_000], jnp.int32), beta)
+    np.testing.assert_allclose(with_empty, np.insert(np.asarray(got), 1, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.0])
+def test_beta_outside_its_range_is_refused(beta):
+    with pytest.raises(ValueError, match="below 1"):
+        class_balanced_weights(jnp.ones(3, jnp.int32), beta)
+
+
+def test_targets_are_mixed_as_the_waveforms_are():
+    waveform = jnp.asarray(np.random.default_rng(0).normal(size=(NUM_ROWS, NUM_CLASSES)), jnp.float32)
+    mixed, partner, weight = mix_waveforms(waveform, jax.random.key(0), 1.0)
+    np.testing.assert_allclose(mix_targets(waveform, partner, weight), mixed, atol=1e-6)
+    labels = np.array([0, 1, 2, 3, 4, 0])
+    targets = mix_targets(jax.nn.one_hot(labels, NUM_CLASSES), partner, weight)
+    np.testing.assert_allclose(jnp.sum(targets, axis=1), np.ones(NUM_ROWS), rtol=1e-6)
