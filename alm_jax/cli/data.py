@@ -30,7 +30,7 @@ def run(args: Sequence[str]) -> None:
 
 def show(data: Prepared) -> None:
     """Splits, hours and captions, and where the records lie."""
-    console = Console(file=sys.stdout, highlight=False)
+    console = Console(file=sys.stdout, highlight=False, markup=False)
     table = Table("split", "clips", "hours", "captions", "an example", box=None)
     for name, split in data.splits.items():
         table.add_row(
