@@ -13,7 +13,7 @@ import jax
 from jax import lax
 
 from alm_jax.losses.contrastive.sums import AxisName, reduce_scatter, vary
-from alm_jax.losses.contrastive.visits import Empty, Visit
+from alm_jax.losses.contrastive.visits import Empty, Finish, Visit
 from alm_jax.types import PyTree
 
 
@@ -31,11 +31,13 @@ def sweep(
     cols: PyTree,
     empty_rows: Empty,
     empty_cols: Empty,
+    finish_rows: Finish,
+    finish_cols: Finish,
     *,
     axis_name: AxisName,
     shape: tuple[int, int],
 ) -> tuple[PyTree, PyTree]:
-    """The sums of this device's rows and columns over all pairs of all devices; see ``visits`` for the rest.
+    """The finished sums of this device's rows and columns over all pairs of all devices; see ``visits``.
 
     ``shape`` is (X, Y); its product is the number of devices along ``axis_name``.
     """
@@ -51,16 +53,16 @@ def sweep(
             lambda x: lax.all_gather(x, axis_name, tiled=True, axis_index_groups=whole(groups)), tree
         )
 
-    rows, cols = gather(rows, along_y), gather(cols, along_x)
-    num_rows, num_cols = (jax.tree.leaves(tree)[0].shape[0] for tree in (rows, cols))
+    all_rows, all_cols = gather(rows, along_y), gather(cols, along_x)
+    num_rows, num_cols = (jax.tree.leaves(tree)[0].shape[0] for tree in (all_rows, all_cols))
     row_sums, col_sums = visit(
-        rows, cols, vary(empty_rows(num_rows), (rows, cols)), vary(empty_cols(num_cols), (rows, cols))
+        all_rows, all_cols, *vary((empty_rows(num_rows), empty_cols(num_cols)), (rows, cols))
     )
     if num_y > 1:
         row_sums = reduce_scatter(row_sums, axis_name, groups=whole(along_y), position=index % num_y)
     if num_x > 1:
         col_sums = reduce_scatter(col_sums, axis_name, groups=whole(along_x), position=index // num_y)
-    return row_sums, col_sums
+    return finish_rows(rows, row_sums), finish_cols(cols, col_sums)
 
 
 def whole(groups: list[list[int]]) -> list[list[int]] | None:

@@ -18,12 +18,13 @@ import functools
 import logging
 from typing import Literal
 
+import jax
 from jax import lax
 
 from alm_jax.errors import UserError
 from alm_jax.losses.contrastive import gathered, ring
 from alm_jax.losses.contrastive.sums import AxisName, vary
-from alm_jax.losses.contrastive.visits import Empty, Visit
+from alm_jax.losses.contrastive.visits import Empty, Finish, Visit
 from alm_jax.types import PyTree
 
 logger = logging.getLogger(__name__)
@@ -45,18 +46,25 @@ class Plan:
     """The mapped axes that the batch is spread over; None: the arrays are the global batch."""
 
     def sweep(
-        self, visit: Visit, rows: PyTree, cols: PyTree, empty_rows: Empty, empty_cols: Empty, num_rows: int
+        self,
+        visit: Visit,
+        rows: PyTree,
+        cols: PyTree,
+        *,
+        empty: tuple[Empty, Empty],
+        finish: tuple[Finish, Finish],
     ) -> tuple[PyTree, PyTree]:
-        """The sums of this device's rows and columns (``num_rows`` of each) over all pairs; see ``visits``."""
-        arguments = (visit, rows, cols, empty_rows, empty_cols)
+        """The finished sums of this device's rows and columns over all pairs; see ``visits``."""
         num_devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
         if self.axis_name is None or num_devices == 1:
-            empty = vary((empty_rows(num_rows), empty_cols(num_rows)), (rows, cols))
-            return visit(rows, cols, *empty)
+            num_rows = jax.tree.leaves(rows)[0].shape[0]
+            row_sums, col_sums = visit(rows, cols, *vary(tuple(new(num_rows) for new in empty), (rows, cols)))
+            return finish[0](rows, row_sums), finish[1](cols, col_sums)
         if self.impl == "ring":
-            return ring.sweep(*arguments, axis_name=self.axis_name, piece=RING_TILES * self.tile)
+            piece = RING_TILES * self.tile
+            return ring.sweep(visit, rows, cols, *empty, *finish, axis_name=self.axis_name, piece=piece)
         shape = gathered.grid_shape(num_devices) if self.impl == "grid" else (num_devices, 1)
-        return gathered.sweep(*arguments, axis_name=self.axis_name, shape=shape)
+        return gathered.sweep(visit, rows, cols, *empty, *finish, axis_name=self.axis_name, shape=shape)
 
 
 RING_TILES = 4

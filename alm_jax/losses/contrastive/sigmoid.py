@@ -48,11 +48,10 @@ def forward(
         functools.partial(visit_tiles, visit, tile=plan.tile),
         (audio_emb, ids),
         (text_emb, ids),
-        jnp.zeros,
-        lambda size: (),
-        ids.shape[0],
+        empty=(jnp.zeros, lambda size: ()),
+        finish=(lambda row, losses: jnp.where(row[1] != PADDING, losses, 0.0), lambda col, nothing: nothing),
     )
-    return jnp.sum(jnp.where(ids != PADDING, losses, 0.0)), (audio_emb, text_emb, scale, bias, ids)
+    return jnp.sum(losses), (audio_emb, text_emb, scale, bias, ids)
 
 
 def backward(plan: Plan, residuals: PyTree, cotangent: Array) -> tuple[Any, ...]:
@@ -72,20 +71,21 @@ def backward(plan: Plan, residuals: PyTree, cotangent: Array) -> tuple[Any, ...]
     def zeros(size: int) -> Array:
         return jnp.zeros((size, audio_emb.shape[1]), jnp.float32)
 
-    (d_audio, d_bias), d_text = plan.sweep(
+    def finish_text(side: PyTree, d_emb: Array) -> Array:
+        return jnp.where((side[1] != PADDING)[:, None], cotangent * scale * d_emb, 0.0).astype(side[0].dtype)
+
+    def finish_audio(side: PyTree, sums: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        d_emb, d_bias = sums
+        d_scale = cotangent * jnp.sum(side[0].astype(jnp.float32) * d_emb)
+        d_bias = cotangent * jnp.sum(jnp.where(side[1] != PADDING, d_bias, 0.0))
+        return finish_text(side, d_emb), d_scale, d_bias
+
+    (d_audio, d_scale, d_bias), d_text = plan.sweep(
         functools.partial(visit_tiles, visit, tile=plan.tile),
         (audio_emb, ids),
         (text_emb, ids),
-        lambda size: (zeros(size), jnp.zeros(size)),
-        zeros,
-        ids.shape[0],
-    )
-    real = ids != PADDING
-    d_scale = cotangent * jnp.sum(audio_emb.astype(jnp.float32) * d_audio)
-    d_bias = cotangent * jnp.sum(jnp.where(real, d_bias, 0.0))
-    factor = cotangent * scale
-    d_audio, d_text = (
-        jnp.where(real[:, None], factor * x, 0.0).astype(audio_emb.dtype) for x in (d_audio, d_text)
+        empty=(lambda size: (zeros(size), jnp.zeros(size)), zeros),
+        finish=(finish_audio, finish_text),
     )
     return d_audio, d_text, d_scale, d_bias, None
 

@@ -52,32 +52,30 @@ def forward(
     extra_lse: Array | None,
 ) -> tuple[Array, PyTree]:
     """The sum, and what the backward pass needs."""
-    num_rows = ids.shape[0]
     real = ids != tiles.PADDING
     count = None
+    finish = (lambda _, lse: lse.value(),) * 2
     if grouped:
-        visit = functools.partial(grouped_tiles.grouped_statistics, scale=scale, tile=plan.tile)
-        (rows, positives, count), cols = plan.sweep(
-            visit,
+        (row_lse, positives, count), col_lse = plan.sweep(
+            functools.partial(grouped_tiles.grouped_statistics, scale=scale, tile=plan.tile),
             (audio_emb, ids),
             (text_emb, ids),
-            lambda size: (LogSumExp.empty(size), jnp.zeros(size), jnp.zeros(size)),
-            LogSumExp.empty,
-            num_rows,
+            empty=(lambda n: (LogSumExp.empty(n), jnp.zeros(n), jnp.zeros(n)), LogSumExp.empty),
+            finish=(lambda _, sums: (sums[0].value(), *sums[1:]), finish[1]),
         )
         positive = positives / jnp.maximum(count, 1)
     else:
-        rows, cols = plan.sweep(
+        row_lse, col_lse = plan.sweep(
             statistics_visit(plan, scale),
             (audio_emb, ids),
             (text_emb, ids),
-            LogSumExp.empty,
-            LogSumExp.empty,
-            num_rows,
+            empty=(LogSumExp.empty, LogSumExp.empty),
+            finish=finish,
         )
         positive = scale * jnp.sum(audio_emb.astype(jnp.float32) * text_emb.astype(jnp.float32), axis=-1)
-    row_lse = rows.value() if extra_lse is None else jnp.logaddexp(rows.value(), extra_lse)
-    row_lse, col_lse = (jnp.where(real, lse, 0.0) for lse in (row_lse, cols.value()))
+    if extra_lse is not None:
+        row_lse = jnp.logaddexp(row_lse, extra_lse)
+    row_lse, col_lse = (jnp.where(real, lse, 0.0) for lse in (row_lse, col_lse))
     total = jnp.sum(jnp.where(real, (row_lse + col_lse) / 2 - positive, 0.0))
     return total, (audio_emb, text_emb, scale, ids, extra_lse, row_lse, col_lse, count)
 
@@ -85,10 +83,16 @@ def forward(
 def backward(plan: Plan, grouped: bool, residuals: PyTree, cotangent: Array) -> tuple[Any, ...]:
     """Cotangents of the array arguments of ``softmax_sum``."""
     audio_emb, text_emb, scale, ids, extra_lse, row_lse, col_lse, count = residuals
-    num_rows, embed_dim = audio_emb.shape
+    half = cotangent / 2
 
     def zeros(size: int) -> Array:
-        return jnp.zeros((size, embed_dim), jnp.float32)
+        return jnp.zeros((size, audio_emb.shape[1]), jnp.float32)
+
+    def finish(side: PyTree, sums: Array) -> Array:
+        return jnp.where((side[1] != tiles.PADDING)[:, None], half * scale * sums, 0.0).astype(side[0].dtype)
+
+    def finish_audio(side: PyTree, sums: Array) -> tuple[Array, Array]:
+        return finish(side, sums), half * jnp.sum(side[0].astype(jnp.float32) * sums)
 
     rows: PyTree = (audio_emb, ids, row_lse)
     cols: PyTree = (text_emb, ids, col_lse)
@@ -97,16 +101,12 @@ def backward(plan: Plan, grouped: bool, residuals: PyTree, cotangent: Array) -> 
         rows = (*rows, 2 / jnp.maximum(count, 1))
     else:
         visit = gradients_visit(plan, scale)
-    d_audio, d_text = plan.sweep(visit, rows, cols, zeros, zeros, num_rows)
-    half = cotangent / 2
-    d_scale = half * jnp.sum(audio_emb.astype(jnp.float32) * d_audio)
-    real = (ids != tiles.PADDING)[:, None]
-    d_audio, d_text = (
-        jnp.where(real, half * scale * x, 0.0).astype(audio_emb.dtype) for x in (d_audio, d_text)
+    (d_audio, d_scale), d_text = plan.sweep(
+        visit, rows, cols, empty=(zeros, zeros), finish=(finish_audio, finish)
     )
     d_extra = None
     if extra_lse is not None:
-        d_extra = jnp.where(real[:, 0], half * jnp.exp(extra_lse - row_lse), 0.0)
+        d_extra = jnp.where(ids != tiles.PADDING, half * jnp.exp(extra_lse - row_lse), 0.0)
     return d_audio, d_text, d_scale, None, d_extra
 
 
