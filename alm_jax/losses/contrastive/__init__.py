@@ -14,6 +14,7 @@ All return (sum, weight), whose quotient is the loss, and share these arguments:
   spread over the mesh's batch axes, and the loss runs there under ``shard_map``.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -241,7 +242,8 @@ def _spread(
         axis_name=axes or None,
     )
     if plan.impl == "reference" or not axes:
-        return body(rows, scalars, plan), weight
+        # The partitioner spreads the plain form: in the program there is no mapped axis.
+        return body(rows, scalars, dataclasses.replace(plan, axis_name=None)), weight
 
     def on_device(rows: dict[str, Array], scalars: dict[str, Array]) -> Array:
         return lax.psum(body(rows, scalars, plan), axes)
