@@ -19,6 +19,7 @@ COMMANDS = {
     "pretrain": "train a model from a config; continues where the run folder left off",
     "evaluate": "zero-shot accuracy and retrieval of a trained model",
     "export": "write a trained model as a folder that transformers loads",
+    "bench": "speed and memory of losses, encoders, front-ends and training steps, beside their peers",
     "data": "build a config's data set ahead of time and show what is in it",
 }
 

@@ -1,0 +1,164 @@
+"""``alm bench loss|encoder|step|frontend|report``: speed and memory beside peers, and for devices that are not here.
+
+What JAX reads when it starts, the platform and the number of simulated devices, is set here; so nothing that imports
+JAX is imported above.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from alm_jax.cli.arguments import Parser
+from alm_jax.errors import UserError
+
+USAGE = """usage: alm bench WHAT ...
+
+  loss       forward and backward of every form of a loss
+
+  alm bench WHAT --help says more of each."""
+
+
+def run(args: Sequence[str]) -> None:
+    """The command."""
+    kinds: dict[str, Callable[[Sequence[str]], None]] = {"loss": bench_loss}
+    if args and args[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    if not args or args[0] not in kinds:
+        found = f"there is nothing called {args[0]!r} to measure" if args else "nothing to measure was named"
+        raise UserError(f"{found}\n{USAGE}")
+    kinds[args[0]](args[1:])
+
+
+def names(text: str) -> list[str]:
+    """``a,b,c``."""
+    return [part for part in text.split(",") if part]
+
+
+def numbers(text: str) -> list[int]:
+    """``1,2,3``, with or without underscores; ``1k`` is 1,024 and ``1m`` its square."""
+    units = {"k": 1024, "m": 1024**2}
+
+    def number(part: str) -> int:
+        unit = units.get(part[-1:].lower(), 1)
+        return int(part[:-1] if unit > 1 else part) * unit
+
+    try:
+        return [number(part) for part in names(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 4096,16k") from error
+
+
+def add_common(parser: Parser) -> None:
+    """The options of every benchmark."""
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; 5 by default")
+    parser.add_argument(
+        "--topology",
+        help="compile for devices that are not here, v5e:16x16 or h100:8, and run nothing",
+    )
+    parser.add_argument("--json", help="write the rows to this file, or to stdout with -, and then only them")
+
+
+def prepare_jax(topology: str | None, num_devices: int, *, with_peers: bool) -> Any:
+    """Starts JAX on the right platform. Returns the topology, or None."""
+    if topology is not None:
+        # The compiler needs no device, and JAX must not look for one.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    if with_peers:
+        # Two libraries share the card's memory.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    if num_devices > 1:
+        # Simulated ones, where there are no others; a process that has started JAX keeps what it has.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", num_devices)
+    if topology is None:
+        return None
+    from alm_jax.bench.topology import resolve
+
+    return resolve(topology)
+
+
+def bench_loss(args: Sequence[str]) -> None:
+    """``alm bench loss``."""
+    parser = Parser("bench loss", "Forward and backward of the forms of a loss, one row each; lists sweep.")
+    parser.add_argument(
+        "--loss", type=names, default=["infonce"], help="infonce, sigmoid, multi_positive, hard_negatives, lm"
+    )
+    parser.add_argument("--impl", type=names, help="forms; by default all that make sense here")
+    parser.add_argument("--batch", type=numbers, default=[1024], help="pairs (tokens for lm): 4096,16k,1m")
+    parser.add_argument("--dim", type=int, default=512, help="width of the embeddings")
+    parser.add_argument("--dtype", type=names, default=["float32"], help="float32, bfloat16")
+    parser.add_argument("--vocab", type=int, default=32768, help="vocabulary, for lm")
+    parser.add_argument("--devices", type=int, default=1, help="devices; simulated on a CPU")
+    parser.add_argument(
+        "--peer",
+        type=names,
+        default=[],
+        help="open_clip, transformers, pytorch (lm), each also with +compile",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for the pictures of a sweep; by default beside --json"
+    )
+    add_common(parser)
+    own = parser.parse_args(args)
+    topology = prepare_jax(own.topology, own.devices, with_peers=bool(own.peer))
+
+    from alm_jax.bench.loss import LossSweep, run_sweep
+    from alm_jax.bench.table import LOSS_COLUMNS
+
+    sweep = LossSweep(
+        losses=own.loss,
+        impls=own.impl,
+        batches=own.batch,
+        dim=own.dim,
+        dtypes=own.dtype,
+        vocab=own.vocab,
+        peers=own.peer,
+        num_devices=own.devices,
+        topology=topology,
+        repeats=own.repeats,
+    )
+    rows = collect(run_sweep(sweep), own.json, ["loss", *args], LOSS_COLUMNS)
+    draw(rows, own.json, own.out)
+
+
+def collect(
+    rows: Iterable[dict[str, Any]], target: str | None, args: Sequence[str], columns: Any
+) -> list[dict[str, Any]]:
+    """Takes the rows as they come, writes them to ``target``, and shows them to a person where one looks on."""
+    from alm_jax.bench.record import Recorder
+    from alm_jax.bench.table import print_rows
+
+    path = Path(target) if target not in (None, "-") else None
+    recorder = Recorder(path, shlex.join(["alm", "bench", *args]))
+    for row in rows:
+        recorder.add(row)
+    if target == "-":
+        print(json.dumps(recorder.rows, indent=2))
+    elif target is None or sys.stdout.isatty():
+        print_rows(recorder.rows, columns)
+    return recorder.rows
+
+
+def draw(rows: Sequence[dict[str, Any]], target: str | None, folder: Path | None) -> None:
+    """The pictures of a sweep over batch sizes, where there is a place for them."""
+    from alm_jax.bench.pictures import draw_memory, draw_throughput
+
+    path = Path(target) if target not in (None, "-") else None
+    if folder is None:
+        if path is None:
+            return
+        folder = path.parent
+    stem = "loss" if path is None else path.stem
+    for name, picture in (("memory", draw_memory(rows)), ("throughput", draw_throughput(rows))):
+        if picture is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{stem}_{name}.png").write_bytes(picture)
