@@ -167,6 +167,9 @@ def vmem_bytes(kernel: Kernel, tiling: Tiling, dtype: str, width: int) -> int:
     windows = 2 * size * width * (rows + cols)
     # Rows of numbers [1, n] lie in whole registers of 8; every kernel has at most four a side.
     windows += 2 * 4 * 4 * SUBLANES * (rows + cols)
+    if dtype == "float32":
+        # The bfloat16 parts that the factors of a float32 product are split into.
+        windows += 4 * width * (rows + cols)
     logits = 4 * rows * chunk
     if kernel == "statistics":
         # Peaks, totals and the padding of the rows, one number a lane; peaks and totals of the columns, one a sublane.
