@@ -22,11 +22,9 @@ from alm_jax.experiment import ExperimentConfig, to_json
 from alm_jax.objectives import build_objective
 from alm_jax.training import mesh as meshes
 from alm_jax.training import sharding
+from alm_jax.training.build import build_parallel
 from alm_jax.training.checkpoint import Checkpoints
-from alm_jax.training.optimizer import build_optimizer, learning_rate
-from alm_jax.training.parallel import PMAP_AXIS, JitParallel, Parallel, PmapParallel
-from alm_jax.training.state import TrainState, init_state
-from alm_jax.training.step import build_train_step
+from alm_jax.training.state import TrainState
 from alm_jax.training.workdir import CHECKPOINTS
 from data_pipelines.pipeline import eval_batches, train_batches
 from data_pipelines.prepare import Prepared, prepare
@@ -59,7 +57,9 @@ class Session:
         self.data = prepare_once(config)
         check_vocabulary(config, self.data)
         self.objective = build_objective(config.objective)
-        self.parallel = build_parallel(config, self.objective, self.mesh)
+        self.parallel = build_parallel(
+            self.objective, config.optimizer, training, seed=config.seed, mesh=self.mesh
+        )
 
     @property
     def model(self) -> Any:
@@ -181,22 +181,3 @@ def check_vocabulary(config: ExperimentConfig, data: Prepared) -> None:
             f"captions are cut to {config.data.tokenizer.max_length} tokens, the text tower takes {text.max_length}: "
             "raise objective.model.text.max_positions or lower data.tokenizer.max_length"
         )
-
-
-def build_parallel(config: ExperimentConfig, objective: Any, mesh: Any) -> Parallel:
-    """Init and step of the run, placed as ``training.parallelism`` says. Nothing is compiled yet."""
-    training = config.training
-    abstract = jax.eval_shape(objective.init, jax.random.key(0))
-    optimizer = build_optimizer(config.optimizer, training.num_steps, abstract["params"])
-    init = functools.partial(init_state, objective, optimizer, config.seed, with_ema=training.ema_decay > 0)
-    step = functools.partial(
-        build_train_step,
-        objective,
-        optimizer,
-        schedule=learning_rate(config.optimizer, training.num_steps),
-        num_microbatches=training.num_microbatches,
-        ema_decay=training.ema_decay,
-    )
-    if training.parallelism == "pmap":
-        return PmapParallel(init, step(axis_name=PMAP_AXIS))
-    return JitParallel(init, step(), objective, optimizer, mesh)

@@ -113,6 +113,14 @@ class JitParallel:
         with jax.set_mesh(self.mesh):
             return self._step(state, sharding.place_batch(batch, self.mesh))
 
+    def trace_step(self, batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
+        """The step as ``jax.stages.Traced``, to be counted, or compiled for a mesh of devices that are not here.
+
+        ``batch`` has the shapes of the global batch.
+        """
+        with jax.set_mesh(self.mesh):
+            return self._step.trace(self.abstract(), batch)
+
 
 class PmapParallel:
     """``pmap``: each local device holds the whole state and its own rows of the batch."""

@@ -1,0 +1,36 @@
+"""The training step of a run, put together from its configs."""
+
+import functools
+
+import jax
+from jax.sharding import Mesh
+
+from alm_jax.objectives import Objective
+from alm_jax.training.loop import TrainingConfig
+from alm_jax.training.optimizer import AdamWConfig, build_optimizer, learning_rate
+from alm_jax.training.parallel import PMAP_AXIS, JitParallel, Parallel, PmapParallel
+from alm_jax.training.state import init_state
+from alm_jax.training.step import build_train_step
+
+
+def build_parallel(
+    objective: Objective, optimizer: AdamWConfig, training: TrainingConfig, *, seed: int, mesh: Mesh
+) -> Parallel:
+    """Init and step of the run, placed as ``training.parallelism`` says. Nothing is compiled yet.
+
+    Raises UserError where the configs do not fit each other or the mesh.
+    """
+    abstract = jax.eval_shape(objective.init, jax.random.key(0))
+    transformation = build_optimizer(optimizer, training.num_steps, abstract["params"])
+    init = functools.partial(init_state, objective, transformation, seed, with_ema=training.ema_decay > 0)
+    step = functools.partial(
+        build_train_step,
+        objective,
+        transformation,
+        schedule=learning_rate(optimizer, training.num_steps),
+        num_microbatches=training.num_microbatches,
+        ema_decay=training.ema_decay,
+    )
+    if training.parallelism == "pmap":
+        return PmapParallel(init, step(axis_name=PMAP_AXIS))
+    return JitParallel(init, step(), objective, transformation, mesh)
