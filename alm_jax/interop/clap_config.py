@@ -171,6 +171,8 @@ def frontend_to_preprocessor(frontend: FrontendSpec) -> dict[str, Any]:
                 problems.append(
                     f"mel_scale is {frontend.mel_scale!r}, its bank for models with feature fusion"
                 )
+        case _:
+            problems.append(f"{type(frontend).__name__} is another family")
     if not float(frontend.clip.clip_sec).is_integer():
         problems.append(f"clip.clip_sec is {frontend.clip.clip_sec:g}, and it takes whole seconds")
     if problems:

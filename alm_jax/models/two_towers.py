@@ -67,9 +67,9 @@ class TwoTowersConfig:
     """block: keep only each block's input and compute the rest again in the backward pass."""
 
     def __post_init__(self) -> None:
-        if self.frontend.num_mels != self.audio.num_mels:
+        if self.frontend.num_features != self.audio.num_mels:
             raise UserError(
-                f"the front-end makes {self.frontend.num_mels} mel bins, the audio tower takes "
+                f"the front-end makes {self.frontend.num_features} mel bins, the audio tower takes "
                 f"{self.audio.num_mels}; make frontend.num_mels and audio.num_mels equal"
             )
         if self.frontend.num_frames > self.audio.num_frames:

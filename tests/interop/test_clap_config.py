@@ -18,7 +18,7 @@ from alm_jax.interop.clap_config import (
     special_tokens,
 )
 from alm_jax.models.two_towers import TwoTowersConfig
-from alm_jax.ops.frontends import ClapSpec, ClipSpec, TorchlibrosaSpec
+from alm_jax.ops.frontends import CedSpec, ClapSpec, ClipSpec, TorchlibrosaSpec
 
 IDS = {"bos_token": 0, "eos_token": 2}
 FRONTEND = ClapSpec(clip=ClipSpec(clip_sec=10.0))
@@ -104,6 +104,7 @@ def test_torchlibrosa_without_its_oddities_is_the_same_front_end():
         (TorchlibrosaSpec(clip=FRONTEND.clip, int16_quantize=True), "int16_quantize"),
         (TorchlibrosaSpec(clip=FRONTEND.clip, mel_sample_rate_hz=32000), "mel_sample_rate_hz is 32000"),
         (dataclasses.replace(FRONTEND, mel_scale="htk"), "mel_scale"),
+        (CedSpec(clip=FRONTEND.clip), "CedSpec is another family"),
         (dataclasses.replace(FRONTEND, clip=ClipSpec(clip_sec=2.5)), "2.5, and it takes whole seconds"),
     ],
 )

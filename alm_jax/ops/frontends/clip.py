@@ -52,6 +52,15 @@ class ClipSpec:
         return num_samples
 
 
+def filled_length(length: Int[Array, " B"], clip_samples: int, pad: str) -> Int[Array, " B"]:
+    """Samples of a clip that hold a recording of ``length`` samples, repeated as `fit_clips` says of ``pad``."""
+    return {
+        "repeat_pad": jnp.maximum(clip_samples // jnp.maximum(length, 1), 1) * length,
+        "repeat": jnp.full_like(length, clip_samples),
+        "zero": length,
+    }[pad]
+
+
 def fit_clips(
     waveform: Float[Array, "B S"],
     num_samples: Int[Array, " B"],
@@ -105,10 +114,6 @@ def fit_clips(
     period = jnp.maximum(length, 1)
     source = (start[:, :, None] + position[None, None, :]) % period[:, None, None]  # [B C W]
     cut = jnp.take_along_axis(waveform, source.reshape(batch_size, -1), axis=1).reshape(source.shape)
-    filled = {
-        "repeat_pad": jnp.maximum(clip_samples // period, 1) * length,
-        "repeat": jnp.full_like(length, clip_samples),
-        "zero": length,
-    }[pad]
+    filled = filled_length(length, clip_samples, pad)
     real = mask[:, :, None] & (position[None, :] < filled[:, None])[:, None, :]
     return jnp.where(real, cut, 0), mask

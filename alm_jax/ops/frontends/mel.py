@@ -1,4 +1,4 @@
-"""Mel filter banks: triangles on the Slaney or the HTK scale, with or without Slaney's area normalisation."""
+"""Mel filter banks: triangles on the Slaney, HTK or Kaldi scale, with or without Slaney's normalisation."""
 
 import functools
 import warnings
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from alm_jax.errors import UserError
 
-MelScale: TypeAlias = Literal["slaney", "htk"]
+MelScale: TypeAlias = Literal["slaney", "htk", "kaldi"]
 MelNorm: TypeAlias = Literal["slaney"] | None
 
 # Slaney's scale (Auditory Toolbox, 1998): linear below 1 kHz, 27 steps to a factor of 6.4 above it.
@@ -25,6 +25,8 @@ def hz_to_mel(hz: Float[np.ndarray, "..."], scale: MelScale) -> Float[np.ndarray
     """Mel of a frequency in Hz."""
     if scale == "htk":
         return 2595.0 * np.log10(1.0 + hz / 700.0)
+    if scale == "kaldi":
+        return 1127.0 * np.log(1.0 + hz / 700.0)
     above = _BREAK_MEL + np.log(np.maximum(hz, _BREAK_HZ) / _BREAK_HZ) / _LOG_STEP
     return np.where(hz < _BREAK_HZ, hz / _LINEAR_HZ_PER_MEL, above)
 
@@ -33,6 +35,8 @@ def mel_to_hz(mel: Float[np.ndarray, "..."], scale: MelScale) -> Float[np.ndarra
     """Inverse of ``hz_to_mel``."""
     if scale == "htk":
         return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+    if scale == "kaldi":
+        return 700.0 * (np.exp(mel / 1127.0) - 1.0)
     above = _BREAK_HZ * np.exp(_LOG_STEP * (mel - _BREAK_MEL))
     return np.where(mel < _BREAK_MEL, mel * _LINEAR_HZ_PER_MEL, above)
 
@@ -47,15 +51,18 @@ def mel_filter_bank(
     fmax_hz: float,
     scale: MelScale,
     norm: MelNorm,
+    num_silent: int = 0,
 ) -> Float[np.ndarray, "F bins"]:
     """Triangular filters, one row a mel band, one column an FFT bin (n_fft // 2 + 1 of them), float64.
 
     Band f rises from edge f to edge f + 1 and falls to edge f + 2, where the num_mels + 2 edges are
-    equally spaced in mel. ``norm="slaney"`` gives each triangle unit area in Hz, None unit height
-    before sampling. Equal to ``librosa.filters.mel`` and ``transformers.audio_utils.mel_filter_bank``.
+    equally spaced in mel; straight in Hz, and for ``scale="kaldi"`` straight in mel. ``norm="slaney"`` gives
+    each triangle unit area in Hz, None unit height before sampling. Equal to ``librosa.filters.mel`` and
+    ``transformers.audio_utils.mel_filter_bank``.
 
     A bank is built once and shared, so the array is read-only. Bands too narrow to hold an FFT bin are
-    warned of at that time: they would be at the floor of the logarithm on every input.
+    warned of at that time: they would be at the floor of the logarithm on every input. ``num_silent`` of
+    them are known and pass in silence (one of the 128 that every published Kaldi front-end has).
 
     Raises:
       UserError: unless 0 <= fmin_hz < fmax_hz <= sample_rate_hz / 2.
@@ -69,14 +76,17 @@ def mel_filter_bank(
     bins_hz = np.linspace(0.0, sample_rate_hz / 2.0, n_fft // 2 + 1)
     ends_mel = hz_to_mel(np.array([fmin_hz, fmax_hz], np.float64), scale)
     edges_hz = mel_to_hz(np.linspace(ends_mel[0], ends_mel[1], num_mels + 2), scale)
-    low, centre, high = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
-    rising = (bins_hz[None, :] - low) / (centre - low)
-    falling = (high - bins_hz[None, :]) / (high - centre)
+    edges, bins = (
+        (hz_to_mel(edges_hz, scale), hz_to_mel(bins_hz, scale)) if scale == "kaldi" else (edges_hz, bins_hz)
+    )
+    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    rising = (bins[None, :] - low) / (centre - low)
+    falling = (high - bins[None, :]) / (high - centre)
     bank = np.maximum(0.0, np.minimum(rising, falling))
     if norm == "slaney":
-        bank *= 2.0 / (high - low)
+        bank *= 2.0 / (edges_hz[2:] - edges_hz[:-2])[:, None]
     empty = np.flatnonzero(bank.max(axis=1) == 0)
-    if empty.size:
+    if empty.size > num_silent:
         warnings.warn(
             f"{empty.size} of {num_mels} mel bands (the first is {empty[0]}) contain no FFT bin and will be "
             f"silent on every input: use fewer bands, a longer n_fft than {n_fft}, or a higher fmin_hz",

@@ -1,7 +1,9 @@
-"""Stored samples to waveform."""
+"""Stored samples to waveform, and a waveform to the grid of stored samples."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int16
+
+INT16_MAX = 32767.0
 
 
 def pcm_to_float(pcm: Int16[Array, "*shape"] | Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -17,3 +19,11 @@ def pcm_to_float(pcm: Int16[Array, "*shape"] | Float[Array, "*shape"]) -> Float[
     if pcm.dtype != jnp.int16:
         raise TypeError(f"PCM of dtype {pcm.dtype}; expected int16 or a float waveform")
     return pcm.astype(jnp.float32) / 32768.0
+
+
+def quantize_int16(waveform: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Waveform on LAION-CLAP's 16-bit grid: clipped to [-1, 1], truncated towards zero, 32767 to a unit.
+
+    The same grid points as in NumPy, but for the last bit of their float32.
+    """
+    return jnp.trunc(jnp.clip(waveform, -1.0, 1.0) * INT16_MAX) / INT16_MAX

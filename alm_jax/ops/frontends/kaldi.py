@@ -1,0 +1,141 @@
+"""The Kaldi filter-bank front-ends: AST, AudioMAE, CAV-MAE and LTU; and BEATs.
+
+Both follow ``torchaudio.compliance.kaldi.fbank`` without dither: frames that start at the first sample and
+are not continued at the ends, each freed of its mean and pre-emphasised by itself, triangles that are
+straight in mel, a natural logarithm over the epsilon of float32.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from alm_jax.ops.frontends.dft import mel_energies
+from alm_jax.ops.frontends.log_mel import LogMelSpec
+from alm_jax.ops.frontends.stft import frame, windowed
+
+PREEMPHASIS = 0.97
+FLOOR = float(np.finfo(np.float32).eps)
+INT16_SCALE = 32768.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KaldiSpec(LogMelSpec):
+    """What the Kaldi front-ends share."""
+
+    sample_rate_hz: int = 16000
+    """Sample rate of the waveform."""
+    n_fft: int = 512
+    """Length of the Fourier transform, samples."""
+    window_samples: int = 400
+    """Samples of a frame and of its window."""
+    hop_samples: int = 160
+    """Samples from one frame to the next."""
+    num_mels: int = 128
+    """Mel bands."""
+    fmin_hz: float = 20.0
+    """Lower edge of the first band."""
+    fmax_hz: float = 8000.0
+    """Upper edge of the last band."""
+
+    @property
+    def num_frames(self) -> int:
+        """T of a clip: the whole frames that it holds."""
+        return 1 + (self.clip_samples - self.window_samples) // self.hop_samples
+
+    @property
+    def filter_bank(self) -> Float[np.ndarray, "F bins"]:
+        """The mel bank. With the published values one of its bands falls between two bins and is silent."""
+        return self._build_bank("kaldi", None, num_silent=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AstSpec(KaldiSpec):
+    """Waveform to normalised filter banks as AST and AudioMAE do it, with AudioSet's mean and deviation.
+
+    | | mean | std | divisor | frames |
+    | AST and AudioMAE, AudioSet | -4.2677393 | 4.5689974 | 2 std | 1024 |
+    | the same, ESC-50 | -6.6268077 | 5.358466 | 2 std | 512 |
+    | the same, Speech Commands V2 | -6.845978 | 5.5654526 | 2 std | 128 |
+    | LTU (CAV-MAE) | as AudioSet's | | std | 1024 |
+    """
+
+    remove_mean: bool = True
+    """Free each clip of its mean before the frames are cut (Hugging Face's extractor does not)."""
+    mean: float = -4.2677393
+    """Mean of the training data's features, subtracted."""
+    std: float = 4.5689974
+    """Their standard deviation."""
+    num_std: float = 2.0
+    """Features are divided by this many standard deviations: 2, and 1 in LTU."""
+    padded_frames: int | None = 1024
+    """T: features are cut to it, or followed by zeros before they are normalised, so that padding has the
+    value -mean / (num_std std); None for as many frames as the clip has."""
+
+    @property
+    def num_frames(self) -> int:
+        """T of a clip."""
+        return super().num_frames if self.padded_frames is None else self.padded_frames
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeatsSpec(KaldiSpec):
+    """Waveform to normalised filter banks as BEATs does it."""
+
+    mean: float = 15.41663
+    """Mean of the training data's features, subtracted."""
+    std: float = 6.55582
+    """Their standard deviation; features are divided by twice it."""
+
+
+def hanning_window(num_samples: int) -> Float[np.ndarray, " n"]:
+    """Symmetric Hann window, 0.5 - 0.5 cos(2 pi n / (N - 1)), float64; Kaldi's "hanning"."""
+    return 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(num_samples) / (num_samples - 1))
+
+
+def povey_window(num_samples: int) -> Float[np.ndarray, " n"]:
+    """Kaldi's "povey" window, the symmetric Hann window to the power of 0.85, float64."""
+    return hanning_window(num_samples) ** 0.85
+
+
+def _filter_banks(
+    waveform: Float[Array, "*B W"], spec: KaldiSpec, window: Float[np.ndarray, " n"]
+) -> Float[Array, "*B T F"]:
+    frames = frame(waveform, frame_samples=spec.window_samples, hop_samples=spec.hop_samples)
+    frames = frames - jnp.mean(frames, axis=-1, keepdims=True)
+    before = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+    frames = windowed(frames - PREEMPHASIS * before, window)
+    return jnp.log(jnp.maximum(mel_energies(frames, spec.filter_bank), FLOOR))
+
+
+def compute_ast(waveform: Float[Array, "*B W"], spec: AstSpec) -> Float[Array, "*B T F"]:
+    """Normalised log filter banks, float32, T = ``spec.padded_frames``.
+
+    A recording that is shorter than the clip was followed by zeros here, in the waveform, whose frames are at
+    the floor; the publications follow its features by zeros. For one length of recordings, as in ESC-50, set
+    ``clip.clip_sec`` to it.
+
+    Largest error against Hugging Face's extractor (its NumPy form) on ESC-10 recordings in 16 bits: 0.004 in
+    natural logarithms; mean error 2e-6.
+    """
+    waveform = waveform.astype(jnp.float32)
+    if spec.remove_mean:
+        waveform = waveform - jnp.mean(waveform, axis=-1, keepdims=True)
+    features = _filter_banks(waveform, spec, hanning_window(spec.window_samples))
+    if spec.padded_frames is not None:
+        missing = max(0, spec.padded_frames - features.shape[-2])
+        edges = [(0, 0)] * (features.ndim - 2) + [(0, missing), (0, 0)]
+        features = jnp.pad(features, edges)[..., : spec.padded_frames, :]
+    return (features - spec.mean) / (spec.num_std * spec.std)
+
+
+def compute_beats(waveform: Float[Array, "*B W"], spec: BeatsSpec) -> Float[Array, "*B T F"]:
+    """Normalised log filter banks, float32, of the waveform in units of the 16-bit grid (times 2^15).
+
+    Largest error against ``transformers.audio_utils.spectrogram`` in float64 on ESC-10 recordings in 16 bits:
+    0.008 in natural logarithms, 5.8e-4 normalised; mean error 1.8e-7 normalised.
+    """
+    waveform = waveform.astype(jnp.float32) * INT16_SCALE
+    features = _filter_banks(waveform, spec, povey_window(spec.window_samples))
+    return (features - spec.mean) / (2.0 * spec.std)
