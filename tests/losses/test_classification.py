@@ -45,7 +45,7 @@ def check(loss, logits: np.ndarray, expected: tuple[float, np.ndarray]) -> None:
         assert total.dtype == weight.dtype == jnp.float32
         return total / weight
 
-    value, grad = jax.value_and_grad(mean)(jnp.asarray(logits))
+    value, grad = jax.jit(jax.value_and_grad(mean))(logits)
     np.testing.assert_allclose(value, expected[0], **TOLERANCE)
     np.testing.assert_allclose(grad, expected[1], **TOLERANCE)
 
@@ -98,9 +98,9 @@ def test_masked_rows_may_hold_anything():
     spoilt = [np.where(MASK[:, None], logits, np.nan), np.where(MASK, labels, -100)]
     spoilt.append(np.where(MASK[:, None], targets, np.inf))
     for loss in losses.values():
-        grad = jax.value_and_grad(loss, has_aux=True)
-        (want, weight), want_grad = grad(*map(jnp.asarray, (logits, labels, targets)))
-        (got, got_weight), got_grad = grad(*map(jnp.asarray, spoilt))
+        grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        (want, weight), want_grad = grad(logits, labels, targets)
+        (got, got_weight), got_grad = grad(*spoilt)
         np.testing.assert_array_equal([got, got_weight], [want, weight])
         np.testing.assert_array_equal(got_grad, np.where(MASK[:, None], want_grad, 0))
 
@@ -108,7 +108,7 @@ def test_masked_rows_may_hold_anything():
 def test_bfloat16_logits_and_leading_axes_are_computed_in_float32():
     logits, labels, _ = draw()
     rounded = jnp.asarray(logits, jnp.bfloat16).reshape(2, 3, NUM_CLASSES)
-    total, weight = cross_entropy(rounded, jnp.asarray(labels).reshape(2, 3))
+    total, weight = jax.jit(cross_entropy)(rounded, jnp.asarray(labels).reshape(2, 3))
     exact = np.asarray(rounded.astype(jnp.float32), np.float64).reshape(NUM_ROWS, NUM_CLASSES)
     want = np.log(np.exp(exact).sum(1)) - exact[np.arange(NUM_ROWS), labels]
     np.testing.assert_allclose(total, want.sum(), **TOLERANCE)
@@ -118,11 +118,12 @@ def test_bfloat16_logits_and_leading_axes_are_computed_in_float32():
 @pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999])
 def test_class_balanced_weights_follow_the_effective_number(beta):
     counts = np.array([1, 10, 1000, 2_000_000])
-    got = class_balanced_weights(jnp.asarray(counts, jnp.int32), beta)
+    weigh = jax.jit(class_balanced_weights, static_argnums=1)
+    got = weigh(jnp.asarray(counts, jnp.int32), beta)
     want = (1 - beta) / (1 - beta ** counts.astype(np.float64))
     np.testing.assert_allclose(got, want / want.sum() * 4, rtol=1e-6)
     # A class without examples is left out of the sum.
-    with_empty = class_balanced_weights(jnp.asarray([1, 0, 10, 1000, 2_000_000], jnp.int32), beta)
+    with_empty = weigh(jnp.asarray([1, 0, 10, 1000, 2_000_000], jnp.int32), beta)
     np.testing.assert_allclose(with_empty, np.insert(np.asarray(got), 1, 0), rtol=1e-6)
 
 
@@ -134,8 +135,8 @@ def test_beta_outside_its_range_is_refused(beta):
 
 def test_targets_are_mixed_as_the_waveforms_are():
     waveform = jnp.asarray(np.random.default_rng(0).normal(size=(NUM_ROWS, NUM_CLASSES)), jnp.float32)
-    mixed, partner, weight = mix_waveforms(waveform, jax.random.key(0), 1.0)
-    np.testing.assert_allclose(mix_targets(waveform, partner, weight), mixed, atol=1e-6)
-    labels = np.array([0, 1, 2, 3, 4, 0])
-    targets = mix_targets(jax.nn.one_hot(labels, NUM_CLASSES), partner, weight)
-    np.testing.assert_allclose(jnp.sum(targets, axis=1), np.ones(NUM_ROWS), rtol=1e-6)
+    mixed, partner, weight = jax.jit(mix_waveforms, static_argnums=2)(waveform, jax.random.key(0), 1.0)
+    mix = jax.jit(mix_targets)
+    np.testing.assert_allclose(mix(waveform, partner, weight), mixed, atol=1e-6)
+    targets = mix(jnp.asarray(np.eye(NUM_CLASSES, dtype=np.float32)[[0, 1, 2, 3, 4, 0]]), partner, weight)
+    np.testing.assert_allclose(np.sum(targets, axis=1), np.ones(NUM_ROWS), rtol=1e-6)

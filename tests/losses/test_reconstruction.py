@@ -48,10 +48,12 @@ def test_the_loss_of_vit_mae_is_ours():
     image = np.random.default_rng(0).normal(-4, 5, (2, 16, 16)).astype(np.float32)
     with torch.no_grad():
         output = model(torch.tensor(image)[:, None], noise=torch.rand(2, 16))
-    target = normalize_patches(patchify(jnp.asarray(image), 4))
-    total, weight = masked_reconstruction(
-        jnp.asarray(output.logits.numpy()), target, jnp.asarray(output.mask.numpy() == 1)
-    )
+
+    @jax.jit
+    def loss(prediction, image, hidden):
+        return masked_reconstruction(prediction, normalize_patches(patchify(image, 4)), hidden)
+
+    total, weight = loss(output.logits.numpy(), image, output.mask.numpy() == 1)
     np.testing.assert_allclose(total / weight, output.loss.item(), rtol=1e-6)
 
 
@@ -62,7 +64,7 @@ def test_patches_are_normalised_by_the_unbiased_variance():
         patches.var(-1, ddof=1, keepdims=True) + 1e-6
     )
     np.testing.assert_allclose(
-        normalize_patches(jnp.asarray(patches, jnp.float32)), want, rtol=1e-5, atol=1e-6
+        jax.jit(normalize_patches)(patches.astype(np.float32)), want, rtol=1e-5, atol=1e-6
     )
 
 
@@ -71,6 +73,12 @@ DISTANCES = {
     "l1": lambda error: np.mean(np.abs(error), axis=-1),
     "norm": lambda error: np.sqrt(np.sum(error**2, axis=-1)),
 }
+
+
+@functools.cache
+def value_and_grad(distance: str):
+    loss = functools.partial(masked_reconstruction, distance=distance)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def gradient(distance: str, error: np.ndarray) -> np.ndarray:
@@ -89,9 +97,7 @@ def test_every_distance_equals_its_formula(distance):
     want_grad = np.where(mask[..., None], gradient(distance, error), 0)
     # What does not count may hold anything.
     prediction[~mask], target[~mask] = np.nan, np.inf
-    loss = functools.partial(masked_reconstruction, distance=distance)
-    grad = jax.value_and_grad(loss, has_aux=True)
-    (total, weight), got_grad = grad(jnp.asarray(prediction), jnp.asarray(target), jnp.asarray(mask))
+    (total, weight), got_grad = value_and_grad(distance)(prediction, target, mask)
     np.testing.assert_allclose(total, DISTANCES[distance](error)[mask].sum(), rtol=1e-6)
     assert (float(weight), total.dtype, weight.dtype) == (mask.sum(), jnp.float32, jnp.float32)
     np.testing.assert_allclose(got_grad, want_grad, rtol=1e-5, atol=1e-6)
@@ -99,11 +105,10 @@ def test_every_distance_equals_its_formula(distance):
 
 @pytest.mark.parametrize("distance", list(DISTANCES))
 def test_an_exact_prediction_and_nothing_to_predict_cost_nothing(distance):
-    _, target, mask = (jnp.asarray(x) for x in draw())
-    loss = functools.partial(masked_reconstruction, distance=distance)
-    for counted in (mask, jnp.zeros_like(mask)):
-        (total, weight), grad = jax.value_and_grad(loss, has_aux=True)(target, target, counted)
-        assert (float(total), float(weight)) == (0.0, float(jnp.sum(counted)))
+    _, target, mask = draw()
+    for counted in (mask, np.zeros_like(mask)):
+        (total, weight), grad = value_and_grad(distance)(target, target, counted)
+        assert (float(total), float(weight)) == (0.0, np.sum(counted))
         np.testing.assert_array_equal(grad, np.zeros(SHAPE))
 
 
@@ -113,16 +118,14 @@ def test_frames_by_l1_are_masked_acoustic_modelling():
     prediction, target = np.abs(prediction), np.abs(target)
     chosen = torch.tensor(mask)
     want = torch.nn.L1Loss()(torch.tensor(prediction)[chosen], torch.tensor(target)[chosen])
-    total, weight = masked_reconstruction(
-        *(jnp.asarray(x) for x in (prediction, target, mask)), distance="l1"
-    )
+    (total, weight), _ = value_and_grad("l1")(prediction, target, mask)
     np.testing.assert_allclose(total / weight, want.item(), rtol=1e-6)
 
 
 def test_bfloat16_predictions_are_computed_in_float32():
     prediction, target, mask = draw()
     rounded = jnp.asarray(prediction, jnp.bfloat16)
-    total, _ = masked_reconstruction(rounded, jnp.asarray(target), jnp.asarray(mask))
+    (total, _), _ = value_and_grad("mse")(rounded, target, mask)
     error = np.asarray(rounded.astype(jnp.float32), np.float64) - target
     np.testing.assert_allclose(total, DISTANCES["mse"](error)[mask].sum(), rtol=1e-6)
 
@@ -135,5 +138,5 @@ def test_discrete_labels_equal_pytorch_on_masked_patches():
     want = torch.nn.functional.cross_entropy(
         torch.tensor(logits[mask]), torch.tensor(labels[mask]).long(), reduction="sum"
     )
-    total, weight = masked_label_prediction(*(jnp.asarray(x) for x in (logits, labels, mask)))
+    total, weight = jax.jit(masked_label_prediction)(logits, labels, mask)
     np.testing.assert_allclose([total, weight], [want.item(), mask.sum()], rtol=1e-6)

@@ -27,13 +27,8 @@ def test_scores_of_any_candidates_equal_pytorch():
     )
     want.backward()
     scores[1], scores[:, 6] = np.nan, np.inf
-    loss = jax.value_and_grad(retrieval, has_aux=True)
-    (total, weight), grad = loss(
-        jnp.asarray(scores),
-        jnp.asarray(positive),
-        mask=jnp.asarray(mask),
-        candidate_mask=jnp.asarray(candidates),
-    )
+    loss = jax.jit(jax.value_and_grad(retrieval, has_aux=True))
+    (total, weight), grad = loss(scores, positive, mask=mask, candidate_mask=candidates)
     np.testing.assert_allclose([total, weight], [want.item(), 4], rtol=1e-6)
     np.testing.assert_allclose(grad, leaf.grad.numpy(), rtol=1e-5, atol=1e-7)
 
