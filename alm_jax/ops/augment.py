@@ -18,22 +18,63 @@ def roll_time(waveform: Float[Array, "B W"], key: Array) -> Float[Array, "B W"]:
 
 
 def mix_waveforms(
-    waveform: Float[Array, "B W"], key: Array, alpha: float
+    waveform: Float[Array, "B W"], key: Array, alpha: float | Array, *, rate: float | Array = 1.0
 ) -> tuple[Float[Array, "B W"], Int[Array, " B"], Float[Array, " B"]]:
     """Mixup of every row with another one (Zhang et al. 2018, arXiv 1710.09412), on the waveform.
 
     mixed[i] = weight[i] waveform[i] + (1 - weight[i]) waveform[partner[i]], with weight ~ Beta(alpha, alpha)
-    per row and partner one uniform permutation of the batch. AST takes alpha 10, HTS-AT 0.5, PANNs 1. What
-    the targets become is the objective's business: it has the partner and the weight.
+    per row and partner one uniform permutation of the batch. A row stays as it is, with weight 1, with
+    probability 1 - rate. AST takes alpha 10 and rate 0.5, and its targets are mixed alike
+    (`alm_jax.losses.classification.mix_targets`); that it mixes what is free of its mean, `AstSpec.remove_mean`
+    does after the mixture, which is the same.
 
     Returns the mixed waveform, partner and weight.
     """
-    key_partner, key_weight = jax.random.split(key)
+    key_partner, key_weight, key_rate = jax.random.split(key, 3)
     batch_size = waveform.shape[0]
     partner = jax.random.permutation(key_partner, batch_size)
     weight = jax.random.beta(key_weight, alpha, alpha, (batch_size,))
-    own = weight[:, None].astype(waveform.dtype)
-    return own * waveform + (1 - own) * waveform[partner], partner, weight
+    weight = jnp.where(jax.random.bernoulli(key_rate, rate, (batch_size,)), weight, 1.0)
+    return _mix(waveform, waveform[partner], weight), partner, weight
+
+
+def mix_with_reversed(
+    features: Float[Array, "B *dims"], key: Array, alpha: float = 0.5
+) -> tuple[Float[Array, "B *dims"], Int[Array, " B"], Float[Array, " B"]]:
+    """Mixup of row i of the features with row B - 1 - i, weight ~ Beta(alpha, alpha) per row: HTS-AT's.
+
+    HTS-AT's published code leaves the targets as they are (its lines that mix them are comments).
+
+    Returns the mixed features, partner and weight.
+    """
+    batch_size = features.shape[0]
+    weight = jax.random.beta(key, alpha, alpha, (batch_size,))
+    partner = jnp.arange(batch_size)[::-1]
+    return _mix(features, features[::-1], weight), partner, weight
+
+
+def mix_pairs(
+    features: Float[Array, "B *dims"], key: Array, alpha: float = 1.0
+) -> tuple[Float[Array, "half *dims"], Float[Array, " half"]]:
+    """Mixup of rows 2i and 2i + 1 of the features into one, weight ~ Beta(alpha, alpha): PANNs'.
+
+    PANNs mixes log-mel features after SpecAugment, 64 rows into 32, and targets alike:
+    weight[i] targets[2i] + (1 - weight[i]) targets[2i + 1].
+
+    Returns the mixed features, half as many rows, and the weight of the even ones.
+
+    Raises:
+      ValueError: for an odd number of rows.
+    """
+    if features.shape[0] % 2:
+        raise ValueError(f"{features.shape[0]} rows cannot be mixed in pairs; expected an even number")
+    weight = jax.random.beta(key, alpha, alpha, (features.shape[0] // 2,))
+    return _mix(features[0::2], features[1::2], weight), weight
+
+
+def _mix(own: Array, other: Array, weight: Float[Array, " B"]) -> Array:
+    share = weight.reshape(-1, *(1,) * (own.ndim - 1)).astype(own.dtype)
+    return share * own + (1 - share) * other
 
 
 def _draw_stripes(
@@ -61,7 +102,11 @@ def spec_augment(
     """Zeroes stripes of frames and of frequency bins (SpecAugment, Park et al. 2019), as torchlibrosa does.
 
     Widths are drawn below, never equal to, ``time_width`` and ``freq_width``; every row has its own stripes.
-    HTSAT and CNN14 apply it after their BatchNorm, where 0 is about the mean: widths 64 and 8, two of each.
+    Published widths in time and frequency, and stripes of each:
+
+    | HTSAT, CNN14 | 64, 8 | 2 | after their BatchNorm, where 0 is about the mean |
+    | AST, AudioSet | 192, 48 | 1 | before the normalisation, so -mean / (2 std) after it |
+    | AST, ESC-50 | 96, 24 | 1 | the same |
 
     Raises:
       ValueError: unless 1 <= time_width <= T and 1 <= freq_width <= F.
