@@ -61,14 +61,9 @@ class Plan:
             row_sums, col_sums = visit(rows, cols, *vary(tuple(new(num_rows) for new in empty), (rows, cols)))
             return finish[0](rows, row_sums), finish[1](cols, col_sums)
         if self.impl == "ring":
-            piece = RING_TILES * self.tile
-            return ring.sweep(visit, rows, cols, *empty, *finish, axis_name=self.axis_name, piece=piece)
+            return ring.sweep(visit, rows, cols, *empty, *finish, axis_name=self.axis_name, tile=self.tile)
         shape = gathered.grid_shape(num_devices) if self.impl == "grid" else (num_devices, 1)
         return gathered.sweep(visit, rows, cols, *empty, *finish, axis_name=self.axis_name, shape=shape)
-
-
-RING_TILES = 4
-"""Tiles of columns that travel together in ``ring``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,8 +97,12 @@ AUTO: tuple[Rule, ...] = (
 )
 """The first line whose conditions hold is picked by ``auto``. The reasons are measured in docs/losses.md."""
 
-TILES: dict[str, int] = {"cpu": 1024, "tpu": 2048, "gpu": 4096}
-"""Rows and columns of a tile by platform."""
+TILES: dict[str, dict[str, int]] = {
+    "cpu": {"default": 1024},
+    "tpu": {"default": 4096, "ring": 2048},
+    "gpu": {"default": 4096},
+}
+"""Rows and columns of a tile, by platform and form."""
 
 
 def pick_plan(
@@ -129,9 +128,8 @@ def pick_plan(
     """
     if tile is not None and tile < 1:
         raise UserError(f"the tile of a contrastive loss is {tile}, it must be at least 1")
-    tile = TILES.get(platform, TILES["gpu"]) if tile is None else tile
     if impl in ("reference", "onesided", "chunked", "ring", "grid"):
-        return Plan(impl, tile, False, axis_name)
+        return Plan(impl, pick_tile(impl, platform) if tile is None else tile, False, axis_name)
     if impl not in ("auto", "kernel"):
         raise UserError(
             f"unknown form {impl!r} of a contrastive loss; known are auto, reference, onesided, chunked, ring, "
@@ -139,7 +137,14 @@ def pick_plan(
         )
     rule = next(rule for rule in AUTO if applies(rule, batch_size, num_shards, impl == "kernel"))
     announce(rule, impl, batch_size, num_shards, platform)
+    tile = pick_tile(rule.impl, platform) if tile is None else tile
     return Plan(rule.impl, tile, impl == "kernel", axis_name)
+
+
+def pick_tile(impl: str, platform: str) -> int:
+    """Rows and columns of a tile, by the table."""
+    tiles = TILES.get(platform, TILES["gpu"])
+    return tiles.get(impl, tiles["default"])
 
 
 def applies(rule: Rule, batch_size: int, num_shards: int, kernel: bool) -> bool:

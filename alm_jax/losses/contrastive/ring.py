@@ -8,16 +8,23 @@ Memory is that of a device's own rows and of a few travelling columns. Every tra
 - while the second half of the own columns is computed, the sums come home.
 
 The columns go round in pieces, one after the other, so that what is on the way is small beside the own rows.
+
+On TPUs whose chips lie in a plane the ring goes from neighbour to neighbour: XLA lets a transfer run beside the
+computation only if it takes no detour (v5e:4x8 and larger, libtpu 0.0.52).
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from alm_jax.losses.contrastive.gathered import grid_shape
 from alm_jax.losses.contrastive.sums import AxisName, merge, vary
 from alm_jax.losses.contrastive.tiles import LANES, cut_into_tiles, join_tiles
 from alm_jax.losses.contrastive.visits import Empty, Finish, Visit
 from alm_jax.types import PyTree
+
+MIN_PIECE = 512
+"""Columns below which a piece is not made for memory's sake: its tiles would be slow."""
 
 
 def sweep(
@@ -30,20 +37,22 @@ def sweep(
     finish_cols: Finish,
     *,
     axis_name: AxisName,
-    piece: int,
+    tile: int,
 ) -> tuple[PyTree, PyTree]:
     """The finished sums of this device's rows and columns over all pairs of all devices; see ``visits``.
 
-    At most ``piece`` columns travel at a time.
+    ``tile`` is the most columns that travel at a time. Fewer do where that would be much beside the own rows.
     """
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     num_devices = lax.axis_size(axis_name)
-    pieces = cut_into_tiles(cols, piece)
+    pieces = cut_into_tiles(cols, min(tile, max(MIN_PIECE, num_rows // 8)))
     size = jax.tree.leaves(pieces)[0].shape[1]
     half = -(-size // (2 * LANES)) * LANES if size > LANES else -(-size // 2)
 
+    order = neighbours(num_devices)
+    ring = list(zip(order, order[1:] + order[:1], strict=True))
+
     def rotate(tree: PyTree) -> PyTree:
-        ring = [(i, (i + 1) % num_devices) for i in range(num_devices)]
         return jax.tree.map(lambda x: lax.ppermute(x, axis_name, ring), tree)
 
     def visit_part(row_sums: PyTree, cols: PyTree) -> tuple[PyTree, PyTree]:
@@ -80,3 +89,31 @@ def sweep(
 def join(a: PyTree, b: PyTree) -> PyTree:
     """The accumulators of ``a`` followed by those of ``b``."""
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)
+
+
+PLANAR = ("TPU v2", "TPU v3", "TPU v5 lite", "TPU v6 lite")
+"""Kinds of TPU whose slices are planes of x times y chips, x being y or half of it, numbered row by row."""
+
+
+def neighbours(num_devices: int) -> list[int]:
+    """An order in which each device, and the last with the first, is beside the next where that is known."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None or device.device_kind not in PLANAR:
+        return list(range(num_devices))
+    num_y, num_x = grid_shape(num_devices)
+    return closed_path(num_x, num_y)
+
+
+def closed_path(num_x: int, num_y: int) -> list[int]:
+    """Places x * num_y + y of a grid, in an order of neighbours that ends beside its start.
+
+    Along y = 0 to the far side, and back in turns through the rest. There is such an order where ``num_x`` is
+    even and ``num_y`` at least 2; elsewhere the places come in turns, and the last is not beside the first.
+    """
+    if num_x % 2 or num_y == 1:
+        return [x * num_y + (y if x % 2 == 0 else num_y - 1 - y) for x in range(num_x) for y in range(num_y)]
+    path = [x * num_y for x in range(num_x)]
+    for turn, x in enumerate(reversed(range(num_x))):
+        ys = range(1, num_y) if turn % 2 == 0 else reversed(range(1, num_y))
+        path += [x * num_y + y for y in ys]
+    return path
