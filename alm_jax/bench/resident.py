@@ -4,6 +4,7 @@ For comparing a JAX form with PyTorch on the CPU, where there is no compiler to 
 program is compiled and its libraries are loaded before the measurement begins. Linux only.
 """
 
+import ctypes
 import gc
 import importlib
 import json
@@ -42,6 +43,8 @@ def growth_of(target: str, **arguments: Any) -> int:
 def measure(run: Any) -> int:
     """As ``growth_of``, of a function in this process: exact only where little else has been freed before."""
     gc.collect()
+    # Freed memory that the C library keeps would be taken again without a trace.
+    ctypes.CDLL(None).malloc_trim(0)
     CLEAR.write_text(RESET_PEAK)
     before = _resident("VmRSS")
     for _ in range(NUM_RUNS):

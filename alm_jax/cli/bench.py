@@ -1,7 +1,7 @@
 """``alm bench loss|encoder|step|frontend|report``: speed and memory beside peers, and for devices that are not here.
 
-What JAX reads when it starts, the platform and the number of simulated devices, is set here; so nothing that imports
-JAX is imported above.
+What JAX reads when it starts its devices, the platform and the number of simulated ones, is set here, before anything
+asks for a device.
 """
 
 import argparse
@@ -14,19 +14,31 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from alm_jax.cli.arguments import Parser
+import jax
+
+from alm_jax.bench import step
+from alm_jax.bench.loss import LossSweep, run_sweep
+from alm_jax.bench.pictures import draw_memory, draw_throughput
+from alm_jax.bench.record import Recorder
+from alm_jax.bench.table import LOSS_COLUMNS, STEP_COLUMNS, print_rows
+from alm_jax.bench.topology import Topology, resolve
+from alm_jax.cli.arguments import Parser, read_config
 from alm_jax.errors import UserError
 
 USAGE = """usage: alm bench WHAT ...
 
   loss       forward and backward of every form of a loss
+  step       the whole training step of a config
 
   alm bench WHAT --help says more of each."""
 
 
 def run(args: Sequence[str]) -> None:
     """The command."""
-    kinds: dict[str, Callable[[Sequence[str]], None]] = {"loss": bench_loss}
+    kinds: dict[str, Callable[[Sequence[str]], None]] = {
+        "loss": bench_loss,
+        "step": bench_step,
+    }
     if args and args[0] in ("-h", "--help"):
         print(USAGE)
         return
@@ -65,25 +77,20 @@ def add_common(parser: Parser) -> None:
     parser.add_argument("--json", help="write the rows to this file, or to stdout with -, and then only them")
 
 
-def prepare_jax(topology: str | None, num_devices: int, *, with_peers: bool) -> Any:
+def prepare_jax(topology: str | None, num_devices: int, *, with_peers: bool) -> Topology | None:
     """Starts JAX on the right platform. Returns the topology, or None."""
     if topology is not None:
-        # The compiler needs no device, and JAX must not look for one.
-        os.environ["JAX_PLATFORMS"] = "cpu"
+        # The compiler needs no device, and JAX must not look for one; a process that has started keeps what it has.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_platforms", "cpu")
     if with_peers:
         # Two libraries share the card's memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import jax
-
     if num_devices > 1:
-        # Simulated ones, where there are no others; a process that has started JAX keeps what it has.
+        # Simulated ones, where there are no others.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", num_devices)
-    if topology is None:
-        return None
-    from alm_jax.bench.topology import resolve
-
-    return resolve(topology)
+    return None if topology is None else resolve(topology)
 
 
 def bench_loss(args: Sequence[str]) -> None:
@@ -111,9 +118,6 @@ def bench_loss(args: Sequence[str]) -> None:
     own = parser.parse_args(args)
     topology = prepare_jax(own.topology, own.devices, with_peers=bool(own.peer))
 
-    from alm_jax.bench.loss import LossSweep, run_sweep
-    from alm_jax.bench.table import LOSS_COLUMNS
-
     sweep = LossSweep(
         losses=own.loss,
         impls=own.impl,
@@ -130,13 +134,29 @@ def bench_loss(args: Sequence[str]) -> None:
     draw(rows, own.json, own.out)
 
 
+def bench_step(args: Sequence[str]) -> None:
+    """``alm bench step``."""
+    parser = Parser("bench step", "The whole training step of a config, optimizer included.")
+    parser.add_argument("config", help="a file with get_config(), such as configs/demo.py")
+    parser.add_argument("--peer", type=names, default=[], help=f"{', '.join(step.PEERS)}: on the same batch")
+    parser.epilog = "Fields of the config are options, as in `alm pretrain CONFIG --help`."
+    add_common(parser)
+    own, overrides = parser.parse_known_args(args)
+    topology = prepare_jax(own.topology, 1, with_peers=bool(own.peer))
+    config = read_config(own.config, overrides, prog=f"alm bench step {own.config}")
+    if topology is None:
+        rows = step.run_rows(config, own.peer, repeats=own.repeats)
+    elif own.peer:
+        raise UserError("a peer runs in PyTorch on a device that is here, and a topology is not")
+    else:
+        rows = [step.compile_row(config, topology)]
+    collect(rows, own.json, ["step", *args], STEP_COLUMNS)
+
+
 def collect(
     rows: Iterable[dict[str, Any]], target: str | None, args: Sequence[str], columns: Any
 ) -> list[dict[str, Any]]:
     """Takes the rows as they come, writes them to ``target``, and shows them to a person where one looks on."""
-    from alm_jax.bench.record import Recorder
-    from alm_jax.bench.table import print_rows
-
     path = Path(target) if target not in (None, "-") else None
     recorder = Recorder(path, shlex.join(["alm", "bench", *args]))
     for row in rows:
@@ -150,8 +170,6 @@ def collect(
 
 def draw(rows: Sequence[dict[str, Any]], target: str | None, folder: Path | None) -> None:
     """The pictures of a sweep over batch sizes, where there is a place for them."""
-    from alm_jax.bench.pictures import draw_memory, draw_throughput
-
     path = Path(target) if target not in (None, "-") else None
     if folder is None:
         if path is None:

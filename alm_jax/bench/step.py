@@ -1,0 +1,300 @@
+"""``alm bench step``: the whole training step of a config, optimizer included, beside its peer in PyTorch.
+
+Timed is what a step of a run does once a batch is in the host's memory: to the device, features from waveforms,
+augmentation and dropout, both towers, the loss, the backward pass, AdamW. The peer is ``transformers.ClapModel`` of
+the same shape with ``torch.optim.AdamW`` in training mode. It gets log-mel features, so the front-end is our cost
+alone; its loss, of two directions that are one, costs the same as ours.
+"""
+
+import dataclasses
+import gc
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from alm_jax import batch as contract
+from alm_jax.bench import resident
+from alm_jax.bench.chips import Chip, chip_of
+from alm_jax.bench.counting import count_jaxpr
+from alm_jax.bench.cycles import estimate_cycles
+from alm_jax.bench.memory import memory_of
+from alm_jax.bench.timing import Timing, take_turns
+from alm_jax.bench.topology import Topology, compile_for
+from alm_jax.errors import UserError
+from alm_jax.experiment import ExperimentConfig, from_json, to_json
+from alm_jax.interop.clap_config import config_to_clap
+from alm_jax.objectives import build_objective
+from alm_jax.training.build import build_parallel
+from alm_jax.training.mesh import build_mesh, check_batch_size
+from alm_jax.training.parallel import JitParallel
+from alm_jax.training.sharding import num_batch_shards
+
+Row = dict[str, Any]
+PEERS = ("transformers", "transformers+compile")
+OURS = "alm_jax"
+FIRST_WORD = 5
+"""Token ids below are special ones."""
+
+
+def example_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
+    """A batch of noise as long as recordings get, with captions as long as the tokenizer makes them."""
+    rng = np.random.default_rng(0)
+    rows = config.training.batch_size
+    samples = round(config.data.source_sec * config.objective.model.frontend.sample_rate_hz)
+    length = config.data.tokenizer.max_length
+    batch = {
+        contract.AUDIO: rng.integers(-8192, 8192, (rows, samples), np.int16),
+        contract.AUDIO_NUM_SAMPLES: np.full(rows, samples, np.int32),
+        contract.TEXT_IDS: rng.integers(
+            FIRST_WORD, config.objective.model.text.vocab_size, (rows, length), np.int32
+        ),
+        contract.TEXT_MASK: np.ones((rows, length), bool),
+        contract.MASK: np.ones(rows, bool),
+        contract.INDEX: np.arange(rows, dtype=np.int32),
+        contract.LABEL: np.full(rows, -1, np.int32),
+    }
+    contract.validate(batch)
+    return batch
+
+
+def abstract_batch(config: ExperimentConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of ``example_batch``, for batches that no host could hold."""
+    training = dataclasses.replace(config.training, batch_size=1)
+    one = example_batch(dataclasses.replace(config, training=training))
+    rows = config.training.batch_size
+    return {key: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for key, x in one.items()}
+
+
+def mesh_of(config: ExperimentConfig, topology: Topology | None = None) -> Mesh:
+    """The config's mesh over the devices that are here, or over ``topology``'s.
+
+    Raises UserError where the config does not fit them, or asks for pmap.
+    """
+    training = config.training
+    if training.parallelism != "jit":
+        raise UserError("the step is measured under jit: leave training.parallelism at 'jit'")
+    mesh = build_mesh(training.mesh, None if topology is None else topology.devices)
+    check_batch_size(training.batch_size, training.num_microbatches, num_batch_shards(mesh))
+    return mesh
+
+
+def build(config: ExperimentConfig, mesh: Mesh) -> JitParallel:
+    """The step of ``config``. Raises UserError where its parts do not fit together."""
+    parallel = build_parallel(
+        build_objective(config.objective), config.optimizer, config.training, seed=config.seed, mesh=mesh
+    )
+    assert isinstance(parallel, JitParallel)
+    return parallel
+
+
+def describe(
+    config: ExperimentConfig, impl: str, num_devices: int, platform: str, topology: str | None
+) -> Row:
+    """A row with nothing measured in it."""
+    model = config.objective.model
+    return {
+        "config": config.name,
+        "impl": impl,
+        "batch": config.training.batch_size,
+        "clip_sec": model.frontend.clip.clip_sec,
+        "text_tokens": config.data.tokenizer.max_length,
+        "dtype": model.compute_dtype,
+        "remat": model.remat,
+        "mesh": None,
+        "devices": num_devices,
+        "platform": platform,
+        "topology": topology,
+        "parameters": None,
+        "temp_bytes": None,
+        "peak_bytes": None,
+        "rss_bytes": None,
+        "flops": None,
+        "estimated_cycles": None,
+        "estimated_ms": None,
+        "estimated_mfu": None,
+        "step_ms": None,
+        "clips_per_s": None,
+        "mfu": None,
+        "times_ours": None,
+        "hbm_limit": None,
+        "fits": None,
+        "error": None,
+    }
+
+
+def model_flops(config: ExperimentConfig, mesh: Mesh) -> float:
+    """FLOPs of a step on one device, none of them done twice: rematerialisation is not counted."""
+    model = dataclasses.replace(config.objective.model, remat="none")
+    plain = dataclasses.replace(config, objective=dataclasses.replace(config.objective, model=model))
+    traced = build(plain, mesh).trace_step(abstract_batch(plain))
+    return count_jaxpr(traced.jaxpr, num_devices=mesh.size).flops
+
+
+def num_parameters(parallel: JitParallel) -> int:
+    """Numbers that are trained."""
+    return sum(leaf.size for leaf in jax.tree.leaves(parallel.abstract().params))
+
+
+def mesh_text(parallel: JitParallel) -> str:
+    """The mesh as ``data 8 x fsdp 2``."""
+    return (
+        " x ".join(f"{axis} {size}" for axis, size in parallel.mesh.shape.items() if size > 1) or "one device"
+    )
+
+
+def compile_row(config: ExperimentConfig, topology: Topology) -> Row:
+    """The step of a config compiled for devices that are not there."""
+    parallel = build(config, mesh_of(config, topology))
+    row = describe(config, OURS, parallel.mesh.size, topology.platform, topology.name)
+    row |= {"parameters": num_parameters(parallel), "mesh": mesh_text(parallel)}
+    row["hbm_limit"] = topology.chip.hbm_bytes
+    row["flops"] = model_flops(config, parallel.mesh)
+    compiled = compile_for(parallel.trace_step(abstract_batch(config)).lower(), topology)
+    row |= {"fits": compiled.fits, "error": compiled.error}
+    if compiled.memory is not None:
+        row |= {"temp_bytes": compiled.memory.temp_bytes, "peak_bytes": compiled.memory.peak_bytes}
+        row |= estimated(compiled.text or "", row["flops"], topology.chip)
+    return row
+
+
+def estimated(text: str, flops: float, chip: Chip) -> Row:
+    """What the compiler's cycles come to; nothing where it estimates none."""
+    cycles = estimate_cycles(text)
+    if cycles is None or chip.clock_hz is None:
+        return {}
+    seconds = cycles.total / chip.clock_hz
+    return {
+        "estimated_cycles": cycles.total,
+        "estimated_ms": 1e3 * seconds,
+        "estimated_mfu": flops / seconds / chip.peak_flops,
+    }
+
+
+def run_rows(config: ExperimentConfig, peers: list[str], *, repeats: int) -> list[Row]:
+    """The step of a config, and of its peers, timed in turns on the devices that are here.
+
+    Raises UserError for an unknown peer, or one on several devices.
+    """
+    unknown = [peer for peer in peers if peer not in PEERS]
+    if unknown:
+        raise UserError(f"there is no peer {unknown[0]!r} of a training step: known are {', '.join(PEERS)}")
+    parallel = build(config, mesh_of(config))
+    if peers and parallel.mesh.size > 1:
+        raise UserError(f"a peer runs on one device, the config's mesh has {parallel.mesh.size}")
+    platform = jax.default_backend()
+    rows = {OURS: describe(config, OURS, parallel.mesh.size, platform, None)}
+    rows[OURS] |= {"parameters": num_parameters(parallel), "mesh": mesh_text(parallel)}
+    rows[OURS]["flops"] = model_flops(config, parallel.mesh)
+    memory = memory_of(parallel.trace_step(abstract_batch(config)).lower().compile())
+    rows[OURS] |= {"temp_bytes": memory.temp_bytes, "peak_bytes": memory.peak_bytes}
+    passes: dict[str, Callable[[], Any]] = {OURS: jax_step(config, parallel)}
+    for peer in peers:
+        rows[peer] = describe(config, peer, 1, platform, None)
+        passes[peer], rows[peer]["parameters"] = torch_step(config, peer)
+    timings = take_turns(passes, repeats=repeats, warmups=2)
+    chip = chip_of(jax.devices()[0].device_kind)
+    for name, timing in timings.items():
+        rows[name] |= timed(config, timing)
+        rows[name]["fits"] = True
+        if name == OURS and chip is not None:
+            rows[name]["mfu"] = rows[name]["flops"] / timing.median / chip.peak_flops
+        if name != OURS:
+            rows[name]["times_ours"] = ratios(timings[OURS], timing)
+    passes.clear()
+    gc.collect()
+    for name in rows if parallel.mesh.size == 1 else ():
+        rows[name]["rss_bytes"] = _rss(config, name)
+    return list(rows.values())
+
+
+def timed(config: ExperimentConfig, timing: Timing) -> Row:
+    """The fields of a row that come from the clock."""
+    milliseconds = {name: 1e3 * getattr(timing, name) for name in ("min", "median", "spread")}
+    return {"step_ms": milliseconds, "clips_per_s": config.training.batch_size / timing.median}
+
+
+def ratios(own: Timing, other: Timing) -> dict[str, float]:
+    """How many times as long the other took, over pairs of neighbouring runs."""
+    pairs = sorted(own.ratios(other))
+    return {"min": pairs[0], "median": pairs[len(pairs) // 2], "max": pairs[-1]}
+
+
+def jax_step(config: ExperimentConfig, parallel: JitParallel) -> Callable[[], None]:
+    """What trains one step more, and waits for it."""
+    batch = example_batch(config)
+    state = [parallel.init()]
+
+    def run() -> None:
+        state[0], metrics = parallel.step(state[0], batch)
+        jax.block_until_ready(metrics)
+
+    return run
+
+
+def torch_step(config: ExperimentConfig, peer: str) -> tuple[Callable[[], None], int]:
+    """What trains ClapModel one step more; and its number of parameters."""
+    import torch
+    from transformers import ClapConfig, ClapModel
+
+    torch.manual_seed(0)
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    model_config = config.objective.model
+    clap = config_to_clap(model_config, {"bos_token": 0, "eos_token": 2})
+    model = ClapModel(ClapConfig.from_dict(clap)).to(device).train()
+    forward = torch.compile(model) if peer.endswith("+compile") else model
+    adam = config.optimizer
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=adam.peak_lr,
+        betas=(adam.b1, adam.b2),
+        eps=adam.eps,
+        weight_decay=adam.weight_decay,
+    )
+    batch = example_batch(config)
+    rows, frontend = config.training.batch_size, model_config.frontend
+    inputs = {
+        "input_ids": torch.from_numpy(batch[contract.TEXT_IDS]).long().to(device),
+        "attention_mask": torch.from_numpy(batch[contract.TEXT_MASK]).long().to(device),
+        "input_features": torch.randn(rows, 1, frontend.num_frames, frontend.num_mels, device=device),
+        "is_longer": torch.zeros(rows, 1, dtype=torch.bool, device=device),
+    }
+    dtype = torch.bfloat16 if model_config.compute_dtype == "bfloat16" else torch.float32
+
+    def run() -> None:
+        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
+            loss = forward(**inputs, return_loss=True).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run, sum(parameter.numel() for parameter in model.parameters())
+
+
+def _rss(config: ExperimentConfig, name: str) -> int | None:
+    """What training takes of the host's memory, in a process of its own; None but on a CPU under Linux."""
+    if jax.default_backend() != "cpu" or sys.platform != "linux":
+        return None
+    return resident.growth_of(f"{__name__}:resident_training", config=to_json(config), name=name)
+
+
+def resident_training(config: dict[str, Any], name: str) -> Callable[[], None]:
+    """For ``resident.growth_of``: starts a training and takes two steps, parameters and all.
+
+    It has been done once, so that libraries are loaded and programs compiled, and all of it has been given back.
+    """
+    found = from_json(config)
+    parallel = build(found, mesh_of(found)) if name == OURS else None
+
+    def train() -> None:
+        step = torch_step(found, name)[0] if parallel is None else jax_step(found, parallel)
+        for _ in range(2):
+            step()
+
+    train()
+    return train

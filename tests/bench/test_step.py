@@ -1,0 +1,99 @@
+"""Rows of `alm bench step`: what is counted, and what is compiled for devices that are not here."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from alm_jax.bench import step as bench
+from alm_jax.bench.chips import CHIPS
+from alm_jax.bench.timing import Timing
+from alm_jax.bench.topology import resolve
+from alm_jax.errors import UserError
+from alm_jax.experiment import load_config
+from alm_jax.training.mesh import MeshConfig, build_mesh
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra `aot`)"
+)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(Path(__file__).parents[1] / "cli" / "tiny_config.py")
+
+
+def with_training(config, **changes):
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))
+
+
+def test_batches_of_shapes_are_those_of_arrays(config):
+    example, abstract = bench.example_batch(config), bench.abstract_batch(config)
+    assert {key: (x.shape, x.dtype) for key, x in example.items()} == {
+        key: (x.shape, x.dtype) for key, x in abstract.items()
+    }
+
+
+def test_rematerialised_flops_are_no_model_flops(config):
+    mesh = build_mesh(MeshConfig(), jax.devices()[:1])
+    plain = bench.model_flops(config, mesh)
+    model = dataclasses.replace(config.objective.model, remat="block")
+    remat = dataclasses.replace(config, objective=dataclasses.replace(config.objective, model=model))
+    assert bench.model_flops(remat, mesh) == plain
+    traced = bench.build(remat, mesh).trace_step(bench.abstract_batch(remat))
+    assert bench.count_jaxpr(traced.jaxpr).flops > 1.05 * plain
+
+
+def test_an_estimate_is_cycles_by_the_clock():
+    text = (
+        "HloModule m, is_scheduled=true\n\nENTRY %e (p: f32[]) -> f32[] {\n"
+        '  ROOT %c = f32[] copy(%p), backend_config={"estimated_cycles":"3000"}\n}\n'
+    )
+    row = bench.estimated(text, 197e6, CHIPS["TPU v5 lite"])
+    assert row["estimated_cycles"] == 3000
+    assert row["estimated_ms"] == pytest.approx(2e-3)
+    assert row["estimated_mfu"] == pytest.approx(0.5)
+    assert bench.estimated(text, 1e6, CHIPS["NVIDIA H200"]) == {}
+
+
+def test_ratios_are_of_neighbouring_runs():
+    own, other = Timing((1.0, 2.0, 1.0), (0.0,) * 3), Timing((2.0, 2.0, 3.0), (0.0,) * 3)
+    assert bench.ratios(own, other) == {"min": 1.0, "median": 2.0, "max": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "peers", "message"),
+    [
+        ({"parallelism": "pmap"}, [], "training.parallelism"),
+        ({"batch_size": 9}, [], "does not divide"),
+        ({}, ["torchaudio"], "known are transformers"),
+        ({}, ["transformers"], "one device"),
+    ],
+)
+def test_mistakes(config, changes, peers, message):
+    with pytest.raises(UserError, match=message):
+        bench.run_rows(with_training(config, **changes), peers, repeats=1)
+
+
+@pytest.mark.slow
+def test_a_step_beside_its_peer(config, monkeypatch):
+    monkeypatch.setattr(bench, "build_mesh", lambda mesh, devices: build_mesh(mesh, jax.devices()[:1]))
+    own, peer = bench.run_rows(config, ["transformers"], repeats=2)
+    # BatchNorm's running statistics are no parameters here, and the peer has a second temperature.
+    assert peer["parameters"] == own["parameters"] + 1
+    assert own["step_ms"]["min"] > 0
+    assert own["rss_bytes"] > 0
+    assert peer["times_ours"]["median"] > 0
+    assert own["mfu"] is None
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_step_for_devices_that_are_not_here(config):
+    row = bench.compile_row(with_training(config, batch_size=64), resolve("v5e:2x2"))
+    assert row["error"] is None
+    assert row["fits"]
+    assert row["devices"] == 4
+    assert 0 < row["estimated_mfu"] < 1
