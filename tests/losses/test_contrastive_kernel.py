@@ -112,16 +112,18 @@ UNEVEN = {"num_rows": 300, "num_cols": 700, "dtype": "float32", "padding": 9}
 
 
 @pytest.mark.parametrize(
-    ("block", "scale", "generation", "num_groups"),
+    ("block", "generation", "num_groups"),
     [
-        pytest.param(UNEVEN, 100.0, TWO_CORES, 3, id="uneven, padding, scale 100, two cores, groups"),
-        pytest.param(UNEVEN | {"dtype": "bfloat16"}, 100.0, ONE_CORE, 1, id="bfloat16"),
-        pytest.param(UNEVEN | {"num_rows": 40, "num_cols": 30}, 14.3, ONE_CORE, 1, id="less than a tile"),
-        pytest.param(UNEVEN | {"num_rows": 1, "num_cols": 1, "padding": 0}, 14.3, ONE_CORE, 1, id="one pair"),
+        pytest.param(UNEVEN, TWO_CORES, 3, id="uneven, padding, two cores, groups"),
+        pytest.param(UNEVEN | {"dtype": "bfloat16"}, ONE_CORE, 1, id="bfloat16"),
+        pytest.param(UNEVEN | {"num_rows": 40, "num_cols": 30}, ONE_CORE, 1, id="less than a tile"),
+        pytest.param(UNEVEN | {"num_rows": 1, "num_cols": 1, "padding": 0}, ONE_CORE, 1, id="one pair"),
     ],
 )
-def test_kernels_equal_the_formulas(block, scale, generation, num_groups):
-    check(make_block(**block), scale, generation, num_groups)
+def test_kernels_equal_the_formulas(block, generation, num_groups):
+    # At the lower scale the zero logits of padding would be seen in the sums, at the higher the rounding is.
+    for scale in (10.0, 100.0):
+        check(make_block(**block), scale, generation, num_groups)
 
 
 def test_opposite_embeddings_overflow_nothing():

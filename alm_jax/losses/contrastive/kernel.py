@@ -11,7 +11,7 @@ import logging
 import jax
 from jaxtyping import Array, Float, Int
 
-from alm_jax.losses.contrastive import kernel_tpu, tiles
+from alm_jax.losses.contrastive import kernel_gpu, kernel_tpu, tiles
 from alm_jax.losses.contrastive.sums import LogSumExp
 from alm_jax.losses.contrastive.tile_table import GENERATIONS, find_tiling
 
@@ -37,6 +37,8 @@ def tile_statistics(
         tiling = find_tiling("statistics", GENERATIONS[device], dtype, width, *size)
         if tiling is not None:
             return kernel_tpu.block_statistics(*arguments, tiling=tiling)
+    elif kernel_gpu.is_supported(device, dtype, width):
+        return kernel_gpu.block_statistics(*arguments)
     announce_fallback("log-sum-exps", device, dtype, width)
     return tiles.tile_statistics(*arguments, tile=tile)
 
@@ -54,7 +56,7 @@ def tile_gradients(
     *,
     tile: int,
 ) -> tuple[Float[Array, "r E"], Float[Array, "c E"]]:
-    """As ``tiles.tile_gradients``; ``tile`` as above."""
+    """As ``tiles.tile_gradients``; on a GPU the tiles are XLA's."""
     arguments = (audio_emb, text_emb, scale, audio_ids, text_ids, row_lse, col_lse, d_audio, d_text)
     device, dtype, width = device_kind(), str(audio_emb.dtype), audio_emb.shape[1]
     if device in GENERATIONS:
