@@ -37,17 +37,22 @@ def build_train_step(
             objective, state.variables, batch, key, num_microbatches=num_microbatches, axis_name=axis_name
         )
         grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = objective.project(optax.apply_updates(state.params, updates))
-        updated = dataclasses.replace(
-            state,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema_params=average(state.ema_params, params, ema_decay, state.step),
-        )
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        updated = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, state)
+
+        def update(state: TrainState) -> TrainState:
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = objective.project(optax.apply_updates(state.params, updates))
+            return dataclasses.replace(
+                state,
+                params=params,
+                batch_stats=batch_stats,
+                opt_state=opt_state,
+                ema_params=average(state.ema_params, params, ema_decay, state.step),
+            )
+
+        # A branch, not a select of every array: that would read old and new state side by side, and XLA would
+        # copy the donated buffers first (docs/performance.md).
+        updated = jax.lax.cond(is_finite, update, lambda state: state, state)
         metrics |= {
             "loss": loss,
             "grad_norm": grad_norm,
