@@ -215,8 +215,9 @@ def global_view(case: Case, impl: str, shape: tuple[int, int, int]) -> Result:
 
 def device_view(case: Case, impl: str, shape: tuple[int, int, int]) -> Result:
     """Under shard_map: tokens over data and fsdp, words over tensor; psum, then grad."""
-    tokens, words = P(("data", "fsdp")), P("tensor")
-    specs = {"hidden": tokens, "kernel": P(None, "tensor"), "bias": words}
+    vocab_axis = None if impl == "one_pass" else "tensor"
+    tokens = P(("data", "fsdp"))
+    specs = {"hidden": tokens, "kernel": P(None, vocab_axis), "bias": P(vocab_axis)}
     mask = np.ones(len(case.labels), bool) if case.mask is None else case.mask
 
     def loss(params, labels, mask):
@@ -228,11 +229,9 @@ def device_view(case: Case, impl: str, shape: tuple[int, int, int]) -> Result:
             bias=params["bias"],
             impl=impl,
             tile=TILE,
-            vocab_axis_name="tensor" if shape[2] > 1 else None,
+            vocab_axis_name=vocab_axis,
             **case.settings,
         )
-        if shape[2] == 1:  # the kernel counts as varying over its axis, however long
-            total = jax.lax.psum(total, "tensor")
         return jax.lax.psum(total, ("data", "fsdp")), jax.lax.psum(weight, ("data", "fsdp"))
 
     @jax.jit
