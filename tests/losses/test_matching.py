@@ -108,6 +108,22 @@ def test_padding_may_hold_anything_and_no_gradient_flows():
         np.testing.assert_array_equal(grad, np.zeros(grad.shape))
 
 
+def test_mining_takes_memory_linear_in_the_batch():
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def temp_bytes(num_rows: int) -> int:
+        rows = jax.ShapeDtypeStruct((num_rows, EMBED_DIM), jnp.bfloat16)
+        compiled = MINE.lower(key, rows, rows, jax.ShapeDtypeStruct((), jnp.float32)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    small, large = temp_bytes(2048), temp_bytes(4096)
+    assert large <= 2.05 * small
+    assert large < 4096 * 4096 * 4 / 2
+
+
+NUM_ROWS = 272  # a whole block on one device, and a rest
+
+
 @functools.cache
 def place(num_devices: int):
     """The pairs of a batch, mined by ``num_devices`` together."""
@@ -127,9 +143,9 @@ def place(num_devices: int):
 
 @pytest.mark.parametrize("num_devices", [2, 8])
 def test_every_number_of_devices_mines_the_same_pairs(num_devices):
-    audio, text = embeddings(16)
-    group = jnp.asarray(np.repeat(np.arange(8), 2), jnp.int32)
-    mask = jnp.arange(16) != 5
+    audio, text = embeddings(NUM_ROWS)
+    group = jnp.asarray(np.repeat(np.arange(NUM_ROWS // 2), 2), jnp.int32)
+    mask = jnp.arange(NUM_ROWS) != 5
     inputs = (jax.random.key(3), audio, text, jnp.float32(4.0), group, mask)
     alone, together = place(1)(*inputs), place(num_devices)(*inputs)
     for want, got in zip(alone, together, strict=True):
@@ -139,17 +155,17 @@ def test_every_number_of_devices_mines_the_same_pairs(num_devices):
 
 
 def test_pairs_are_one_match_and_two_hard_negatives_a_row():
-    audio, text = embeddings(16)
-    group, is_real = np.tile(GROUP, 2), np.tile(MASK, 2)
+    audio, text = embeddings(NUM_ROWS)
+    group, is_real = np.tile(GROUP, NUM_ROWS // 8), np.tile(MASK, NUM_ROWS // 8)
     pairs = place(1)(
         jax.random.key(0), audio, text, jnp.float32(4.0), jnp.asarray(group), jnp.asarray(is_real)
     )
     audio_index, text_index, is_match, mask = map(np.asarray, pairs)
-    np.testing.assert_array_equal(is_match, np.arange(48) < 16)
+    np.testing.assert_array_equal(is_match, np.arange(3 * NUM_ROWS) < NUM_ROWS)
     np.testing.assert_array_equal(mask, np.tile(is_real, 3))
-    np.testing.assert_array_equal(audio_index[:32], np.tile(np.arange(16), 2))
-    np.testing.assert_array_equal(text_index[:16], np.arange(16))
-    np.testing.assert_array_equal(text_index[32:], np.arange(16))
+    np.testing.assert_array_equal(audio_index[: 2 * NUM_ROWS], np.tile(np.arange(NUM_ROWS), 2))
+    np.testing.assert_array_equal(text_index[:NUM_ROWS], np.arange(NUM_ROWS))
+    np.testing.assert_array_equal(text_index[2 * NUM_ROWS :], np.arange(NUM_ROWS))
     np.testing.assert_array_equal((group[audio_index] == group[text_index])[mask], is_match[mask])
     assert is_real[audio_index[mask]].all()
     assert is_real[text_index[mask]].all()

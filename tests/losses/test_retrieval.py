@@ -10,6 +10,7 @@ import torch
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from alm_jax.bench.counting import count
 from alm_jax.losses.retrieval import in_batch_retrieval, retrieval
 
 EMBED_DIM = 8
@@ -43,6 +44,36 @@ def oracle(query: np.ndarray, candidate: np.ndarray, scale: float, mask: np.ndar
     grads = np.zeros(query.shape), np.zeros(query.shape)
     grads[0][mask], grads[1][mask] = scale * d_logits @ c, scale * d_logits.T @ q
     return -np.log(np.diag(probability)).sum(), (*grads, (d_logits * (q @ c.T)).sum())
+
+
+VALUE_AND_GRAD = jax.value_and_grad(in_batch_retrieval, argnums=(0, 1, 2), has_aux=True)
+
+
+def test_more_queries_than_a_block_holds():
+    rng = np.random.default_rng(0)
+    query, candidate = rng.normal(size=(2, 300, EMBED_DIM)).astype(np.float32)
+    mask = rng.random(300) < 0.9
+    want, want_grads = oracle(query, candidate, 1.5, mask)
+    (total, weight), grads = jax.jit(VALUE_AND_GRAD)(query, candidate, jnp.float32(1.5), mask=mask)
+    np.testing.assert_allclose([total, weight], [want, mask.sum()], rtol=1e-5)
+    for got, expected in zip(grads, want_grads, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_memory_is_linear_and_flops_are_the_least_with_recomputation():
+    def abstract(num_rows: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        rows = jax.ShapeDtypeStruct((num_rows, EMBED_DIM), jnp.bfloat16)
+        return rows, rows, jax.ShapeDtypeStruct((), jnp.float32)
+
+    def temp_bytes(num_rows: int) -> int:
+        compiled = jax.jit(VALUE_AND_GRAD).lower(*abstract(num_rows)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    small, large = temp_bytes(2048), temp_bytes(4096)
+    assert large <= 2.05 * small
+    assert large < 4096 * 4096 * 4 / 2
+    # Scores forward, scores again, and two products of gradients.
+    assert count(VALUE_AND_GRAD, *abstract(2048)).flops == 8 * 2048**2 * EMBED_DIM
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 8])
