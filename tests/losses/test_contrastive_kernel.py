@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from alm_jax.losses.contrastive import kernel, kernel_tpu, tiles
+from alm_jax.losses.contrastive import kernel, kernel_tpu, symmetric_infonce, tiles
 from alm_jax.losses.contrastive.sums import LogSumExp
 from alm_jax.losses.contrastive.tile_table import Generation, Tile, Tiling, fit_tiling
 
@@ -165,6 +165,36 @@ def test_kernels_run_under_shard_map():
     np.testing.assert_allclose(rows, want["row"], atol=1e-5)
     np.testing.assert_allclose(np.log(cols.sum(axis=0)), want["col"], atol=1e-5)
     np.testing.assert_allclose(d_text.sum(axis=0), want["d_text"], atol=2e-5)
+
+
+def test_the_loss_runs_on_the_kernels(monkeypatch):
+    interpreted = [
+        functools.partial(getattr(kernel_tpu, f"block_{name}"), interpret=True) for name in KERNELS
+    ]
+    for name, function in zip(KERNELS, interpreted, strict=True):
+        monkeypatch.setattr(kernel_tpu, f"block_{name}", function)
+    monkeypatch.setattr(kernel, "device_kind", lambda: "TPU v5 lite")
+    size, scale = 200, 14.3
+    block = make_block(size, size, "float32")
+    # The pairs of the loss are the rows of both sides.
+    block["text"], ids = block["text"][::-1], jnp.arange(size)
+    want = expected(block | {"audio_ids": ids, "text_ids": ids}, scale)
+
+    @jax.jit
+    def value_and_grad(*args: Any) -> Any:
+        return jax.value_and_grad(lambda *x: symmetric_infonce(*x, impl="kernel")[0], argnums=(0, 1, 2))(
+            *args
+        )
+
+    arguments = (block["audio"], block["text"], jnp.float32(scale))
+    assert "pallas_call" in str(jax.make_jaxpr(value_and_grad)(*arguments))
+    total, grads = value_and_grad(*arguments)
+    audio, text = (np.asarray(x, np.float64) for x in arguments[:2])
+    cosines = (audio * text).sum()
+    np.testing.assert_allclose(total, (want["row"] + want["col"]).sum() / 2 - scale * cosines, rtol=1e-5)
+    np.testing.assert_allclose(grads[0], scale / 2 * want["d_audio"], atol=5e-5)
+    np.testing.assert_allclose(grads[1], scale / 2 * want["d_text"], atol=5e-5)
+    np.testing.assert_allclose(grads[2], (audio * want["d_audio"]).sum() / 2, rtol=1e-5)
 
 
 @pytest.fixture

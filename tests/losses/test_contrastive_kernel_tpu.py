@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -16,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from alm_jax.bench.contrastive_kernel import compile_tiling
 from alm_jax.bench.topology import resolve
-from alm_jax.losses.contrastive import kernel
+from alm_jax.losses.contrastive import kernel, symmetric_infonce
 from alm_jax.losses.contrastive.sums import LogSumExp, vary
 from alm_jax.losses.contrastive.tile_table import GENERATIONS, Tiling, find_tiling, vmem_bytes
 
@@ -76,6 +77,28 @@ def test_the_kernels_compile_where_the_texts_travel():
     ids = jax.ShapeDtypeStruct((4 * size,), jnp.int32, sharding=rows)
     text = mapped.lower(emb, emb, ids).compile().as_text()
     assert text.count("tpu_custom_call") == 2
+
+
+@pytest.mark.parametrize("batch_size", [4 * 1024, 4 * 1000])
+def test_the_loss_compiles_on_the_kernels(batch_size):
+    topology = resolve("v5e:2x2")
+    mesh = topology.mesh()
+
+    def loss(audio: Any, text: Any, scale: Any) -> Any:
+        total, weight = symmetric_infonce(audio, text, scale, impl="kernel")
+        return total / weight
+
+    def shape(*shape: int, spec: P) -> Any:
+        dtype = jnp.bfloat16 if shape else jnp.float32
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    emb = shape(batch_size, 512, spec=P("data"))
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(emb, emb, shape(spec=P()))
+    text = step.compile().as_text()
+    # One of each kind at least, and in a ring the halves of the own block besides.
+    for name in KERNELS:
+        assert re.search(rf"contrastive_{name}[\w.]* = .* custom-call", text), name
 
 
 @pytest.mark.parametrize(

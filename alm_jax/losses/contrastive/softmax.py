@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from alm_jax.losses.contrastive import grouped_tiles, tiles
+from alm_jax.losses.contrastive import grouped_tiles, kernel, tiles
 from alm_jax.losses.contrastive.plan import Plan
 from alm_jax.losses.contrastive.sums import LogSumExp
 from alm_jax.types import PyTree
@@ -118,7 +118,8 @@ def statistics_visit(plan: Plan, scale: Array) -> Any:
 
     def visit(rows: PyTree, cols: PyTree, row_sums: PyTree, col_sums: PyTree) -> tuple[PyTree, PyTree]:
         (audio_emb, audio_ids), (text_emb, text_ids) = rows, cols
-        return tiles.tile_statistics(
+        at = kernel if plan.kernel else tiles
+        return at.tile_statistics(
             audio_emb, text_emb, scale, audio_ids, text_ids, row_sums, col_sums, tile=plan.tile
         )
 
@@ -130,7 +131,8 @@ def gradients_visit(plan: Plan, scale: Array) -> Any:
 
     def visit(rows: PyTree, cols: PyTree, d_audio: PyTree, d_text: PyTree) -> tuple[PyTree, PyTree]:
         (audio_emb, audio_ids, row_lse), (text_emb, text_ids, col_lse) = rows, cols
-        return tiles.tile_gradients(
+        at = kernel if plan.kernel else tiles
+        return at.tile_gradients(
             audio_emb,
             text_emb,
             scale,
@@ -144,3 +146,13 @@ def gradients_visit(plan: Plan, scale: Array) -> Any:
         )
 
     return visit
+
+
+def block_functions(plan: Plan) -> Any:
+    """The module with the tile functions that ``plan`` runs on."""
+    if not plan.kernel:
+        return tiles
+    # Pallas takes a while to load, and few programs need it.
+    from alm_jax.losses.contrastive import kernel
+
+    return kernel
