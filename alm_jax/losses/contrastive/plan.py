@@ -8,7 +8,7 @@ impl           what a device computes
 ``chunked``    the same tile by tile: no logits in memory, the backward pass computes them again
 ``ring``       the same while the texts travel round: memory of the device's own rows only
 ``grid``       one block of a square grid of blocks: least traffic on many devices
-``kernel``     the form that ``auto`` picks for this size, on the platform's Pallas kernels
+``kernel``     the tiled form that ``auto`` would pick, with the platform's Pallas kernels for its tiles
 ``auto``       what ``AUTO`` says
 =============  =================================================================================================
 """
@@ -41,7 +41,7 @@ class Plan:
     tile: int
     """The most rows and columns of a tile, for the forms that have tiles."""
     kernel: bool = False
-    """Whether the tiles are the platform's Pallas kernels."""
+    """Whether the tiles of InfoNCE are the platform's Pallas kernels. The sigmoid loss and groups have none."""
     axis_name: AxisName | None = None
     """The mapped axes that the batch is spread over; None: the arrays are the global batch."""
 
