@@ -33,7 +33,7 @@ def linear_objective() -> Objective:
 
 
 def test_the_update_works_in_place():
-    """A step that keeps the old state beside the new one, to choose between them, copies the state: four times the parameters."""
+    """A step that chooses between old and new state array by array copies the state: four times the parameters."""
     objective, config = linear_objective(), AdamWConfig(warmup_steps=1)
     abstract = jax.eval_shape(objective.init, jax.random.key(0))
     optimizer = build_optimizer(config, 10, abstract["params"])
