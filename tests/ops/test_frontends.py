@@ -14,6 +14,7 @@ import torch
 from transformers import ClapFeatureExtractor
 
 from alm_jax.errors import UserError
+from alm_jax.experiment import from_json, to_json
 from alm_jax.ops.frontends import (
     AstSpec,
     AudioLdmSpec,
@@ -342,6 +343,7 @@ def test_every_spec_keeps_the_protocol(family: type) -> None:
     assert isinstance(spec, LogMelSpec)
     assert spec.filter_bank.shape == (spec.num_mels, spec.n_fft // 2 + 1)
     assert hash(spec) == hash(family(clip=CLIP))  # jit takes it as a static argument
+    assert from_json(to_json(spec), FrontendSpec) == spec
     with pytest.raises(UserError, match=f"{spec.fmax_hz:g} Hz at a sample rate of 8000"):
         family(sample_rate_hz=8000, clip=CLIP)
     with pytest.raises(UserError, match=r"raise clip\.clip_sec"):

@@ -101,6 +101,8 @@ def test_each_platform_gets_its_form() -> None:
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert text.count("stablehlo.dot_general") == num_products
         assert ("stablehlo.fft" in text) == has_fft
+        # Each module holds the matrices of its own form alone: 2 MiB of them, printed as hexadecimal, or the bank.
+        assert (len(text) > 2**22) == (platform == "tpu")
 
 
 def test_products_take_half_the_operations_of_the_matrix() -> None:
