@@ -1,7 +1,8 @@
-"""Spectra of frames, in two forms: the FFT, and two matrix products where those are faster.
+"""Spectra of frames, in two forms: the FFT on CPU, and two matrix products on accelerators.
 
-The FFT costs O(n log n), but in lanes that matrix units leave idle, and on TPU it is made of passes through
-memory. The other form splits the discrete Fourier transform of n_fft samples once by the parity of its bins,
+The FFT costs O(n log n), but in lanes that matrix units leave idle, on TPU in passes through memory, and XLA
+does not divide it over devices (`by_platform`). The other form splits the discrete Fourier transform of n_fft
+samples once by the parity of its bins,
 
     X[2k]     = sum_{m < n_fft/2} (x[m] + x[m + n_fft/2]) exp(-2 pi i m 2k / n_fft)
     X[2k + 1] = sum_{m < n_fft/2} (x[m] - x[m + n_fft/2]) exp(-2 pi i m (2k + 1) / n_fft)
@@ -26,10 +27,14 @@ from alm_jax.ops.frontends.mel import project_to_mel
 def by_platform(
     fft: Callable[[Array], Array], products: Callable[[Array], Array], frames: Float[Array, "*B T n"]
 ) -> Array:
-    """``products`` of the frames on TPU and ``fft`` elsewhere: the one place that chooses the form.
+    """``fft`` of the frames on CPU and ``products`` elsewhere: the one place that chooses the form.
 
-    Chosen for a clip of 10 s at 48 kHz (1001 frames of 1024) and 64 bands, batch 8, from what the compiler
-    says of each form on a TPU v5e (libtpu 0.0.52, summed ``estimated_cycles``, an estimate and no timing;
+    On several devices the FFT has a cost of its own: XLA does not divide it. A batch that is split over the
+    devices is gathered, and every device transforms all of it; products are divided like the batch, with no
+    communication.
+
+    For TPU, chosen for a clip of 10 s at 48 kHz (1001 frames of 1024) and 64 bands, batch 8, from what the
+    compiler says of each form on a v5e (libtpu 0.0.52, summed ``estimated_cycles``, an estimate and no timing;
     ``pytest -m slow -s tests/ops/test_frontends_dft.py`` prints the first and the taken one):
 
     | form | cycles a clip | operations | bytes accessed | temporary memory |
@@ -45,13 +50,15 @@ def by_platform(
 
     At full float32 precision the matrix units take six passes: 6 x 1.12e9 operations are 51e3 cycles of a v5e
     (197e12 bfloat16 operations a second at 1.5 GHz), the floor of the split form. On CPU the FFT is the more
-    accurate and the faster one: 3.7 ms of CPU time a clip against 13.5, least of seven taken in turns. On GPU
-    the FFT's floor is its traffic, 8.2 MB of frames read and spectra written a clip (2.5 us at the 3.35 TB/s
-    of an H100), where the products' is 1.12e9 float32 operations outside the tensor cores (17 us at 67e12 a
-    second); neither was timed there.
+    accurate and the faster one: 3.7 ms of CPU time a clip against 13.5, least of seven taken in turns.
+
+    For GPU, chosen from floors, untimed: one H100 could do the FFT in 2.5 us a clip (8.2 MB of frames read and
+    spectra written at 3.35 TB/s), and the products in 17 us (1.12e9 float32 operations outside the tensor
+    cores at 67e12 a second), a small part of any tower's step; but n cards that gather the batch take n times
+    2.5 us, and receive 4.1 MB a clip of the whole batch besides.
     """
     # Compiled apart, so that the matrices of the form that is not taken stay out of the program.
-    return lax.platform_dependent(frames, tpu=jax.jit(products), default=jax.jit(fft))
+    return lax.platform_dependent(frames, cpu=jax.jit(fft), default=jax.jit(products))
 
 
 @functools.lru_cache(maxsize=16)
