@@ -214,6 +214,11 @@ def test_magnitude_and_phase_equal_librosa(
     np.testing.assert_allclose(length[np.abs(want) > 1e-4], 1.0, atol=1e-5)
 
 
+def test_clips_without_a_whole_frame_are_refused() -> None:
+    with pytest.raises(UserError, match="320 samples; a frame takes 400"):
+        BeatsSpec(clip=ClipSpec(clip_sec=0.02))
+
+
 def test_odd_transforms_are_refused() -> None:
     with pytest.raises(UserError, match="even"):
         StftSpec(n_fft=1023, clip=CLIP)

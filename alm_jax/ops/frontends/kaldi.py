@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from alm_jax.errors import UserError
 from alm_jax.ops.frontends.dft import mel_energies
 from alm_jax.ops.frontends.log_mel import LogMelSpec
 from alm_jax.ops.frontends.stft import frame, windowed
@@ -38,6 +39,15 @@ class KaldiSpec(LogMelSpec):
     """Lower edge of the first band."""
     fmax_hz: float = 8000.0
     """Upper edge of the last band."""
+
+    def __post_init__(self) -> None:
+        """As of every log-mel spec; raises UserError for a clip without a whole frame."""
+        super().__post_init__()
+        if self.clip_samples < self.window_samples:
+            raise UserError(
+                f"clips of {self.clip.clip_sec:g} s are {self.clip_samples} samples; a frame takes "
+                f"{self.window_samples}: raise clip.clip_sec"
+            )
 
     @property
     def num_frames(self) -> int:
