@@ -14,7 +14,8 @@ index              int32    [B]     position of the example in its split, -1 in 
 label              int32    [B]     class of the example, -1 where it has none
 =================  =======  ======  =============================================================
 
-All shapes are static for a run, so one compilation serves every step.
+All shapes are static for a run, so one compilation serves every step; but L is one of a few lengths where
+`data.tokenizer.length_buckets` names them, and each is compiled once.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """What a run says about its data: which set, at which settings, cut how, tokenised how."""
 
 import dataclasses
+import itertools
 from typing import Literal
 
 from alm_jax.errors import UserError
@@ -76,11 +77,21 @@ class TokenizerConfig:
     """Largest vocabulary to train, special tokens included. Ignored with ``path``."""
     max_length: int = 32
     """Tokens a caption is cut or padded to, special tokens included."""
+    length_buckets: tuple[int, ...] = ()
+    """Shorter lengths, in rising order, that a training batch is padded to where all its captions fit; each that
+    occurs compiles the step once more. The empty tuple pads every batch to max_length."""
     path: str | None = None
     """A ``tokenizer.json``, or a folder that holds one; trained from the captions where it is None."""
 
     def __post_init__(self) -> None:
         _require(self.max_length >= 3, "tokenizer.max_length", self.max_length, "at least 3")
+        lengths = (*self.length_buckets, self.max_length)
+        _require(
+            lengths[0] >= 3 and all(a < b for a, b in itertools.pairwise(lengths)),
+            "tokenizer.length_buckets",
+            self.length_buckets,
+            f"lengths from 3 on, each longer than the one before, below tokenizer.max_length {self.max_length}",
+        )
         smallest = 300 if self.kind == "bpe" else 50
         if self.path is None:
             _require(

@@ -49,7 +49,8 @@ def train_batches(
 
     Each epoch is a permutation of the split; batches run across its end. An example with several
     captions shows one a time, and a recording longer than ``source_sec`` one window, both drawn anew in
-    every epoch.
+    every epoch. With ``tokenizer.length_buckets``, L is the first of them that holds every caption of the
+    global batch; a process then tokenizes the captions of the others' rows too, and needs no word from them.
 
     Args:
       batch_size: rows of the global batch, over all processes.
@@ -67,11 +68,11 @@ def train_batches(
     tf = load_tensorflow()
 
     def draw(step: Any) -> tuple[Any, Any]:
-        positions = step * batch_size + tf.range(rows.start, rows.stop, dtype=tf.int64)
+        positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)
         return example_indices(positions, seed=seed, num_examples=len(source))
 
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    return _iterate(steps.map(draw), _Reader(prepared, source, len(rows), seed=seed))
+    return _iterate(steps.map(draw), _Reader(prepared, source, rows, seed=seed))
 
 
 def eval_batches(
@@ -87,11 +88,11 @@ def eval_batches(
     tf = load_tensorflow()
 
     def enumerate_rows(step: Any) -> tuple[Any, Any]:
-        positions = step * batch_size + tf.range(rows.start, rows.stop, dtype=tf.int64)
+        positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)
         return tf.where(positions < len(source), positions, _PADDING), tf.zeros_like(positions)
 
     steps = tf.data.Dataset.range(-(-len(source) // batch_size))
-    return _iterate(steps.map(enumerate_rows), _Reader(prepared, source, len(rows), seed=None))
+    return _iterate(steps.map(enumerate_rows), _Reader(prepared, source, rows, seed=None))
 
 
 def _local_rows(batch_size: int, process_index: int, process_count: int) -> range:
@@ -106,11 +107,12 @@ def _local_rows(batch_size: int, process_index: int, process_count: int) -> rang
 
 @dataclasses.dataclass
 class _Reader:
-    """Makes a batch from the indices of its rows; stateless but for the error that it hands on."""
+    """Makes this process's rows of a batch from the indices of all; stateless but for the error it hands on."""
 
     prepared: Prepared
     split: Split
-    num_rows: int
+    rows: range
+    """Rows of the global batch that are this process's."""
     seed: int | None
     """None in evaluation."""
     error: AlmError | None = None
@@ -124,22 +126,20 @@ class _Reader:
             raise
 
     def _read(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]) -> Batch:
+        own = slice(self.rows.start, self.rows.stop)
+        text_ids, text_mask = self._read_text(indices, epochs)
+        indices, epochs = indices[own], epochs[own]
         mask = indices != _PADDING
         real = np.flatnonzero(mask)
         size = self.prepared.num_source_samples
-        audio = np.zeros((self.num_rows, size), np.int16)
-        num_samples = np.zeros(self.num_rows, np.int32)
-        captions = [""] * self.num_rows
+        audio = np.zeros((len(indices), size), np.int16)
+        num_samples = np.zeros(len(indices), np.int32)
         pcm_of_rows = self.split.read_pcm([int(indices[row]) for row in real])
         for row, pcm in zip(real, pcm_of_rows, strict=True):
-            index = int(indices[row])
-            caption, start = self._draw(index, int(epochs[row]), len(pcm))
+            start = self._draw(int(indices[row]), int(epochs[row]), len(pcm))[1]
             window = pcm[start : start + size]
             audio[row, : len(window)] = window
             num_samples[row] = len(window)
-            captions[row] = self.split.all_captions[index][caption]
-        tokenizer, max_length = self.prepared.tokenizer, self.prepared.config.tokenizer.max_length
-        text_ids, text_mask = encode(tokenizer, captions, max_length)
         text_mask &= mask[:, None]
         return {
             contract.AUDIO: audio,
@@ -150,6 +150,26 @@ class _Reader:
             contract.INDEX: indices.astype(np.int32),
             contract.LABEL: np.where(mask, self.split.labels[indices], -1).astype(np.int32),
         }
+
+    def _read_text(
+        self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask of this process's rows, as long as the whole batch needs."""
+        config = self.prepared.config.tokenizer
+        own = slice(self.rows.start, self.rows.stop)
+        # Evaluation stacks its batches, so there they stay of one length.
+        bucketed = bool(config.length_buckets) and self.seed is not None
+        looked_at = slice(None) if bucketed else own
+        captions = [
+            "" if index == _PADDING else self.split.all_captions[index][self._draw(index, epoch, 0)[0]]
+            for index, epoch in zip(indices[looked_at].tolist(), epochs[looked_at].tolist(), strict=True)
+        ]
+        text_ids, text_mask = encode(self.prepared.tokenizer, captions, config.max_length)
+        if not bucketed:
+            return text_ids, text_mask
+        longest = int(text_mask.sum(axis=1).max())
+        length = next(bucket for bucket in (*config.length_buckets, config.max_length) if bucket >= longest)
+        return text_ids[own, :length], text_mask[own, :length]
 
     def _draw(self, index: int, epoch: int, length: int) -> tuple[int, int]:
         """Which caption, and where the window starts, for an example of ``length`` samples."""

@@ -14,6 +14,7 @@ import pytest
 
 from alm_jax import batch as contract
 from alm_jax.errors import DataError, UserError
+from data_pipelines.config import TokenizerConfig
 from data_pipelines.pipeline import eval_batches, train_batches
 from data_pipelines.prepared import Prepared, read_index
 from data_pipelines.text import encode
@@ -80,6 +81,63 @@ def test_the_rows_of_all_processes_are_the_global_batch(synthetic, process_count
             for parts in zip(*(process[kind] for process in by_process), strict=True)
         ]
         assert_equal(joined, whole)
+
+
+@pytest.fixture(scope="module")
+def bucketed(synthetic) -> Prepared:
+    """The same data, padded to 16, 20 or 24 tokens."""
+    tokenizer = dataclasses.replace(synthetic.config.tokenizer, length_buckets=(16, 20))
+    return dataclasses.replace(synthetic, config=dataclasses.replace(synthetic.config, tokenizer=tokenizer))
+
+
+def test_a_bucketed_batch_is_the_padded_batch_without_its_tail(synthetic, bucketed):
+    """Of all the lengths allowed it has the shortest that loses no token."""
+    lengths = set()
+    for padded, short in zip(
+        take(train_batches(synthetic, "train", batch_size=2, seed=3), 30),
+        take(train_batches(bucketed, "train", batch_size=2, seed=3), 30),
+        strict=True,
+    ):
+        length = short["text_ids"].shape[1]
+        longest = padded["text_mask"].sum(axis=1).max()
+        assert length == min(size for size in (16, 20, 24) if size >= longest)
+        for key in (contract.TEXT_IDS, contract.TEXT_MASK):
+            np.testing.assert_array_equal(short[key], padded[key][:, :length])
+        for key in contract.SPEC.keys() - {contract.TEXT_IDS, contract.TEXT_MASK}:
+            np.testing.assert_array_equal(short[key], padded[key])
+        lengths.add(length)
+    assert len(lengths) > 1
+
+
+def test_buckets_are_the_same_on_every_process_and_after_a_restart(bucketed):
+    whole = take(train_batches(bucketed, "train", batch_size=4, seed=3), 12)
+    parts = [
+        take(
+            train_batches(
+                bucketed, "train", batch_size=4, seed=3, start_step=5, process_index=index, process_count=4
+            ),
+            7,
+        )
+        for index in range(4)
+    ]
+    joined = [
+        {key: np.concatenate([part[key] for part in batch]) for key in contract.SPEC}
+        for batch in zip(*parts, strict=True)
+    ]
+    assert_equal(joined, whole[5:])
+
+
+def test_evaluation_keeps_the_longest_length(synthetic, bucketed):
+    assert_equal(
+        list(eval_batches(bucketed, "test", batch_size=8)),
+        list(eval_batches(synthetic, "test", batch_size=8)),
+    )
+
+
+@pytest.mark.parametrize("buckets", [(2,), (8, 8), (12, 8), (8, 24)])
+def test_buckets_that_do_not_rise_below_the_longest_length_are_an_error(buckets):
+    with pytest.raises(UserError, match="length_buckets"):
+        TokenizerConfig(max_length=24, length_buckets=buckets)
 
 
 @pytest.mark.parametrize(("batch_size", "process_count"), [(0, 1), (10, 4), (3, 2)])

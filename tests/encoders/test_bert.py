@@ -161,6 +161,19 @@ def test_padding_changes_nothing(params, fill):
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
+def test_padding_changes_no_gradient(params):
+    """Of any parameter: a batch cut to a shorter bucket trains as the longer one does."""
+    ids, mask = pad_randomly(MICRO, np.random.default_rng(0))
+    longer = np.pad(ids, ((0, 0), (0, 9)), constant_values=MICRO.pad_id), np.pad(mask, ((0, 0), (0, 9)))
+
+    def loss(params, ids, mask):
+        return jnp.sum(jnp.sin(Bert(MICRO, FLOAT32).apply(params, ids, mask)))
+
+    gradient = jax.jit(jax.value_and_grad(loss))
+    expected, actual = gradient(params, jnp.asarray(ids), jnp.asarray(mask)), gradient(params, *longer)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
+
+
 def test_roberta_positions_count_real_tokens():
     mask = jnp.asarray([[True, True, True, False], [False, True, False, True]])
     np.testing.assert_array_equal(compute_positions(NANO, mask), [[2, 3, 4, 1], [1, 2, 1, 3]])
