@@ -1,4 +1,4 @@
-"""Contrastive language-audio pre-training: two towers under symmetric InfoNCE.
+"""Contrastive language-audio pre-training: two towers under a loss over all pairs of the batch.
 
 Source: the survey's L_con (arXiv 2501.15177); CLAP (arXiv 2206.04769, 2211.06687).
 """
@@ -11,9 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from alm_jax import batch as contract
-from alm_jax.losses.contrastive import symmetric_infonce
-from alm_jax.losses.contrastive.temperature import clamp_log_scale, logit_scale
 from alm_jax.models import two_towers
+from alm_jax.objectives.contrastive_losses import (
+    InfoNceConfig,
+    LossConfig,
+    contrastive_loss,
+    init_scalars,
+    project_scalars,
+)
 from alm_jax.objectives.objective import Inputs, Loss, Objective
 from alm_jax.ops import augment
 from alm_jax.ops.frontends import compute_features
@@ -34,12 +39,14 @@ class WaveformAugmentConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig:
-    """Two towers, aligned by symmetric InfoNCE with a learned temperature (clamped exp)."""
+    """Two towers, aligned by a contrastive loss."""
 
     model: two_towers.TwoTowersConfig
     """The two towers and their front-end."""
     augment: WaveformAugmentConfig = WaveformAugmentConfig()
     """Waveform augmentation; SpecAugment belongs to the audio encoder."""
+    loss: LossConfig = InfoNceConfig()
+    """The loss, and how it is computed."""
 
 
 def cut_clips(
@@ -98,23 +105,30 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
         return (audio_emb, text_emb), batch_stats
 
     def combine(
-        params: Params, outputs: tuple[Array, Array], mask: Array, *, axis_name: str | None = None
+        params: Params, outputs: tuple[Array, Array], batch: dict[str, Any], *, axis_name: str | None = None
     ) -> tuple[Loss, Metrics]:
         audio_emb, text_emb = outputs
-        scale = logit_scale(params["log_logit_scale"])
-        loss = Loss(*symmetric_infonce(audio_emb, text_emb, scale, mask=mask, axis_name=axis_name))
-        cosine = jnp.sum(jnp.where(mask, jnp.sum(audio_emb * text_emb, axis=-1), 0.0))
+        loss, scale = contrastive_loss(config.loss, params, audio_emb, text_emb, batch, axis_name=axis_name)
+        positive = jnp.sum(audio_emb * text_emb, axis=-1)
+        cosine = jnp.sum(jnp.where(batch[contract.MASK], positive, 0.0))
         return loss, {
             "logit_scale": Loss(scale * loss.weight, loss.weight),
             "positive_cosine": Loss(cosine, loss.weight),
         }
 
+    def init(key: Any) -> dict[str, Params]:
+        variables = two_towers.init_two_towers(model, key)
+        return {**variables, "params": {**variables["params"], **init_scalars(config.loss)}}
+
+    def axes() -> Any:
+        return {**two_towers.two_towers_axes(model), **dict.fromkeys(init_scalars(config.loss), ())}
+
     def project(params: Params) -> Params:
-        return {**params, "log_logit_scale": clamp_log_scale(params["log_logit_scale"])}
+        return {**params, **project_scalars(config.loss, params)}
 
     return Objective(
-        init=lambda key: two_towers.init_two_towers(model, key),
-        axes=lambda: two_towers.two_towers_axes(model),
+        init=init,
+        axes=axes,
         prepare=prepare,
         encode=encode,
         combine=combine,

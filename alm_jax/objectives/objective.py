@@ -6,7 +6,7 @@ micro-batches' losses. So an objective is given in three parts:
 1. ``prepare`` turns a batch into inputs without touching a parameter: waveforms to features,
    augmentation, and statistics over the *whole* batch (``shared``).
 2. ``encode`` maps rows of inputs to rows of outputs, each row by itself.
-3. ``combine`` takes the outputs of all rows to ``(sum, weight)``.
+3. ``combine`` takes the outputs of all rows, and what the batch says of them, to ``(sum, weight)``.
 
 Gradient accumulation (``training/accumulation.py``) runs ``encode`` in pieces and ``combine`` once over
 the whole batch; without accumulation the three are composed and differentiated together.
@@ -54,7 +54,7 @@ class Objective:
     encode: Callable[..., tuple[PyTree, Params]]
     """(variables, inputs, key, *, train, axis_name) -> (outputs with leading axis B, batch_stats)."""
     combine: Callable[..., tuple[Loss, Metrics]]
-    """(params, outputs, mask, *, axis_name) -> (Loss, metrics as a dict of Loss)."""
+    """(params, outputs, batch, *, axis_name) -> (Loss, metrics as a dict of Loss)."""
     project: Callable[[Params], Params]
     """params -> params after an optimiser step, such as a clamp on the temperature."""
 
@@ -70,4 +70,4 @@ class Objective:
         """The three parts composed, for evaluation and tests. Returns (Loss, metrics)."""
         inputs = self.prepare(batch, key, train=train, axis_name=axis_name)
         outputs, _ = self.encode(variables, inputs, key, train=train, axis_name=axis_name)
-        return self.combine(variables["params"], outputs, batch["mask"], axis_name=axis_name)
+        return self.combine(variables["params"], outputs, batch, axis_name=axis_name)

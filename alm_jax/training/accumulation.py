@@ -46,7 +46,7 @@ def loss_and_gradients(
         return objective.encode(variables | {"params": params}, inputs, key, train=True, axis_name=axis_name)
 
     def combine(params: Params, outputs: PyTree) -> tuple[Array, Metrics]:
-        loss, metrics = objective.combine(params, outputs, batch["mask"], axis_name=axis_name)
+        loss, metrics = objective.combine(params, outputs, batch, axis_name=axis_name)
         # This device's share of the global mean; the weight carries no gradient.
         weight = sum_over_devices(loss.weight, axis_name)
         return loss.sum / jnp.maximum(jax.lax.stop_gradient(weight), 1.0), metrics

@@ -29,7 +29,12 @@ class AdamWConfig:
     """Added to the root of the second moment."""
     weight_decay: float = 0.1
     """Decoupled decay, times the learning rate."""
-    no_decay: tuple[str, ...] = (r"/bias$", r"/scale$", r"relative_position_bias", r"^log_logit_scale$")
+    no_decay: tuple[str, ...] = (
+        r"/bias$",
+        r"/scale$",
+        r"relative_position_bias",
+        r"^(log_logit_scale|logit_bias|tau)$",
+    )
     """Regular expressions over parameter paths (``audio/stages_0/...``) that are not decayed."""
     frozen: tuple[str, ...] = ()
     """Regular expressions over parameter paths that are not trained at all."""

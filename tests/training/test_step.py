@@ -24,7 +24,7 @@ def linear_objective() -> Objective:
             inputs.rows @ variables["params"]["kernel"],
             {},
         ),
-        combine=lambda params, outputs, mask, *, axis_name=None: (
+        combine=lambda params, outputs, batch, *, axis_name=None: (
             Loss(jnp.sum(outputs), jnp.float32(outputs.shape[0])),
             {},
         ),

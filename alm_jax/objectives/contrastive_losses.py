@@ -1,0 +1,147 @@
+"""The losses of the contrastive objective: their configs, and what each trains, computes and clamps.
+
+A loss is chosen by the type of its config. Its scalars are parameters beside the towers: ``log_logit_scale`` always,
+so that what reads a checkpoint need not know the loss; ``tau`` or ``logit_bias`` where the loss trains them.
+"""
+
+import dataclasses
+from typing import Any, Literal, TypeAlias
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from alm_jax import batch as contract
+from alm_jax.errors import UserError
+from alm_jax.losses import contrastive
+from alm_jax.losses.contrastive import temperature
+from alm_jax.objectives.objective import Loss
+from alm_jax.types import Params
+
+Group: TypeAlias = Literal["recording", "label"]
+GROUP_KEYS = {"recording": contract.INDEX, "label": contract.LABEL}
+"""The key of the batch that says which rows belong together."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpTemperature:
+    """The scale is exp(theta), theta is trained and kept in [0, ln 100] (CLIP, LAION-CLAP)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TauTemperature:
+    """The scale is 1 / tau and tau is trained (WavCaps, ML-CLAP, BLIP)."""
+
+    bounds: tuple[float, float] = (1e-4, 10.0)
+    """tau is put back between these after every step. BLIP: (0.001, 0.5); the default only keeps it positive."""
+
+    def __post_init__(self) -> None:
+        lowest, highest = self.bounds
+        if not 0 < lowest < highest:
+            raise UserError(
+                f"temperature.bounds are {self.bounds}: they must be two positive numbers, the lower one first"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Computation:
+    """How a loss over all pairs of a batch is computed; every choice gives the same loss."""
+
+    impl: contrastive.Impl = "auto"
+    """The form (docs/losses.md); auto picks by batch size, devices and platform, and logs what it picked."""
+    tile: int | None = None
+    """Rows and columns of a tile in the tiled forms; None takes the table's."""
+    products: Literal["float32", "bfloat16"] = "float32"
+    """What embeddings are rounded to for their products, which add up in float32 either way."""
+
+    def options(self, mask: Array, axis_name: str | None) -> dict[str, Any]:
+        """Keyword arguments of the losses."""
+        return {"mask": mask, "axis_name": axis_name, "impl": self.impl, "tile": self.tile}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InfoNceConfig:
+    """Symmetric InfoNCE: each audio is to find its text among all texts, and the other way round."""
+
+    temperature: ExpTemperature | TauTemperature = ExpTemperature()
+    """What is trained of the temperature."""
+    computation: Computation = Computation()
+    """The form that runs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiPositiveConfig:
+    """InfoNCE where all rows of a group are positives of each other, with equal weight."""
+
+    group: Group = "recording"
+    """recording: rows of one example, whatever their captions (WavCaps, ML-CLAP). label: rows of one class (supervised
+    contrastive); rows without a class are alone."""
+    temperature: ExpTemperature | TauTemperature = ExpTemperature()
+    """What is trained of the temperature."""
+    computation: Computation = Computation()
+    """The form that runs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SigmoidConfig:
+    """The sigmoid loss of SigLIP, with a trained scale and bias: every pair by itself is a match or none."""
+
+    group: Literal["none", "recording", "label"] = "none"
+    """Rows of a group match each other; none: a row matches only itself."""
+    computation: Computation = Computation()
+    """The form that runs."""
+
+
+LossConfig: TypeAlias = InfoNceConfig | MultiPositiveConfig | SigmoidConfig
+
+
+def init_scalars(config: LossConfig) -> dict[str, Array]:
+    """The scalars that the loss trains, and ``log_logit_scale``, as they begin."""
+    if isinstance(config, SigmoidConfig):
+        scalars = {
+            "log_logit_scale": temperature.SIGMOID_LOG_SCALE_INIT,
+            "logit_bias": temperature.SIGMOID_BIAS_INIT,
+        }
+    else:
+        scalars = {"log_logit_scale": temperature.LOG_SCALE_INIT}
+        if isinstance(config.temperature, TauTemperature):
+            scalars["tau"] = temperature.TAU_INIT
+    return {name: jnp.asarray(value, jnp.float32) for name, value in scalars.items()}
+
+
+def project_scalars(config: LossConfig, params: Params) -> dict[str, Array]:
+    """The scalars after an optimiser step: clamped, and ``log_logit_scale`` that of ``tau`` where it is trained."""
+    if isinstance(config, SigmoidConfig):
+        return {}
+    if isinstance(config.temperature, TauTemperature):
+        tau = temperature.clamp_tau(params["tau"], *config.temperature.bounds)
+        return {"tau": tau, "log_logit_scale": -jnp.log(tau)}
+    return {"log_logit_scale": temperature.clamp_log_scale(params["log_logit_scale"])}
+
+
+def contrastive_loss(
+    config: LossConfig,
+    params: Params,
+    audio_emb: Array,
+    text_emb: Array,
+    batch: dict[str, Array],
+    *,
+    axis_name: str | None = None,
+) -> tuple[Loss, Array]:
+    """The loss of embeddings [B E] of the rows of ``batch``, and the logit scale in use."""
+    dtype = jnp.dtype(config.computation.products)
+    audio_emb, text_emb = audio_emb.astype(dtype), text_emb.astype(dtype)
+    options = config.computation.options(batch[contract.MASK], axis_name)
+    if isinstance(config, SigmoidConfig):
+        scale, bias = temperature.scale_and_bias(params["log_logit_scale"], params["logit_bias"])
+        groups = None if config.group == "none" else batch[GROUP_KEYS[config.group]]
+        return Loss(*contrastive.sigmoid_loss(audio_emb, text_emb, scale, bias, groups, **options)), scale
+    if isinstance(config.temperature, TauTemperature):
+        scale = temperature.inverse_tau(params["tau"])
+    else:
+        scale = temperature.logit_scale(params["log_logit_scale"])
+    if isinstance(config, MultiPositiveConfig):
+        groups = batch[GROUP_KEYS[config.group]]
+        loss = contrastive.multi_positive_infonce(audio_emb, text_emb, scale, groups, **options)
+    else:
+        loss = contrastive.symmetric_infonce(audio_emb, text_emb, scale, **options)
+    return Loss(*loss), scale
