@@ -8,7 +8,8 @@ HERE = Path(__file__).parent
 VERSION = {}
 exec((HERE / "alm_jax" / "version.py").read_text(), VERSION)
 
-# Tested at the versions of constraints.txt on Python 3.11; the edges of these ranges are not tested.
+# Tested on Python 3.11, 3.12 and 3.13 at the versions of constraints.txt, and on 3.11 at the lower bounds of CORE and
+# DATA.
 CORE = [
     "jax>=0.10,<0.11",
     "flax>=0.12.8,<0.13",
@@ -22,12 +23,12 @@ CORE = [
     "soxr>=1.0,<2",
     "tyro>=1.0,<2",
     "rich>=14,<16",
-    "matplotlib>=3.10,<4",
+    "matplotlib>=3.10.7,<4",
 ]
 DATA = [
     "tensorflow-cpu>=2.20,<2.22; platform_machine == 'x86_64'",
     "tensorflow>=2.20,<2.22; platform_machine != 'x86_64'",
-    "tensorflow-datasets>=4.9.9,<5",
+    "tensorflow-datasets>=4.9.10,<5",
     "array_record>=0.8,<0.9",
 ]
 TORCH = ["torch>=2.8,<3", "transformers>=5.0,<6"]
