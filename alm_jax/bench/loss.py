@@ -6,7 +6,6 @@ With a topology nothing runs: the program is compiled for devices that are not t
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from alm_jax.bench import resident
 from alm_jax.bench.counting import Counts, count_jaxpr
 from alm_jax.bench.cycles import estimate_cycles
+from alm_jax.bench.figures import Row, memory_figures, resident_bytes, step_ms
 from alm_jax.bench.loss_cases import ROWS, LossCase, find_loss
-from alm_jax.bench.memory import memory_of
-from alm_jax.bench.timing import Timing, take_turns
+from alm_jax.bench.timing import take_turns
 from alm_jax.bench.topology import Topology, compile_for
 from alm_jax.bench.torch_losses import has_peer, peak_cuda_bytes, torch_pass
 from alm_jax.errors import UserError
@@ -28,7 +26,6 @@ from alm_jax.losses.contrastive import pick_plan
 from alm_jax.training import sharding
 from alm_jax.training.mesh import MeshConfig, build_mesh
 
-Row = dict[str, Any]
 DTYPES = ("float32", "bfloat16")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 """By how much, relatively, the losses of a row and of the first row of its size may differ."""
@@ -255,25 +252,29 @@ def run_rows(case: LossCase, sweep: LossSweep) -> list[Row]:
         rows[name] |= counted(
             case, count_jaxpr(traced.jaxpr, num_devices=sweep.num_devices), sweep.num_devices
         )
-        memory = memory_of(compiled)
-        rows[name] |= {"temp_bytes": memory.temp_bytes, "peak_bytes": memory.peak_bytes}
+        rows[name] |= memory_figures(compiled)
         return run
 
     for impl in _impls(sweep, case.loss):
         name = resolved_impl(case, impl, sweep.num_devices, platform)
         rows[name] = _empty_row(case, name, sweep.num_devices, platform, None)
         attempt(name, functools.partial(prepare_form, name, impl))
-        rows[name]["rss_bytes"] = _rss(case, impl=impl) if name in passes and sweep.num_devices == 1 else None
+        if name in passes and sweep.num_devices == 1:
+            rows[name]["rss_bytes"] = resident_bytes(
+                resident_pass, case=dataclasses.asdict(case), impl=impl, peer=None
+            )
     for peer in sweep.peers:
         if has_peer(case.loss, peer):
             rows[peer] = _empty_row(case, peer, 1, platform, None)
             attempt(peer, functools.partial(torch_runner, case, peer))
             if peer in passes and platform == "gpu":
                 rows[peer]["peak_bytes"] = peak_cuda_bytes(passes[peer])
-            rows[peer]["rss_bytes"] = _rss(case, peer=peer) if peer in passes else None
+            if peer in passes:
+                rows[peer]["rss_bytes"] = resident_bytes(
+                    resident_pass, case=dataclasses.asdict(case), impl=None, peer=peer
+                )
     for name, timing in take_turns(passes, repeats=sweep.repeats, warmups=0).items():
-        rows[name] |= timed(case, timing)
-        rows[name]["fits"] = True
+        rows[name] |= {"step_ms": step_ms(timing), "pairs_per_s": case.batch / timing.median, "fits": True}
     _check_agreement(case, losses, rows)
     return list(rows.values())
 
@@ -282,27 +283,12 @@ def _is_out_of_memory(message: str) -> bool:
     return "RESOURCE_EXHAUSTED" in message or "out of memory" in message.lower()
 
 
-def timed(case: LossCase, timing: Timing) -> Row:
-    """The fields of a row that come from the clock."""
-    milliseconds = {name: 1e3 * getattr(timing, name) for name in ("min", "median", "spread")}
-    return {"step_ms": milliseconds, "pairs_per_s": case.batch / timing.median}
-
-
 def _check_agreement(case: LossCase, losses: dict[str, float], rows: dict[str, Row]) -> None:
     """A row that computes another number than the first does not measure the same."""
     first = next(iter(losses.values()), 0.0)
     for name, value in losses.items():
         if not abs(value - first) <= TOLERANCE[case.dtype] * max(abs(first), 1.0):
             rows[name]["error"] = f"the loss is {value:.6g}, that of {next(iter(losses))} is {first:.6g}"
-
-
-def _rss(case: LossCase, *, impl: str | None = None, peer: str | None = None) -> int | None:
-    """Growth of the resident memory in a process of its own; None but on a CPU under Linux."""
-    if jax.default_backend() != "cpu" or sys.platform != "linux":
-        return None
-    return resident.growth_of(
-        f"{__name__}:resident_pass", case=dataclasses.asdict(case), impl=impl, peer=peer
-    )
 
 
 def resident_pass(case: dict[str, Any], impl: str | None, peer: str | None) -> Callable[[], float]:

@@ -8,7 +8,6 @@ alone; its loss, of two directions that are one, costs the same as ours.
 
 import dataclasses
 import gc
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,13 +16,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from alm_jax import batch as contract
-from alm_jax.bench import resident
-from alm_jax.bench.chips import Chip, chip_of
 from alm_jax.bench.counting import count_jaxpr
-from alm_jax.bench.cycles import estimate_cycles
-from alm_jax.bench.memory import memory_of
-from alm_jax.bench.timing import Timing, take_turns
-from alm_jax.bench.topology import Topology, compile_for
+from alm_jax.bench.figures import (
+    UNMEASURED,
+    Row,
+    memory_figures,
+    resident_bytes,
+    step_ms,
+    times_ours,
+    topology_figures,
+    utilisation,
+)
+from alm_jax.bench.timing import take_turns
+from alm_jax.bench.topology import Topology
 from alm_jax.errors import UserError
 from alm_jax.experiment import ExperimentConfig, from_json, to_json
 from alm_jax.interop.clap_config import config_to_clap
@@ -33,7 +38,6 @@ from alm_jax.training.mesh import build_mesh, check_batch_size
 from alm_jax.training.parallel import JitParallel
 from alm_jax.training.sharding import num_batch_shards
 
-Row = dict[str, Any]
 PEERS = ("transformers", "transformers+compile")
 OURS = "alm_jax"
 FIRST_WORD = 5
@@ -109,20 +113,8 @@ def describe(
         "platform": platform,
         "topology": topology,
         "parameters": None,
-        "temp_bytes": None,
-        "peak_bytes": None,
-        "rss_bytes": None,
-        "flops": None,
-        "estimated_cycles": None,
-        "estimated_ms": None,
-        "estimated_mfu": None,
-        "step_ms": None,
         "clips_per_s": None,
-        "mfu": None,
-        "times_ours": None,
-        "hbm_limit": None,
-        "fits": None,
-        "error": None,
+        **UNMEASURED,
     }
 
 
@@ -151,27 +143,10 @@ def compile_row(config: ExperimentConfig, topology: Topology) -> Row:
     parallel = build(config, mesh_of(config, topology))
     row = describe(config, OURS, parallel.mesh.size, topology.platform, topology.name)
     row |= {"parameters": num_parameters(parallel), "mesh": mesh_text(parallel)}
-    row["hbm_limit"] = topology.chip.hbm_bytes
     row["flops"] = model_flops(config, parallel.mesh)
-    compiled = compile_for(parallel.trace_step(abstract_batch(config)).lower(), topology)
-    row |= {"fits": compiled.fits, "error": compiled.error}
-    if compiled.memory is not None:
-        row |= {"temp_bytes": compiled.memory.temp_bytes, "peak_bytes": compiled.memory.peak_bytes}
-        row |= estimated(compiled.text or "", row["flops"], topology.chip)
+    lowered = parallel.trace_step(abstract_batch(config)).lower()
+    row |= topology_figures(lowered, topology, row["flops"])
     return row
-
-
-def estimated(text: str, flops: float, chip: Chip) -> Row:
-    """What the compiler's cycles come to; nothing where it estimates none."""
-    cycles = estimate_cycles(text)
-    if cycles is None or chip.clock_hz is None:
-        return {}
-    seconds = cycles.total / chip.clock_hz
-    return {
-        "estimated_cycles": cycles.total,
-        "estimated_ms": 1e3 * seconds,
-        "estimated_mfu": flops / seconds / chip.peak_flops,
-    }
 
 
 def run_rows(config: ExperimentConfig, peers: list[str], *, repeats: int) -> list[Row]:
@@ -189,38 +164,23 @@ def run_rows(config: ExperimentConfig, peers: list[str], *, repeats: int) -> lis
     rows = {OURS: describe(config, OURS, parallel.mesh.size, platform, None)}
     rows[OURS] |= {"parameters": num_parameters(parallel), "mesh": mesh_text(parallel)}
     rows[OURS]["flops"] = model_flops(config, parallel.mesh)
-    memory = memory_of(parallel.trace_step(abstract_batch(config)).lower().compile())
-    rows[OURS] |= {"temp_bytes": memory.temp_bytes, "peak_bytes": memory.peak_bytes}
+    rows[OURS] |= memory_figures(parallel.trace_step(abstract_batch(config)).lower().compile())
     passes: dict[str, Callable[[], Any]] = {OURS: jax_step(config, parallel)}
     for peer in peers:
         rows[peer] = describe(config, peer, 1, platform, None)
         passes[peer], rows[peer]["parameters"] = torch_step(config, peer)
     timings = take_turns(passes, repeats=repeats, warmups=2)
-    chip = chip_of(jax.devices()[0].device_kind)
     for name, timing in timings.items():
-        rows[name] |= timed(config, timing)
-        rows[name]["fits"] = True
-        if name == OURS and chip is not None:
-            rows[name]["mfu"] = rows[name]["flops"] / timing.median / chip.peak_flops
+        rows[name] |= {"step_ms": step_ms(timing), "fits": True}
+        rows[name]["clips_per_s"] = config.training.batch_size / timing.median
         if name != OURS:
-            rows[name]["times_ours"] = ratios(timings[OURS], timing)
+            rows[name]["times_ours"] = times_ours(timings[OURS], timing)
+    rows[OURS]["mfu"] = utilisation(rows[OURS]["flops"], timings[OURS])
     passes.clear()
     gc.collect()
     for name in rows if parallel.mesh.size == 1 else ():
-        rows[name]["rss_bytes"] = _rss(config, name)
+        rows[name]["rss_bytes"] = resident_bytes(resident_training, config=to_json(config), name=name)
     return list(rows.values())
-
-
-def timed(config: ExperimentConfig, timing: Timing) -> Row:
-    """The fields of a row that come from the clock."""
-    milliseconds = {name: 1e3 * getattr(timing, name) for name in ("min", "median", "spread")}
-    return {"step_ms": milliseconds, "clips_per_s": config.training.batch_size / timing.median}
-
-
-def ratios(own: Timing, other: Timing) -> dict[str, float]:
-    """How many times as long the other took, over pairs of neighbouring runs."""
-    pairs = sorted(own.ratios(other))
-    return {"min": pairs[0], "median": pairs[len(pairs) // 2], "max": pairs[-1]}
 
 
 def jax_step(config: ExperimentConfig, parallel: JitParallel) -> Callable[[], None]:
@@ -244,8 +204,9 @@ def torch_step(config: ExperimentConfig, peer: str) -> tuple[Callable[[], None],
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     model_config = config.objective.model
     clap = config_to_clap(model_config, {"bos_token": 0, "eos_token": 2})
-    model = ClapModel(ClapConfig.from_dict(clap)).to(device).train()
-    forward = torch.compile(model) if peer.endswith("+compile") else model
+    model: Any = ClapModel(ClapConfig.from_dict(clap)).train()
+    model.to(device)
+    forward: Any = torch.compile(model) if peer.endswith("+compile") else model
     adam = config.optimizer
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -274,13 +235,6 @@ def torch_step(config: ExperimentConfig, peer: str) -> tuple[Callable[[], None],
             torch.cuda.synchronize()
 
     return run, sum(parameter.numel() for parameter in model.parameters())
-
-
-def _rss(config: ExperimentConfig, name: str) -> int | None:
-    """What training takes of the host's memory, in a process of its own; None but on a CPU under Linux."""
-    if jax.default_backend() != "cpu" or sys.platform != "linux":
-        return None
-    return resident.growth_of(f"{__name__}:resident_training", config=to_json(config), name=name)
 
 
 def resident_training(config: dict[str, Any], name: str) -> Callable[[], None]:

@@ -10,25 +10,6 @@ Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
 
 
-def print_rows(rows: Sequence[Row], columns: Sequence[Column]) -> None:
-    """Prints the rows; a column in which every row is empty is left out, and errors stand below."""
-    table = Table(box=None, header_style="bold")
-    shown = [(title, cells) for title, cell in columns if any(cells := [cell(row) for row in rows])]
-    for title, cells in shown:
-        table.add_column(title, justify="left" if not cells[0][:1].isdigit() else "right")
-    for index in range(len(rows)):
-        table.add_row(*(cells[index] for _, cells in shown))
-    console = Console(width=None if Console().is_terminal else 200, highlight=False)
-    console.print(table)
-    for row in rows:
-        if row.get("error"):
-            console.print(
-                f"{row.get('loss', row.get('name', ''))} {row.get('impl', '')} {row.get('batch', '')}: "
-                f"{row['error']}",
-                markup=False,
-            )
-
-
 def count(key: str) -> Callable[[Row], str]:
     """Whole numbers."""
     return lambda row: "" if row.get(key) is None else f"{row[key]:,.0f}"
@@ -59,6 +40,10 @@ def yes_no(key: str) -> Callable[[Row], str]:
     return lambda row: {True: "yes", False: "no", None: ""}[row.get(key)]
 
 
+def _where(row: Row) -> str:
+    return row["topology"] or row["platform"]
+
+
 LOSS_COLUMNS: Sequence[Column] = (
     ("loss", text("loss")),
     ("impl", text("impl")),
@@ -67,7 +52,7 @@ LOSS_COLUMNS: Sequence[Column] = (
     ("vocab", count("vocab")),
     ("dtype", text("dtype")),
     ("devices", text("devices")),
-    ("on", lambda row: row["topology"] or row["platform"]),
+    ("on", _where),
     ("temp MiB", mebibytes("temp_bytes")),
     ("peak MiB", mebibytes("peak_bytes")),
     ("resident MiB", mebibytes("rss_bytes")),
@@ -80,6 +65,31 @@ LOSS_COLUMNS: Sequence[Column] = (
     ("pairs/s", count("pairs_per_s")),
     ("fits", yes_no("fits")),
 )
+
+
+def _times_ours(row: Row) -> str:
+    return "" if not row["times_ours"] else f"{row['times_ours']['median']:.2f}"
+
+
+def _gigaflop(row: Row) -> str:
+    return "" if row["flops"] is None else f"{row['flops'] / 1e9:,.1f}"
+
+
+MEASURED: Sequence[Column] = (
+    ("temp MiB", mebibytes("temp_bytes")),
+    ("peak MiB", mebibytes("peak_bytes")),
+    ("resident MiB", mebibytes("rss_bytes")),
+    ("GFLOP", _gigaflop),
+    ("ms (estimate)", number("estimated_ms", 1)),
+    ("MFU (estimate)", number("estimated_mfu", 3)),
+    ("ms min", milliseconds("min")),
+    ("ms median", milliseconds("median")),
+    ("ms spread", milliseconds("spread")),
+    ("MFU", number("mfu", 3)),
+    ("times ours", _times_ours),
+    ("fits", yes_no("fits")),
+)
+"""The columns that steps, encoders and front-ends have in common."""
 STEP_COLUMNS: Sequence[Column] = (
     ("config", text("config")),
     ("impl", text("impl")),
@@ -88,19 +98,69 @@ STEP_COLUMNS: Sequence[Column] = (
     ("dtype", text("dtype")),
     ("remat", text("remat")),
     ("mesh", text("mesh")),
-    ("on", lambda row: row["topology"] or row["platform"]),
+    ("on", _where),
     ("parameters", count("parameters")),
-    ("temp MiB", mebibytes("temp_bytes")),
-    ("peak MiB", mebibytes("peak_bytes")),
-    ("resident MiB", mebibytes("rss_bytes")),
-    ("GFLOP", lambda row: "" if row["flops"] is None else f"{row['flops'] / 1e9:,.1f}"),
-    ("ms (estimate)", number("estimated_ms", 1)),
-    ("MFU (estimate)", number("estimated_mfu", 3)),
-    ("ms min", milliseconds("min")),
-    ("ms median", milliseconds("median")),
-    ("ms spread", milliseconds("spread")),
     ("clips/s", number("clips_per_s", 2)),
-    ("MFU", number("mfu", 3)),
-    ("times ours", lambda row: "" if not row["times_ours"] else f"{row['times_ours']['median']:.2f}"),
-    ("fits", yes_no("fits")),
+    *MEASURED,
 )
+ENCODER_COLUMNS: Sequence[Column] = (
+    ("encoder", text("encoder")),
+    ("impl", text("impl")),
+    ("pass", text("pass")),
+    ("batch", count("batch")),
+    ("tokens", text("tokens")),
+    ("dtype", text("dtype")),
+    ("remat", text("remat")),
+    ("on", _where),
+    ("parameters", count("parameters")),
+    ("examples/s", number("examples_per_s", 2)),
+    *MEASURED,
+)
+FRONTEND_COLUMNS: Sequence[Column] = (
+    ("front-end", text("frontend")),
+    ("impl", text("impl")),
+    ("batch", count("batch")),
+    ("clip s", text("clip_sec")),
+    ("on", _where),
+    ("clips/s", number("clips_per_s", 1)),
+    ("audio s/s", count("seconds_per_s")),
+    *MEASURED,
+)
+KINDS: dict[str, Sequence[Column]] = {
+    "loss": LOSS_COLUMNS,
+    "config": STEP_COLUMNS,
+    "encoder": ENCODER_COLUMNS,
+    "frontend": FRONTEND_COLUMNS,
+}
+"""Columns by the field that only rows of that benchmark have."""
+
+
+def columns_of(rows: Sequence[Row]) -> Sequence[Column]:
+    """The columns of some rows, told by their fields."""
+    return next(columns for field, columns in KINDS.items() if field in rows[0])
+
+
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Titles, and the rows' cells under them; a column in which every row is empty is left out."""
+    shown = [(title, [cell(row) for row in rows]) for title, cell in columns_of(rows)]
+    shown = [(title, column) for title, column in shown if any(column)]
+    return [title for title, _ in shown], [
+        [column[index] for _, column in shown] for index in range(len(rows))
+    ]
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """Prints the rows as a table, and below it the errors."""
+    if not rows:
+        return
+    titles, lines = cells(rows)
+    table = Table(box=None, header_style="bold")
+    for index, title in enumerate(titles):
+        table.add_column(title, justify="right" if lines[0][index][:1].isdigit() else "left")
+    for line in lines:
+        table.add_row(*line)
+    console = Console(width=None if Console().is_terminal else 220, highlight=False, markup=False)
+    console.print(table)
+    for row in rows:
+        if row["error"]:
+            console.print(f"{row['impl']}, batch {row['batch']:,}: {row['error']}")

@@ -10,17 +10,18 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from alm_jax.bench import step
+from alm_jax.bench import encoder, frontend, step
 from alm_jax.bench.loss import LossSweep, run_sweep
 from alm_jax.bench.pictures import draw_memory, draw_throughput
 from alm_jax.bench.record import Recorder
-from alm_jax.bench.table import LOSS_COLUMNS, STEP_COLUMNS, print_rows
+from alm_jax.bench.report import write_page
+from alm_jax.bench.table import print_rows
 from alm_jax.bench.topology import Topology, resolve
 from alm_jax.cli.arguments import Parser, read_config
 from alm_jax.errors import UserError
@@ -29,6 +30,9 @@ USAGE = """usage: alm bench WHAT ...
 
   loss       forward and backward of every form of a loss
   step       the whole training step of a config
+  encoder    an encoder alone, forward or with its gradients
+  frontend   waveforms to features
+  report     docs/benchmarks.md from the rows in docs/benchmarks/
 
   alm bench WHAT --help says more of each."""
 
@@ -38,6 +42,9 @@ def run(args: Sequence[str]) -> None:
     kinds: dict[str, Callable[[Sequence[str]], None]] = {
         "loss": bench_loss,
         "step": bench_step,
+        "encoder": bench_encoder,
+        "frontend": bench_frontend,
+        "report": bench_report,
     }
     if args and args[0] in ("-h", "--help"):
         print(USAGE)
@@ -130,7 +137,7 @@ def bench_loss(args: Sequence[str]) -> None:
         topology=topology,
         repeats=own.repeats,
     )
-    rows = collect(run_sweep(sweep), own.json, ["loss", *args], LOSS_COLUMNS)
+    rows = collect(run_sweep(sweep), own.json, ["loss", *args])
     draw(rows, own.json, own.out)
 
 
@@ -150,12 +157,81 @@ def bench_step(args: Sequence[str]) -> None:
         raise UserError("a peer runs in PyTorch on a device that is here, and a topology is not")
     else:
         rows = [step.compile_row(config, topology)]
-    collect(rows, own.json, ["step", *args], STEP_COLUMNS)
+    collect(rows, own.json, ["step", *args])
 
 
-def collect(
-    rows: Iterable[dict[str, Any]], target: str | None, args: Sequence[str], columns: Any
-) -> list[dict[str, Any]]:
+def bench_encoder(args: Sequence[str]) -> None:
+    """``alm bench encoder``."""
+    parser = Parser("bench encoder", "An encoder alone, forward or with the gradients of its parameters.")
+    parser.add_argument(
+        "--encoder", type=names, default=["htsat/tiny"], help=f"family/variant: {', '.join(encoder.names())}"
+    )
+    parser.add_argument(
+        "--pass", dest="directions", type=names, default=["backward"], help="forward, backward"
+    )
+    parser.add_argument("--batch", type=numbers, default=[4], help="clips or captions")
+    parser.add_argument("--tokens", type=int, default=77, help="length of a caption")
+    parser.add_argument("--dtype", type=names, default=["float32"], help="float32, bfloat16")
+    parser.add_argument("--remat", choices=["none", "block"], default="none", help="what is computed twice")
+    parser.add_argument("--peer", type=names, default=[], help=f"{', '.join(encoder.PEERS)}: the same shape")
+    add_common(parser)
+    own = parser.parse_args(args)
+    topology = prepare_jax(own.topology, 1, with_peers=bool(own.peer))
+    cases = [
+        encoder.EncoderCase(
+            name=name, batch=batch, tokens=own.tokens, dtype=dtype, direction=direction, remat=own.remat
+        )
+        for name in own.encoder
+        for direction in own.directions
+        for dtype in own.dtype
+        for batch in own.batch
+    ]
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for case in cases:
+            if topology is None:
+                yield from encoder.run_rows(case, own.peer, repeats=own.repeats)
+            else:
+                yield encoder.compile_row(case, topology)
+
+    collect(rows(), own.json, ["encoder", *args])
+
+
+def bench_frontend(args: Sequence[str]) -> None:
+    """``alm bench frontend``."""
+    parser = Parser("bench frontend", "Waveforms to features.")
+    parser.add_argument("--frontend", type=names, default=["torchlibrosa"], help=", ".join(frontend.SPECS))
+    parser.add_argument("--batch", type=numbers, default=[16], help="clips")
+    parser.add_argument("--clip-sec", type=float, default=10.0, help="seconds of a clip")
+    parser.add_argument(
+        "--peer", type=names, default=[], help="transformers: its extractor, where it has one"
+    )
+    add_common(parser)
+    own = parser.parse_args(args)
+    topology = prepare_jax(own.topology, 1, with_peers=bool(own.peer))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for name in own.frontend:
+            for batch in own.batch:
+                case = frontend.FrontendCase(name=name, batch=batch, clip_sec=own.clip_sec)
+                if topology is None:
+                    yield from frontend.run_rows(case, own.peer, repeats=own.repeats)
+                else:
+                    yield frontend.compile_row(case, topology)
+
+    collect(rows(), own.json, ["frontend", *args])
+
+
+def bench_report(args: Sequence[str]) -> None:
+    """``alm bench report``."""
+    parser = Parser("bench report", "The page of benchmarks, from the rows that were written with --json.")
+    parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"), help="where the rows are")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"), help="the page")
+    own = parser.parse_args(args)
+    own.out.write_text(write_page(own.folder, relative_to=own.out.parent))
+
+
+def collect(rows: Iterable[dict[str, Any]], target: str | None, args: Sequence[str]) -> list[dict[str, Any]]:
     """Takes the rows as they come, writes them to ``target``, and shows them to a person where one looks on."""
     path = Path(target) if target not in (None, "-") else None
     recorder = Recorder(path, shlex.join(["alm", "bench", *args]))
@@ -164,7 +240,7 @@ def collect(
     if target == "-":
         print(json.dumps(recorder.rows, indent=2))
     elif target is None or sys.stdout.isatty():
-        print_rows(recorder.rows, columns)
+        print_rows(recorder.rows)
     return recorder.rows
 
 

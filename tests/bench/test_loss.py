@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alm_jax.bench import loss as bench
-from alm_jax.bench import torch_losses
+from alm_jax.bench import resident, torch_losses
 from alm_jax.bench.loss_cases import LOSSES, LossCase
 from alm_jax.bench.open_clip import clip_loss_pattern, load_loss_module
 from alm_jax.bench.pictures import draw_memory, draw_throughput
@@ -53,7 +53,7 @@ needs_open_clip = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def no_process(monkeypatch):
     """Resident memory takes a process a row; test_timing.py has its test, and below a slow one."""
-    monkeypatch.setattr(bench.resident, "growth_of", lambda target, **arguments: 1)
+    monkeypatch.setattr(resident, "growth_of", lambda target, **arguments: 1)
 
 
 @pytest.fixture(scope="module")

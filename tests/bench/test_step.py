@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from alm_jax.bench import figures
 from alm_jax.bench import step as bench
 from alm_jax.bench.chips import CHIPS
 from alm_jax.bench.timing import Timing
@@ -51,16 +52,16 @@ def test_an_estimate_is_cycles_by_the_clock():
         "HloModule m, is_scheduled=true\n\nENTRY %e (p: f32[]) -> f32[] {\n"
         '  ROOT %c = f32[] copy(%p), backend_config={"estimated_cycles":"3000"}\n}\n'
     )
-    row = bench.estimated(text, 197e6, CHIPS["TPU v5 lite"])
+    row = figures.estimates(text, 197e6, CHIPS["TPU v5 lite"])
     assert row["estimated_cycles"] == 3000
     assert row["estimated_ms"] == pytest.approx(2e-3)
     assert row["estimated_mfu"] == pytest.approx(0.5)
-    assert bench.estimated(text, 1e6, CHIPS["NVIDIA H200"]) == {}
+    assert figures.estimates(text, 1e6, CHIPS["NVIDIA H200"]) == {}
 
 
 def test_ratios_are_of_neighbouring_runs():
     own, other = Timing((1.0, 2.0, 1.0), (0.0,) * 3), Timing((2.0, 2.0, 3.0), (0.0,) * 3)
-    assert bench.ratios(own, other) == {"min": 1.0, "median": 2.0, "max": 3.0}
+    assert figures.times_ours(own, other) == {"min": 1.0, "median": 2.0, "max": 3.0}
 
 
 @pytest.mark.parametrize(

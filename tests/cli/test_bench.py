@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from alm_jax.bench import loss as bench
+from alm_jax.bench import resident
 from alm_jax.cli.bench import numbers
 from alm_jax.cli.main import dispatch, is_compiler_only
 
 
 @pytest.fixture(autouse=True)
 def no_process(monkeypatch):
-    monkeypatch.setattr(bench.resident, "growth_of", lambda target, **arguments: 1)
+    monkeypatch.setattr(resident, "growth_of", lambda target, **arguments: 1)
 
 
 LOSS = ["bench", "loss", "--impl", "chunked", "--dim", "8", "--repeats", "1"]

@@ -1,0 +1,86 @@
+"""The fields of rows that every benchmark has: from the clock, from the compiler, from the jaxpr."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from alm_jax.bench import resident
+from alm_jax.bench.chips import Chip, chip_of
+from alm_jax.bench.cycles import estimate_cycles
+from alm_jax.bench.memory import memory_of
+from alm_jax.bench.timing import Timing
+from alm_jax.bench.topology import Topology, compile_for
+
+Row = dict[str, Any]
+
+UNMEASURED: Row = {
+    "temp_bytes": None,
+    "peak_bytes": None,
+    "rss_bytes": None,
+    "flops": None,
+    "estimated_cycles": None,
+    "estimated_ms": None,
+    "estimated_mfu": None,
+    "step_ms": None,
+    "mfu": None,
+    "times_ours": None,
+    "hbm_limit": None,
+    "fits": None,
+    "error": None,
+}
+"""The fields before anything is measured."""
+
+
+def step_ms(timing: Timing) -> dict[str, float]:
+    """Milliseconds: the fastest, the median, and the slowest less the fastest."""
+    return {name: 1e3 * getattr(timing, name) for name in ("min", "median", "spread")}
+
+
+def times_ours(own: Timing, other: Timing) -> dict[str, float]:
+    """How many times as long the other took, over pairs of neighbouring runs."""
+    pairs = sorted(own.ratios(other))
+    return {"min": pairs[0], "median": pairs[len(pairs) // 2], "max": pairs[-1]}
+
+
+def utilisation(flops: float, timing: Timing) -> float | None:
+    """MFU on the devices that are here, by the peak of ``chips``; None of a kind that is not there, a CPU."""
+    chip = chip_of(jax.devices()[0].device_kind)
+    return None if chip is None else flops / timing.median / chip.peak_flops
+
+
+def memory_figures(compiled: Any) -> Row:
+    """Scratch and peak by the compiler."""
+    memory = memory_of(compiled)
+    return {"temp_bytes": memory.temp_bytes, "peak_bytes": memory.peak_bytes}
+
+
+def topology_figures(lowered: Any, topology: Topology, flops: float) -> Row:
+    """What the compiler says of a program for devices that are not there; a failure is a figure."""
+    compiled = compile_for(lowered, topology)
+    row: Row = {"hbm_limit": topology.chip.hbm_bytes, "fits": compiled.fits, "error": compiled.error}
+    if compiled.executable is not None:
+        row |= memory_figures(compiled.executable)
+        row |= estimates(compiled.executable.as_text(), flops, topology.chip)
+    return row
+
+
+def estimates(text: str, flops: float, chip: Chip) -> Row:
+    """What the compiler's cycles come to; nothing where it estimates none."""
+    cycles = estimate_cycles(text)
+    if cycles is None or chip.clock_hz is None:
+        return {}
+    seconds = cycles.total / chip.clock_hz
+    return {
+        "estimated_cycles": cycles.total,
+        "estimated_ms": 1e3 * seconds,
+        "estimated_mfu": flops / seconds / chip.peak_flops,
+    }
+
+
+def resident_bytes(function: Callable[..., Any], **arguments: Any) -> int | None:
+    """``resident.growth_of`` of a function at the top of a module; None but on a CPU under Linux."""
+    if jax.default_backend() != "cpu" or sys.platform != "linux":
+        return None
+    return resident.growth_of(f"{function.__module__}:{function.__qualname__}", **arguments)
