@@ -16,7 +16,7 @@ impl           what a device computes
 import dataclasses
 import functools
 import logging
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import jax
 from jax import lax
@@ -29,6 +29,8 @@ from alm_jax.types import PyTree
 
 logger = logging.getLogger(__name__)
 
+Form = Literal["reference", "onesided", "chunked", "ring", "grid"]
+FORMS = get_args(Form)
 Impl = Literal["auto", "reference", "onesided", "chunked", "ring", "grid", "kernel"]
 
 
@@ -36,7 +38,7 @@ Impl = Literal["auto", "reference", "onesided", "chunked", "ring", "grid", "kern
 class Plan:
     """A form with everything that the code of a loss needs to run it. Hashable: it is a static argument."""
 
-    impl: Literal["reference", "onesided", "chunked", "ring", "grid"]
+    impl: Form
     """The form."""
     tile: int
     """The most rows and columns of a tile, for the forms that have tiles."""
@@ -70,7 +72,7 @@ class Plan:
 class Rule:
     """A line of ``AUTO``: the form where all its conditions hold."""
 
-    impl: Literal["reference", "onesided", "chunked", "ring", "grid"]
+    impl: Form
     """The form."""
     shards: tuple[int, int]
     """Fewest and most devices that the batch is spread over."""
@@ -106,7 +108,7 @@ TILES: dict[str, dict[str, int]] = {
 
 
 def pick_plan(
-    impl: Impl = "auto",
+    impl: str = "auto",
     *,
     batch_size: int,
     num_shards: int = 1,
@@ -128,13 +130,11 @@ def pick_plan(
     """
     if tile is not None and tile < 1:
         raise UserError(f"the tile of a contrastive loss is {tile}, it must be at least 1")
-    if impl in ("reference", "onesided", "chunked", "ring", "grid"):
-        return Plan(impl, pick_tile(impl, platform) if tile is None else tile, False, axis_name)
-    if impl not in ("auto", "kernel"):
-        raise UserError(
-            f"unknown form {impl!r} of a contrastive loss; known are auto, reference, onesided, chunked, ring, "
-            "grid and kernel"
-        )
+    if impl in FORMS:
+        form = cast(Form, impl)
+        return Plan(form, pick_tile(form, platform) if tile is None else tile, False, axis_name)
+    if impl not in get_args(Impl):
+        raise UserError(f"unknown form {impl!r} of a contrastive loss; known are {', '.join(get_args(Impl))}")
     rule = next(rule for rule in AUTO if applies(rule, batch_size, num_shards, impl == "kernel"))
     announce(rule, impl, batch_size, num_shards, platform)
     tile = pick_tile(rule.impl, platform) if tile is None else tile
