@@ -12,9 +12,17 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from alm_jax.bench.counting import count
 from alm_jax.losses.contrastive import kernel, kernel_tpu, symmetric_infonce, tiles
 from alm_jax.losses.contrastive.sums import LogSumExp
-from alm_jax.losses.contrastive.tile_table import Generation, Tile, Tiling, fit_tiling
+from alm_jax.losses.contrastive.tile_table import (
+    GENERATIONS,
+    Generation,
+    Tile,
+    Tiling,
+    find_tiling,
+    fit_tiling,
+)
 
 WIDTH = 128
 KERNELS: tuple[Any, ...] = ("statistics", "gradients")
@@ -195,6 +203,23 @@ def test_the_loss_runs_on_the_kernels(monkeypatch):
     np.testing.assert_allclose(grads[0], scale / 2 * want["d_audio"], atol=5e-5)
     np.testing.assert_allclose(grads[1], scale / 2 * want["d_text"], atol=5e-5)
     np.testing.assert_allclose(grads[2], (audio * want["d_audio"]).sum() / 2, rtol=1e-5)
+
+
+def test_every_logit_is_computed_once_a_pass(monkeypatch):
+    monkeypatch.setattr(kernel, "device_kind", lambda: "TPU v5 lite")
+    size, width = 81_920, 512
+    emb = jax.ShapeDtypeStruct((size, width), jnp.bfloat16)
+    tiling = find_tiling("gradients", GENERATIONS["TPU v5 lite"], "bfloat16", width, size, size)
+    assert tiling is not None
+    assert tiling.num_groups > 1
+
+    def value_and_grad(*args: Any) -> Any:
+        return jax.value_and_grad(lambda *x: symmetric_infonce(*x, impl="kernel")[0], argnums=(0, 1, 2))(
+            *args
+        )
+
+    scale = jax.ShapeDtypeStruct((), jnp.float32)
+    assert count(value_and_grad, emb, emb, scale).flops == 8 * size**2 * width
 
 
 @pytest.fixture

@@ -64,17 +64,32 @@ class Entry:
         return self.statistics if kernel == "statistics" else self.gradients
 
 
-WIDE = Entry(Tile(512, 2048, 512), Tile(512, 1024, 512))
-"""bfloat16 up to 512 wide."""
-DEEP = Entry(Tile(512, 1024, 512), Tile(512, 512, 512))
-"""bfloat16 up to 1,024 wide: the products of a tile are as long, the code half as."""
-EXACT = Entry(Tile(256, 512, 256), Tile(256, 256, 256))
-"""float32, of which every product takes several passes through the matrix units."""
+BFLOAT16 = {
+    # generation: up to 512 wide, and wider, where the products of a tile are as long in half the columns.
+    "v5e": (
+        Entry(Tile(512, 2048, 512), Tile(512, 1024, 512)),
+        Entry(Tile(512, 1024, 512), Tile(512, 512, 512)),
+    ),
+    "v5p": (
+        Entry(Tile(512, 2048, 512), Tile(512, 1024, 512)),
+        Entry(Tile(512, 1024, 512), Tile(512, 512, 512)),
+    ),
+    "v6e": (
+        Entry(Tile(512, 2048, 512), Tile(1024, 1024, 512)),
+        Entry(Tile(512, 1024, 512), Tile(1024, 512, 512)),
+    ),
+    "tpu7x": (
+        Entry(Tile(1024, 2048, 512), Tile(1024, 1024, 512)),
+        Entry(Tile(1024, 1024, 512), Tile(1024, 512, 512)),
+    ),
+}
+FLOAT32 = Entry(Tile(256, 512, 256), Tile(256, 256, 256))
+"""Every product takes several passes through the matrix units: small tiles are as good, and compile sooner."""
 
 WIDTHS = (128, 256, 384, 512, 640, 768, 1024)
 TABLE: dict[tuple[str, str, int], Entry] = {
-    (generation.name, dtype, width): EXACT if dtype == "float32" else (WIDE if width <= 512 else DEEP)
-    for generation in GENERATIONS.values()
+    (name, dtype, width): FLOAT32 if dtype == "float32" else BFLOAT16[name][width > 512]
+    for name in BFLOAT16
     for dtype in ("bfloat16", "float32")
     for width in WIDTHS
 }
