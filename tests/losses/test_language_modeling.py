@@ -429,10 +429,11 @@ def test_what_auto_picks(
         ({"z_loss": -1.0}, "not negative"),
         ({"impl": "one_pass", "vocab_axis_name": "tensor"}, "chunked"),
         ({"tied": True}, r"\[vocabulary width\]"),
-        ({"bias": jnp.zeros(3)}, "do not fit"),
+        ({"bias": np.zeros(3, np.float32)}, "do not fit"),
     ],
 )
 def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
     case = make_case()
+    settings = {name: jnp.asarray(x) if name == "bias" else x for name, x in settings.items()}
     with pytest.raises(UserError, match=message):
         token_loss(*map(jnp.asarray, (case.hidden, case.kernel, case.labels)), **settings)

@@ -11,6 +11,8 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Int
 
+from alm_jax.losses.contrastive.tiles import LANES
+
 
 class Rows(NamedTuple):
     """The tokens that count, of n, in ``capacity`` blocks of ``size`` of which the first ``num_blocks`` are in use."""
@@ -32,7 +34,7 @@ class Rows(NamedTuple):
     def of(cls, num_rows: int, mask: Bool[Array, " n"] | None, most: int, platform: str) -> "Rows":
         """Blocks of at most ``most`` tokens."""
         capacity = -(-num_rows // most)
-        size = -(-num_rows // capacity)
+        size = even_size(num_rows, most)
         if mask is None:
             return cls(num_rows, size, capacity, capacity, None, platform)
         slots = capacity * size
@@ -96,7 +98,7 @@ class Words(NamedTuple):
     def of(cls, num_words: int, most: int, axis: int, platform: str) -> "Words":
         """Blocks of at most ``most`` words."""
         count = -(-num_words // most)
-        return cls(num_words, -(-num_words // count), count, axis, platform)
+        return cls(num_words, even_size(num_words, most), count, axis, platform)
 
     def start(self, index: Array) -> Array:
         """The first word of a block. An uneven last block begins early, and repeats words of the one before."""
@@ -122,6 +124,12 @@ class Words(NamedTuple):
             block = with_layout_constraint(block, Layout(major_to_minor=(0, 1)))
         axis = min(self.axis, total.ndim - 1)
         return lax.dynamic_update_slice_in_dim(total, block, self.start(index), axis=axis)
+
+
+def even_size(total: int, most: int) -> int:
+    """The size of blocks of at most ``most`` that cover ``total``: as even as can be, and aligned where large."""
+    size = -(-total // -(-total // most))
+    return size if size <= LANES else min(most, total, -(-size // LANES) * LANES)
 
 
 def movable(x: Array, place: Array, platform: str) -> tuple[Array, Array]:

@@ -7,7 +7,7 @@ so that a bfloat16 gradient is rounded a few times and not once a tile. Cut Cros
 there may be many.
 
 Where the words are spread over devices, each knows its own words and all tokens of its data-parallel group; the
-log-sum-exps come together in one exchange forward, the gradients of the hidden states in one backward.
+log-sum-exps come together in one exchange forward, the gradients of the hidden states in one a block backward.
 """
 
 import functools
@@ -83,9 +83,16 @@ def forward(
 def backward(plan: Plan, residuals: PyTree, cotangent: Array) -> tuple[Any, ...]:
     """Cotangents of the array arguments of ``token_loss_sum``."""
     inputs = residuals[:-1]
-    hidden, kernel, bias, labels, mask, lse = vary(residuals, inputs)
-    cotangent = vary(cotangent, inputs)
+    hidden, kernel, bias, labels, mask, lse = residuals
     rows = Rows.of(hidden.shape[0], mask, plan.rows, plan.platform)
+    num_blocks = rows.num_blocks
+    token_axes = () if mask is None else tuple(jax.typeof(mask).manual_axis_type.varying)
+    if plan.vocab_axis_name is not None and token_axes:
+        # Each block ends in an exchange, in which all devices take part.
+        num_blocks = lax.pmax(num_blocks, token_axes)
+    zeros = jax.tree.map(jnp.zeros_like, (hidden, kernel, bias))
+    sums = (vary(zeros[0], hidden), *vary(zeros[1:], inputs))
+    hidden, kernel, bias, labels = vary(inputs[:-1], inputs)
     words = _words(plan, kernel)
     vocab_size = full_vocab_size(plan, words.num_words)
     labels = own_labels(plan, labels, words.num_words)
@@ -112,13 +119,11 @@ def backward(plan: Plan, residuals: PyTree, cotangent: Array) -> tuple[Any, ...]
         d_block, d_kernel, d_bias = lax.fori_loop(
             0, words.num_blocks, visit_words, (d_block, d_kernel, d_bias)
         )
+        if plan.vocab_axis_name is not None:
+            d_block = lax.psum(d_block, plan.vocab_axis_name)
         return rows.put(d_hidden, index, d_block), d_kernel, d_bias
 
-    zeros = jax.tree.map(jnp.zeros_like, (hidden, kernel, bias))
-    d_hidden, d_kernel, d_bias = lax.fori_loop(0, rows.num_blocks, visit_rows, vary(zeros, inputs))
-    if plan.vocab_axis_name is not None:
-        d_hidden = lax.psum(d_hidden, plan.vocab_axis_name)
-    return d_hidden, d_kernel, d_bias, None, None
+    return *lax.fori_loop(0, num_blocks, visit_rows, sums), None, None
 
 
 token_loss_sum.defvjp(forward, backward)

@@ -139,7 +139,7 @@ def tile_sizes(width: int, platform: str) -> tuple[int, int]:
     """Tokens and words of a tile of ``chunked``."""
     if platform == "cpu":
         return 1024, 4096
-    return max(min(8192, 2**25 // width), 1), 2048
+    return max(min(8192, 3 * 2**23 // width), 1), 2048
 
 
 @functools.cache
