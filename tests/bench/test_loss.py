@@ -184,6 +184,7 @@ def test_mistakes_are_told_before_anything_runs(changes, message):
         list(bench.run_sweep(sweep))
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_rows_for_devices_that_are_not_here():
     sweep = bench.LossSweep(
