@@ -9,6 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+# Whether there were races has no public name yet.
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -132,6 +136,15 @@ def test_kernels_equal_the_formulas(block, generation, num_groups):
     # At the lower scale the zero logits of padding would be seen in the sums, at the higher the rounding is.
     for scale in (10.0, 100.0):
         check(make_block(**block), scale, generation, num_groups)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("generation", "num_cores"), [(ONE_CORE, 1), (TWO_CORES, 2)])
+def test_windows_and_cores_do_not_race(generation, num_cores):
+    # This interpreter simulates the copies between HBM and VMEM, the cores, and memory that starts as NaN.
+    interpret = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=num_cores)
+    check(make_block(**UNEVEN), 10.0, generation, 3, interpret=interpret)
+    assert not interpret_pallas_call.races.races_found
 
 
 def test_opposite_embeddings_overflow_nothing():
