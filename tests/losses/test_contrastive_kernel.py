@@ -17,7 +17,14 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from alm_jax.bench.counting import count
-from alm_jax.losses.contrastive import kernel, kernel_tpu, symmetric_infonce, tiles
+from alm_jax.losses.contrastive import (
+    kernel,
+    kernel_tpu,
+    multi_positive_infonce,
+    sigmoid_loss,
+    symmetric_infonce,
+    tiles,
+)
 from alm_jax.losses.contrastive.sums import LogSumExp
 from alm_jax.losses.contrastive.tile_table import (
     GENERATIONS,
@@ -281,6 +288,18 @@ def test_anywhere_else_xla_tiles_take_their_place_and_the_log_says_so_once(
     assert calls == [(tiles.__name__, {"tile": 64})] * 4
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
     assert f"{width} wide on {device}" in caplog.text
+
+
+def test_losses_without_a_kernel_say_so_once(caplog):
+    kernel.announce_no_kernel.cache_clear()
+    emb, one = jax.ShapeDtypeStruct((256, WIDTH), jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    groups = jax.ShapeDtypeStruct((256,), jnp.int32)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            jax.eval_shape(functools.partial(multi_positive_infonce, impl="kernel"), emb, emb, one, groups)
+            jax.eval_shape(functools.partial(sigmoid_loss, impl="kernel"), emb, emb, one, one)
+    assert ["several positives" in record.message for record in caplog.records] == [True, False]
+    assert "sigmoid" in caplog.records[1].message
 
 
 def test_the_device_is_the_one_the_program_is_for():

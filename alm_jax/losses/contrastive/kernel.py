@@ -84,3 +84,9 @@ def announce_fallback(what: str, device: str, dtype: str, width: int) -> None:
         width,
         device,
     )
+
+
+@functools.cache
+def announce_no_kernel(loss: str) -> None:
+    """Says once that a loss has kernels nowhere."""
+    logger.warning("contrastive loss: there is no kernel for %s; XLA's tiles take its place", loss)

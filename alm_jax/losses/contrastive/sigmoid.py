@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from alm_jax.losses.contrastive import kernel
 from alm_jax.losses.contrastive.plan import Plan
 from alm_jax.losses.contrastive.tiles import PADDING, multiply, visit_tiles
 from alm_jax.types import PyTree
@@ -36,6 +37,8 @@ def forward(
     plan: Plan, audio_emb: Array, text_emb: Array, scale: Array, bias: Array, ids: Array
 ) -> tuple[Array, PyTree]:
     """The sum, and what the backward pass needs."""
+    if plan.kernel:
+        kernel.announce_no_kernel("the sigmoid loss")
 
     def visit(row: PyTree, col: PyTree, losses: Array, nothing: tuple[()]) -> tuple[Array, tuple[()]]:
         (audio, audio_id), (text, text_id) = row, col

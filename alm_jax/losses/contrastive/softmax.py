@@ -56,6 +56,8 @@ def forward(
     count = None
     finish = (lambda _, lse: lse.value(),) * 2
     if grouped:
+        if plan.kernel:
+            kernel.announce_no_kernel("several positives of a row")
         (row_lse, positives, count), col_lse = plan.sweep(
             functools.partial(grouped_tiles.grouped_statistics, scale=scale, tile=plan.tile),
             (audio_emb, ids),
