@@ -1,6 +1,9 @@
 """The feed-forward half of a transformer block."""
 
+import math
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -9,9 +12,30 @@ from alm_jax.nn.dense import Dense
 from alm_jax.nn.parameter import truncated_normal
 
 
+@jax.custom_vjp
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """x Phi(x) with the exact error function, as in BERT and Swin (not the tanh approximation)."""
-    return 0.5 * x * (1.0 + lax.erf(x * 0.5**0.5))
+    """x Phi(x) with the exact error function, as in BERT and Swin (not the tanh approximation).
+
+    The backward pass keeps ``x`` alone and computes Phi again: the widest activation of a tower is kept once.
+    """
+    return x * _normal_cdf(x)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * (1.0 + lax.erf(x * 0.5**0.5))
+
+
+def _gelu_forward(x: Array) -> tuple[Array, Array]:
+    return gelu(x), x
+
+
+def _gelu_backward(x: Array, grad: Array) -> tuple[Array]:
+    """d/dx x Phi(x) = Phi(x) + x phi(x)."""
+    density = jnp.exp(-0.5 * jnp.square(x)) * (2.0 * math.pi) ** -0.5
+    return (grad * (_normal_cdf(x) + x * density),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class Mlp(nn.Module):

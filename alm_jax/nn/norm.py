@@ -1,8 +1,10 @@
 """Normalisations: LayerNorm, and FeatureNorm, the BatchNorm over mel bins that HTSAT and CNN14 call bn0."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
@@ -24,12 +26,39 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         scale = declare(self, "scale", ones, (x.shape[-1],), (self.axis,))
         bias = declare(self, "bias", zeros, (x.shape[-1],), (self.axis,))
-        x = x.astype(jnp.float32)
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         leading = tuple(range(x.ndim - 1))
-        y = centred * lax.rsqrt(variance + self.epsilon) * jnp.expand_dims(scale, leading)
+        y = standardise(x.astype(jnp.float32), self.epsilon) * jnp.expand_dims(scale, leading)
         return (y + jnp.expand_dims(bias, leading)).astype(self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def standardise(x: Float[Array, "*B D"], epsilon: float) -> Float[Array, "*B D"]:
+    """(x - mean) / sqrt(var + epsilon) over the last axis of a float32 array.
+
+    The backward pass is the closed form dx = (g - mean(g) - y mean(g y)) / sqrt(var + epsilon), which keeps
+    the result and one number a row.
+    """
+    return _standardise(x, epsilon)[0]
+
+
+def _standardise(x: Array, epsilon: float) -> tuple[Array, Array]:
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    inverse = lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
+    return centred * inverse, inverse
+
+
+def _standardise_forward(x: Array, epsilon: float) -> tuple[Array, tuple[Array, Array]]:
+    y, inverse = _standardise(x, epsilon)
+    return y, (y, inverse)
+
+
+def _standardise_backward(epsilon: float, kept: tuple[Array, Array], grad: Array) -> tuple[Array]:
+    y, inverse = kept
+    along = jnp.mean(grad * y, axis=-1, keepdims=True)
+    return ((grad - jnp.mean(grad, axis=-1, keepdims=True) - y * along) * inverse,)
+
+
+standardise.defvjp(_standardise_forward, _standardise_backward)
 
 
 # PyTorch's defaults for BatchNorm, which the published models keep.

@@ -14,6 +14,13 @@ def test_gelu_is_the_exact_one():
     np.testing.assert_allclose(gelu(jnp.asarray(x)), expected, atol=1e-6)
 
 
+def test_gradient_of_gelu_equals_pytorch():
+    x = torch.linspace(-6, 6, 1001, dtype=torch.float64, requires_grad=True)
+    torch.nn.functional.gelu(x).sum().backward()
+    actual = jax.grad(lambda x: jnp.sum(gelu(x)))(jnp.asarray(x.detach().numpy(), jnp.float32))
+    np.testing.assert_allclose(actual, x.grad, atol=1e-6)
+
+
 def test_mlp_equals_two_linear_layers_of_pytorch():
     up, down = torch.nn.Linear(8, 20), torch.nn.Linear(20, 8)
     params = jax.tree.map(

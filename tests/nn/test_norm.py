@@ -28,6 +28,24 @@ def test_layer_norm_equals_pytorch(epsilon):
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("epsilon", [1e-5, 0.1])
+def test_gradients_of_layer_norm_equal_pytorch(epsilon):
+    """In double precision there; an epsilon beside the variance shows a closed form that forgets it."""
+    x, cotangent = RNG.normal(2, 0.5, (2, 4, 7, 32)).astype(np.float32)
+    scale, bias = RNG.normal(size=(2, 32)).astype(np.float32)
+    inputs = [torch.tensor(a).double().requires_grad_() for a in (x, scale, bias)]
+    expected = torch.nn.functional.layer_norm(inputs[0], (32,), inputs[1], inputs[2], epsilon)
+    expected.backward(torch.tensor(cotangent).double())
+
+    def loss(x, scale, bias):
+        params = {"scale": scale, "bias": bias}
+        return jnp.sum(LayerNorm(FLOAT32, epsilon).apply({"params": params}, x) * cotangent)
+
+    actual = jax.grad(loss, argnums=(0, 1, 2))(*map(jnp.asarray, (x, scale, bias)))
+    for ours, theirs in zip(actual, inputs, strict=True):
+        np.testing.assert_allclose(ours, theirs.grad, atol=1e-5)
+
+
 def test_layer_norm_of_bfloat16_computes_in_float32():
     x = jnp.asarray(RNG.normal(8, 0.1, (4, 512)), jnp.bfloat16)
     params = {"scale": jnp.ones((512,)), "bias": jnp.zeros((512,))}
