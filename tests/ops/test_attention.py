@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from alm_jax.ops.attention import attend
+from alm_jax.errors import UserError
+from alm_jax.ops.attention import attend, choose_attention
 
 RNG = np.random.default_rng(0)
 BATCH, QUERIES, KEYS, HEADS, SIZE = 3, 5, 7, 2, 8
@@ -85,3 +86,57 @@ def test_dropout_keeps_the_mean_and_is_off_without_a_key(qkv):
     error = samples.std(axis=0) / 1000**0.5
     assert (np.abs(samples.mean(axis=0) - plain) / error).max() < 5
     assert samples.std(axis=0).min() > 0.01
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("keys_seen", ["all", "mask", "lengths"])
+def test_library_equals_the_reference(qkv, with_bias, keys_seen):
+    """Values and gradients, two leading axes, a bias that broadcasts over one of them."""
+    nested = [jnp.stack([jnp.asarray(x), 2 * jnp.asarray(x)]) for x in qkv]
+    options: dict = {"bias": jnp.asarray(draw(1, 1, HEADS, QUERIES, KEYS))} if with_bias else {}
+    lengths = jnp.asarray([[3, KEYS, 1], [2, 5, 6]], jnp.int32)
+    if keys_seen == "mask":
+        options["mask"] = jnp.asarray(np.arange(KEYS) < np.asarray(lengths)[..., None])[:, :, None, None, :]
+    elif keys_seen == "lengths":
+        options["key_lengths"] = lengths
+
+    def run(impl):
+        return jax.value_and_grad(lambda x: jnp.sum(jnp.sin(attend(*x, impl=impl, **options))))(nested)
+
+    (expected, expected_grads), (actual, grads) = run("reference"), run("xla")
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    for a, b in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_lengths_are_a_mask(qkv):
+    lengths = jnp.asarray([3, KEYS, 1], jnp.int32)
+    mask = jnp.asarray(np.arange(KEYS) < np.asarray(lengths)[:, None])[:, None, None, :]
+    np.testing.assert_array_equal(
+        attend(*map(jnp.asarray, qkv), key_lengths=lengths), attend(*map(jnp.asarray, qkv), mask=mask)
+    )
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "lengths", "size", "is_plain", "expected"),
+    [
+        ("gpu", jnp.bfloat16, (512, 512), 64, True, "cudnn"),
+        ("cpu", jnp.bfloat16, (512, 512), 64, True, "reference"),
+        ("tpu", jnp.bfloat16, (512, 512), 64, True, "reference"),
+        ("gpu", jnp.float32, (512, 512), 64, True, "reference"),
+        ("gpu", jnp.bfloat16, (77, 77), 64, True, "reference"),
+        ("gpu", jnp.bfloat16, (512, 129), 64, True, "reference"),
+        ("gpu", jnp.bfloat16, (512, 512), 60, True, "reference"),
+        ("gpu", jnp.bfloat16, (512, 512), 64, False, "reference"),
+    ],
+)
+def test_auto_follows_its_table(platform, dtype, lengths, size, is_plain, expected):
+    query, key = (jnp.zeros((2, length, 4, size), dtype) for length in lengths)
+    assert choose_attention(platform, query, key, is_plain=is_plain) == expected
+
+
+def test_a_form_that_cannot_says_so(qkv):
+    with pytest.raises(UserError, match="no dropout"):
+        attend(*map(jnp.asarray, qkv), dropout_rate=0.1, dropout_key=jax.random.key(0), impl="xla")
+    with pytest.raises(UserError, match="key_lengths"):
+        attend(*map(jnp.asarray, qkv), mask=jnp.ones((1, 1, 1, KEYS), jnp.bool_), impl="cudnn")
