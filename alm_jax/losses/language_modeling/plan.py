@@ -33,7 +33,7 @@ BUDGET_BYTES = 256 * 2**20
 """Memory that a form picked by ``auto`` may take beside its inputs and their gradients."""
 MIN_ROWS, MAX_ROWS = 128, 512
 """Tokens of a block of ``one_pass``: fewer, and it waits for the kernel and its gradient to travel from memory and
-back; more are no faster. By XLA:TPU's estimate ``chunked`` takes less time on a TPU all the same
+back; more are no faster. By XLA:TPU's estimate ``chunked`` is no slower on a TPU all the same
 (docs/performance/language_modeling.md).
 """
 
