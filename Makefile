@@ -11,8 +11,9 @@ demo: $(VENV)/.demo
 	$(BIN)/alm evaluate $(RUN)
 	$(BIN)/alm export $(RUN) --out $(RUN)/exported
 
+# Compilation keeps one core busy, so two processes take little more than half the time of one.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -39,6 +39,7 @@ BENCH = ["open_clip_torch>=3.0,<4"]
 TENSORBOARD = ["tensorboard>=2.20,<3"]
 DEV = [
     "pytest>=8.4,<10",
+    "pytest-xdist>=3.6,<4",
     "beartype>=0.22,<0.24",
     "librosa>=0.11,<0.12",
     "ruff>=0.14,<0.18",
