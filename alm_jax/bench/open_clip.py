@@ -11,6 +11,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
@@ -55,13 +56,12 @@ def clip_loss_pattern(
     """
 
     def body(audio: Array, text: Array, scale: Array) -> Array:
-        first = lax.axis_index(BATCH_AXES) * audio.shape[0]
+        labels = lax.axis_index(BATCH_AXES) * audio.shape[0] + jnp.arange(audio.shape[0])
 
         def cross_entropy(own: Array, others: Array) -> Array:
             everyone = lax.all_gather(others, BATCH_AXES, tiled=True)
             logits = scale * jnp.einsum("ie,je->ij", own, everyone, preferred_element_type=jnp.float32)
-            positive = jnp.diagonal(lax.dynamic_slice_in_dim(logits, first, own.shape[0], axis=1))
-            return jnp.mean(jax.nn.logsumexp(logits, axis=1) - positive)
+            return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
 
         return lax.pmean((cross_entropy(audio, text) + cross_entropy(text, audio)) / 2, BATCH_AXES)
 
