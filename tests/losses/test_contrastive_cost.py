@@ -120,10 +120,14 @@ def test_memory_on_tpus(topology: str, batch: int, dim: int, limit_bytes: float)
 @needs_libtpu
 @pytest.mark.slow
 def test_estimated_cycles_beside_open_clip() -> None:
-    """The compiler's estimate of computation, which knows nothing of transfers."""
+    """The compiler's estimate of computation, which knows nothing of transfers.
+
+    The second bound is 0.31 of the leanest program of that pattern that was compiled (50.7 million cycles).
+    """
     ours = compiled_row("v5e:16x16", "grid", 262_144)
     theirs = compiled_row("v5e:16x16", "open_clip_pattern", 262_144)
     assert ours["estimated_cycles"] <= 0.31 * theirs["estimated_cycles"]
+    assert ours["estimated_cycles"] <= 15.7e6
     assert ours["peak_bytes"] <= 0.05 * theirs["peak_bytes"]
 
 
