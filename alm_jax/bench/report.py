@@ -6,6 +6,7 @@ from pathlib import Path
 
 from alm_jax.bench.record import Record, read_record
 from alm_jax.bench.table import Row, cells
+from alm_jax.bench.torch_losses import PEERS
 from alm_jax.errors import UserError
 
 HEAD = """# Benchmarks
@@ -81,6 +82,8 @@ def section(path: Path, record: Record, relative_to: Path) -> str:
     for row in record.rows:
         if row["error"]:
             lines += [f"{row['impl']}, batch {row['batch']:,}: {row['error']}", ""]
+    compared = comparisons(record.rows)
+    lines += [*(f"- {text}" for text in compared), ""] if compared else []
     for picture in sorted(path.parent.glob(f"{path.stem}_*.png")):
         link = os.path.relpath(picture, relative_to)
         lines += [f"![{picture.stem.replace('_', ' ')}]({link})", ""]
@@ -101,3 +104,30 @@ def table(rows: Sequence[Row]) -> str:
     right = [line[:1].isdigit() for line in lines[0]]
     rule = ["---:" if is_right else "---" for is_right in right]
     return "\n".join("| " + " | ".join(line) + " |" for line in [titles, rule, *lines])
+
+
+def comparisons(rows: Sequence[Row]) -> list[str]:
+    """One sentence for each row of a loss's peer: its time and memory beside our fastest form's at that size."""
+    peers = {peer for _, peer in PEERS}
+    size = ("loss", "batch", "dim", "vocab", "dtype")
+    sentences = []
+    for row in rows:
+        if row["impl"].partition("+")[0] not in peers or not row["step_ms"] or "loss" not in row:
+            continue
+        ours = [
+            other
+            for other in rows
+            if other["step_ms"]
+            and other["impl"].partition("+")[0] not in peers
+            and all(other[key] == row[key] for key in size)
+        ]
+        if not ours:
+            continue
+        best = min(ours, key=lambda other: other["step_ms"]["min"])
+        times = row["step_ms"]["min"] / best["step_ms"]["min"]
+        text = f"{row['loss']}, {row['batch']:,}: {row['impl']} takes {times:.2f} times as long as {best['impl']}"
+        text += " (minima)"
+        if row["rss_bytes"] and best["rss_bytes"]:
+            text += f" and {row['rss_bytes'] / best['rss_bytes']:.1f} times its resident memory"
+        sentences.append(text + ".")
+    return sentences

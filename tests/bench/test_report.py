@@ -20,7 +20,7 @@ ROW = {
     "topology": None,
     "temp_bytes": 3 * 2**20,
     "peak_bytes": None,
-    "rss_bytes": None,
+    "rss_bytes": 2**20,
     "flops": 1.0,
     "flops_over_b2d": 8.0,
     "collective_bytes": None,
@@ -37,7 +37,8 @@ ROW = {
 def folder(tmp_path):
     recorder = Recorder(tmp_path / "rows" / "loss_cpu.json", "alm bench loss --batch 4k")
     recorder.add(ROW)
-    recorder.add(ROW | {"impl": "open_clip", "temp_bytes": None, "error": "it broke"})
+    peer = {"impl": "open_clip", "temp_bytes": None, "error": "it broke", "rss_bytes": 3 * 2**20}
+    recorder.add(ROW | peer | {"step_ms": {"min": 3.0, "median": 4.0, "spread": 2.0}})
     (tmp_path / "rows" / "loss_cpu_memory.png").write_bytes(b"")
     return tmp_path / "rows"
 
@@ -54,12 +55,19 @@ def test_the_page_has_every_figure_and_where_it_is_from(folder):
     page = write_page(folder, relative_to=folder.parent)
     assert "## Loss cpu" in page
     assert "    alm bench loss --batch 4k" in page
-    assert "| loss | impl | batch | dim | dtype | devices | on | temp MiB | FLOPs / (B² D / n) |" in page
     assert (
-        "| infonce | chunked | 4,096 | 512 | float32 | 1 | cpu | 3.0 | 8.00 | 1.5 | 2.0 | 1.0 | 2,048,000 | yes |"
+        "| loss | impl | batch | dim | dtype | devices | on | temp MiB | resident MiB | FLOPs / (B² D / n) |"
+        in page
+    )
+    assert (
+        "| infonce | chunked | 4,096 | 512 | float32 | 1 | cpu | 3.0 | 1.0 | 8.00 | 1.5 | 2.0 | 1.0 | 2,048,000 | yes |"
         in page
     )
     assert "open_clip, batch 4,096: it broke" in page
+    assert (
+        "- infonce, 4,096: open_clip takes 2.00 times as long as chunked (minima) and 3.0 times its resident"
+        in page
+    )
     assert "(rows/loss_cpu_memory.png)" in page
     assert "cores" in page
 
