@@ -32,12 +32,17 @@ KERNELS: list[Any] = ["statistics", "gradients"]
 @pytest.mark.parametrize(
     ("dtype", "width"), [("bfloat16", 128), ("bfloat16", 512), ("bfloat16", 1024), ("float32", 1024)]
 )
+@pytest.mark.parametrize(
+    # Uneven and, on the smaller VMEMs, in several groups of columns; a piece of a ring.
+    ("num_rows", "num_cols"),
+    [(2000, 20_000), (8192, 512)],
+)
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_the_compiler_accepts_the_table_within_the_vmem_that_is_estimated(topology, name, dtype, width):
+def test_the_compiler_accepts_the_table_within_the_vmem_that_is_estimated(
+    topology, name, num_rows, num_cols, dtype, width
+):
     device = resolve(topology).devices[0]
-    # Uneven, and on the smaller VMEMs in several groups of columns.
-    num_rows, num_cols = 2000, 20_000
     tiling = find_tiling(name, GENERATIONS[device.device_kind], dtype, width, num_rows, num_cols)
     assert tiling is not None
     tight = dataclasses.replace(tiling, vmem_bytes=vmem_bytes(name, tiling, dtype, width))

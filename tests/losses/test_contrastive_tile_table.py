@@ -5,6 +5,7 @@ import pytest
 from alm_jax.losses.contrastive.tile_table import (
     GENERATIONS,
     LANES,
+    MOST_TALLER,
     TABLE,
     VMEM_SHARE,
     Tile,
@@ -14,7 +15,7 @@ from alm_jax.losses.contrastive.tile_table import (
 )
 
 V5E, V5P = GENERATIONS["TPU v5 lite"], GENERATIONS["TPU v5"]
-SIZES = [(1, 1), (129, 5000), (4096, 8192), (300_000, 1_500_000)]
+SIZES = [(1, 1), (129, 5000), (8192, 512), (4096, 8192), (300_000, 1_500_000)]
 
 
 @pytest.mark.parametrize("kernel", ["statistics", "gradients"])
@@ -24,11 +25,14 @@ def test_every_tiling_covers_its_block_and_fits(size, kernel):
         generation = next(g for g in GENERATIONS.values() if g.name == name)
         tiling = find_tiling(kernel, generation, dtype, width, *size)
         assert tiling is not None, (name, dtype, width)
-        for given, filled, tile, most in (
-            (size[0], tiling.num_rows, tiling.rows, entry.tile(kernel).rows),
-            (size[1], tiling.num_cols, tiling.cols, entry.tile(kernel).cols),
+        most = entry.tile(kernel)
+        assert tiling.cols <= most.cols
+        assert tiling.rows * tiling.cols <= most.rows * most.cols
+        assert tiling.rows <= (MOST_TALLER if kernel == "statistics" else 1) * most.rows
+        for given, filled, tile in (
+            (size[0], tiling.num_rows, tiling.rows),
+            (size[1], tiling.num_cols, tiling.cols),
         ):
-            assert tile <= most
             assert tile % LANES == 0
             # Less than a register of each tile is filled up.
             assert given <= filled < given + filled // tile * LANES

@@ -18,6 +18,9 @@ SUBLANES = 8
 VMEM_SHARE = 0.85
 """Of a generation's VMEM, what a kernel may take; the rest is the compiler's."""
 
+MOST_TALLER = 4
+"""Times that the tiles of a narrow block may be as high as the table says."""
+
 Kernel = Literal["statistics", "gradients"]
 
 
@@ -150,12 +153,16 @@ def fit_tiling(
     num_rows: int,
     num_cols: int,
 ) -> Tiling | None:
-    """The most even tiling by tiles of at most ``tile``; None where one tile does not fit the VMEM."""
+    """The most even tiling by tiles of about ``tile`` at most; None where one tile does not fit the VMEM."""
     cores = generation.num_cores
-    row_tiles = divide_up(num_rows, tile.rows * cores)
-    rows = round_up(divide_up(num_rows, row_tiles * cores))
     col_tiles = divide_up(num_cols, tile.cols)
     cols = round_up(divide_up(num_cols, col_tiles))
+    most_rows = tile.rows
+    if kernel == "statistics":
+        # The start and the end of a tile weigh as much in a narrow one, which is a piece of a ring: make it taller.
+        most_rows *= min(MOST_TALLER, tile.cols // cols)
+    row_tiles = divide_up(num_rows, most_rows * cores)
+    rows = round_up(divide_up(num_rows, row_tiles * cores))
     chunk = max(n for n in range(LANES, min(tile.chunk, cols) + 1, LANES) if cols % n == 0)
     budget = int(VMEM_SHARE * generation.vmem_bytes)
 
@@ -183,8 +190,8 @@ def vmem_bytes(kernel: Kernel, tiling: Tiling, dtype: str, width: int) -> int:
     # Rows of numbers [1, n] lie in whole registers of 8; every kernel has at most four a side.
     windows += 2 * 4 * 4 * SUBLANES * (rows + cols)
     if dtype == "float32":
-        # The bfloat16 parts that the factors of a float32 product are split into.
-        windows += 4 * width * (rows + cols)
+        # The bfloat16 parts that the factors of a float32 product are split into, and what is spilled of them.
+        windows += 8 * width * (rows + cols)
     logits = 4 * rows * chunk
     if kernel == "statistics":
         # Peaks, totals and the padding of the rows, one number a lane; peaks and totals of the columns, one a sublane.
