@@ -77,8 +77,10 @@ def test_the_formula_equals_torch_autograd(name: str) -> None:
 )
 def test_one_pair_a_device_at_the_largest_scale(name: str, impl: str, num_devices: int) -> None:
     x = make_inputs(num_devices) | {"scale": np.float32(100.0), "mask": np.ones(num_devices, bool)}
-    # A logit of 100 is known to 1e-5, and so is its softmax; gradients are up to 100.
-    check(run("jit", num_devices, name, x, impl=impl), oracle(name, x), rtol=1e-5, atol=1e-4)
+    # A log-sum-exp near 100 is kept to 4e-6, and so is the softmax that comes of it; times the scale 4e-4. The plain
+    # form, whose softmax divides by the sum, is better than 1e-4; of the tiled ones 2.3e-4 was measured.
+    atol = 1e-4 if impl == "reference" else 4e-4
+    check(run("jit", num_devices, name, x, impl=impl), oracle(name, x), rtol=1e-5, atol=atol)
 
 
 @pytest.mark.slow
