@@ -215,7 +215,8 @@ def _spread(
     if axis_name is not None:
         num_shards = lax.axis_size(axis_name)
         plan = pick_plan(
-            impl,
+            # A device sees but its own rows: there the plain form is the one that gathers.
+            "onesided" if impl == "reference" else impl,
             batch_size=num_rows * num_shards,
             num_shards=num_shards,
             platform=_platform(),

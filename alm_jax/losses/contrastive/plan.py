@@ -3,7 +3,8 @@
 =============  =================================================================================================
 impl           what a device computes
 =============  =================================================================================================
-``reference``  the whole [B B] matrix in the global view, differentiated by JAX; the partitioner cuts it up
+``reference``  the whole [B B] matrix in the global view, differentiated by JAX; the partitioner cuts it up. Where
+               the batch is mapped (pmap, shard_map), ``onesided``
 ``onesided``   its own audio rows against the gathered texts, a [b B] matrix, every logit once
 ``chunked``    the same tile by tile: no logits in memory, the backward pass computes them again
 ``ring``       the same while the texts travel round: memory of the device's own rows only
