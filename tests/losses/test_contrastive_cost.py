@@ -120,13 +120,15 @@ def test_memory_on_tpus(topology: str, batch: int, dim: int, limit_bytes: float)
 @needs_libtpu
 @pytest.mark.slow
 def test_estimated_cycles_beside_open_clip() -> None:
-    """The compiler's estimate of computation, which knows nothing of transfers.
+    """The compiler's estimate of computation, which knows nothing of transfers: 15.2 against 43.9 million cycles.
 
-    The second bound is 0.31 of the leanest program of that pattern that was compiled (50.7 million cycles).
+    The second bound is 0.31 of 50.7 million, what that pattern took with log-sum-exps where it now has optax's
+    cross-entropy. The kernels, which this estimate leaves out, stay below 0.31 of the first as well, by their bundles
+    (test_contrastive_kernel_tpu.py): 85 % and 75 % of the bound are 10.9 million cycles.
     """
     ours = compiled_row("v5e:16x16", "grid", 262_144)
     theirs = compiled_row("v5e:16x16", "open_clip_pattern", 262_144)
-    assert ours["estimated_cycles"] <= 0.31 * theirs["estimated_cycles"]
+    assert ours["estimated_cycles"] <= 0.35 * theirs["estimated_cycles"]
     assert ours["estimated_cycles"] <= 15.7e6
     assert ours["peak_bytes"] <= 0.05 * theirs["peak_bytes"]
 
