@@ -19,7 +19,6 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 TILED = ("chunked", "ring", "grid")
 MANY = list(itertools.product(LOSSES, ("onesided", *TILED), ("jit", "shard_map", "pmap"), (1, 2, 4, 8)))
 QUICK = {
-    ("infonce", "chunked", "pmap", 8),
     ("infonce", "ring", "pmap", 8),
     ("infonce", "grid", "shard_map", 8),
     ("multi_positive", "chunked", "shard_map", 4),
@@ -39,7 +38,13 @@ def test_value_and_gradients(name: str, impl: str, place: str, num_devices: int)
     check(run(place, num_devices, name, x, impl=impl, tile=3), oracle(name, x), **TOLERANCE)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("hard_negatives", "sigmoid")))
+        for name in LOSSES
+    ],
+)
 def test_the_plain_form(name: str) -> None:
     x = make_inputs(40)
     check(run("jit", 1, name, x, impl="reference"), oracle(name, x), **TOLERANCE)

@@ -80,7 +80,7 @@ def two_matrices(config, loss) -> Objective:
     )
 
 
-SLOW = ("bfloat16", "recording", "sigmoid by label")
+SLOW = ("bfloat16", "recording", "sigmoid by label", "tau")
 
 
 @pytest.mark.parametrize(
