@@ -22,6 +22,7 @@ from alm_jax.evaluation.config import EvaluationConfig
 from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives.contrastive import ContrastiveConfig, WaveformAugmentConfig
+from alm_jax.objectives.contrastive_losses import MultiPositiveConfig
 from alm_jax.ops.frontends import ClapSpec, ClipSpec
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
@@ -78,10 +79,12 @@ def get_config() -> ExperimentConfig:
                 embed_dim=128,
             ),
             augment=WaveformAugmentConfig(gain_db=6.0, roll=True),
+            # A batch of 32 has each class three times, under captions that mean the same: they are no negatives.
+            loss=MultiPositiveConfig(group="label"),
         ),
         optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=100, weight_decay=0.2),
         training=TrainingConfig(
-            num_steps=1600, batch_size=32, ema_decay=0.998, eval_every=200, save_every=800
+            num_steps=2200, batch_size=32, ema_decay=0.998, eval_every=200, save_every=1100
         ),
         evaluation=EvaluationConfig(templates=TEMPLATES),
     )
