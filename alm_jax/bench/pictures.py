@@ -87,7 +87,7 @@ def _draw(rows: Sequence[Row], value: Any, title: str, formatter: Any, limit: fl
             xytext=(0, 3),
             textcoords="offset points",
         )
-    axes.set_xticks(batches, [_plain(batch, 0) for batch in batches])
+    axes.set_xticks(batches, [f"{batch:,}" for batch in batches])
     axes.minorticks_off()
     axes.yaxis.set_major_locator(
         LogLocator(base=2, numticks=9)
@@ -98,7 +98,7 @@ def _draw(rows: Sequence[Row], value: Any, title: str, formatter: Any, limit: fl
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.set_xlabel("batch (log)")
-    axes.set_title(title)
+    axes.set_title(title.replace(": ", "\n", 1))
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     file = io.BytesIO()
     figure.savefig(file, format="png")
@@ -119,4 +119,4 @@ def _binary(value: float | int, _: Any) -> str:
 
 
 def _plain(value: float | int, _: Any) -> str:
-    return f"{value:,.0f}" if value < 1e6 else f"{value:.3g}"
+    return f"{value:,.0f}" if value < 1e6 else f"{value / 1e6:,.3g} M"
