@@ -9,8 +9,8 @@ Zero-shot accuracy on the 80 clips of fold 4, in per cent (chance 10): 80.8, the
     1                47.5    61.2    78.8    80.0    77.5    80.0
     2                51.2    76.2    75.0    85.0    82.5    81.2
 
-Seed 0 took 8 minutes on 2 cores (`time`, with a test run of half a minute beside it); the three together gave the
-same figures. With InfoNCE and 1,600 steps the mean was 80.8 as well. Seed 0 as a picture: docs/images/esc10.png.
+Seed 0 by itself took 8 minutes on 2 cores (`time`); the three at once gave the same figures. Seed 0 as a picture:
+docs/images/esc10.png.
 """
 
 import dataclasses
