@@ -179,7 +179,7 @@ def check(case: EncoderCase) -> None:
 
 def jax_function(case: EncoderCase) -> tuple[Callable[..., Any], Callable[[jax.Array], Any]]:
     """(variables, *inputs) -> what the pass makes, and key -> variables."""
-    module = case.encoder.build(case.config, jnp.dtype(case.dtype), case.remat)
+    module = case.encoder.build(case.config, jnp.dtype(case.dtype), remat=case.remat)
     inputs = case.inputs(batch=1)
 
     def init(key: jax.Array) -> Any:
