@@ -13,7 +13,7 @@ from alm_jax.nn.parameter import declare, ones, zeros
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(var + epsilon) * scale + bias over the last axis, computed in float32.
+    """(x - mean) / sqrt(var + epsilon) * scale + bias over the last axis, computed in float32 or wider.
 
     Parameters: ``scale`` and ``bias`` [D].
     """
@@ -27,13 +27,15 @@ class LayerNorm(nn.Module):
         scale = declare(self, "scale", ones, (x.shape[-1],), (self.axis,))
         bias = declare(self, "bias", zeros, (x.shape[-1],), (self.axis,))
         leading = tuple(range(x.ndim - 1))
-        y = standardise(x.astype(jnp.float32), self.epsilon) * jnp.expand_dims(scale, leading)
+        y = standardise(x.astype(jnp.promote_types(x.dtype, jnp.float32)), self.epsilon) * jnp.expand_dims(
+            scale, leading
+        )
         return (y + jnp.expand_dims(bias, leading)).astype(self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def standardise(x: Float[Array, "*B D"], epsilon: float) -> Float[Array, "*B D"]:
-    """(x - mean) / sqrt(var + epsilon) over the last axis of a float32 array.
+    """(x - mean) / sqrt(var + epsilon) over the last axis of a float32 or float64 array.
 
     The backward pass is the closed form dx = (g - mean(g) - y mean(g y)) / sqrt(var + epsilon), which keeps
     the result and one number a row.
@@ -104,7 +106,7 @@ def feature_moments(
 
 
 class FeatureNorm(nn.Module):
-    """BatchNorm over mel bins with PyTorch's running statistics; float32 throughout.
+    """BatchNorm over mel bins with PyTorch's running statistics; float32 or wider.
 
     In training it normalises by the statistics of the batch and moves the running ones towards them:
     running = 0.9 running + 0.1 batch, the variance unbiased (n / (n - 1)) in that update only, as
@@ -143,5 +145,5 @@ class FeatureNorm(nn.Module):
         else:
             mean, variance = running_mean.value, running_var.value
         factor = lax.rsqrt(variance + _EPSILON) * scale
-        centred = features.astype(jnp.float32) - mean[None, None, :]
+        centred = features.astype(jnp.promote_types(features.dtype, jnp.float32)) - mean[None, None, :]
         return centred * factor[None, None, :] + bias[None, None, :]

@@ -38,8 +38,8 @@ def attend(
     """Attention(q, k, v) = softmax(q k^T / sqrt(K) + bias) v over any number of leading axes.
 
     The matrix products run in the dtype of ``query`` and accumulate in float32; bias, mask and softmax
-    are float32. A query whose keys are all masked gets the plain mean of the values, never NaN; only the
-    reference promises that. (Vaswani et al. 2017, equation 1.)
+    are float32 (float64 where the inputs are). A query whose keys are all masked gets the plain mean of the
+    values, never NaN; only the reference promises that. (Vaswani et al. 2017, equation 1.)
 
     Args:
         bias: added to the scores; has their rank and broadcasts to [*B H Q S].
@@ -66,10 +66,11 @@ def attend(
         positions = jnp.expand_dims(jnp.arange(key.shape[-3]), tuple(range(key_lengths.ndim)))
         real = (positions < key_lengths[..., None])[..., None, None, :]
         mask = real if mask is None else mask & real
-    scores = jnp.einsum("...qhk,...shk->...hqs", query, key, preferred_element_type=jnp.float32)
+    accumulated = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("...qhk,...shk->...hqs", query, key, preferred_element_type=accumulated)
     scores = scores * (query.shape[-1] ** -0.5)
     if bias is not None:
-        scores = scores + bias.astype(jnp.float32)
+        scores = scores + bias.astype(accumulated)
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1)

@@ -9,15 +9,18 @@ import dataclasses
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from alm_jax.encoders.family import Family
 from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import declare
 from alm_jax.nn.transformer import PreNormBlock
+from alm_jax.ops.frontends import AstSpec, ClipSpec
 from alm_jax.ops.patch_masking import take_patches
 from alm_jax.ops.patchify import patchify
 from alm_jax.ops.positions import sincos_grid
@@ -155,3 +158,15 @@ class AudioMae(nn.Module):
             return norm(jnp.mean(x, axis=1))
         total = jnp.sum(jnp.where(mask[:, :, None], x, 0), axis=1)
         return norm(total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1))
+
+
+FAMILY = Family(
+    name="audio_mae",
+    kind="audio encoder",
+    config_type=AudioMaeConfig,
+    build=lambda config, dtype, remat: AudioMae(config, dtype, remat=remat),
+    variants=VARIANTS,
+    example=lambda config: (jax.ShapeDtypeStruct((2, config.patch_size, config.num_mels), jnp.float32),),
+    frontend=AstSpec(clip=ClipSpec(clip_sec=10.0)),
+    source="https://arxiv.org/abs/2207.06405",
+)

@@ -10,16 +10,19 @@ import dataclasses
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from alm_jax.encoders.family import Family
 from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import FeatureNorm, LayerNorm, Moments
 from alm_jax.nn.parameter import KERNEL_INITS
 from alm_jax.nn.swin import PatchMerging, SwinBlock
 from alm_jax.ops.augment import spec_augment
+from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec
 from alm_jax.ops.interpolate import resize_time
 
 
@@ -197,3 +200,15 @@ class Htsat(nn.Module):
         x = LayerNorm(self.dtype, name="norm")(x)
         # A mean of many tokens loses bits in bfloat16.
         return jnp.mean(x.astype(jnp.float32), axis=(1, 2)).astype(self.dtype)
+
+
+FAMILY = Family(
+    name="htsat",
+    kind="audio encoder",
+    config_type=HtsatConfig,
+    build=Htsat,
+    variants=VARIANTS,
+    example=lambda config: (jax.ShapeDtypeStruct((2, config.num_frames, config.num_mels), jnp.float32),),
+    frontend=TorchlibrosaSpec(clip=ClipSpec(clip_sec=10.0)),
+    source="https://arxiv.org/abs/2202.00874, https://arxiv.org/abs/2211.06687",
+)

@@ -8,9 +8,11 @@ import dataclasses
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from alm_jax.encoders.family import Family
 from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense, Embed
 from alm_jax.nn.dropout import dropout
@@ -130,3 +132,14 @@ def compute_positions(config: BertConfig, mask: Bool[Array, "B L"]) -> Int[Array
         return jnp.broadcast_to(jnp.arange(mask.shape[1])[None, :], mask.shape)
     real = mask.astype(jnp.int32)
     return jnp.cumsum(real, axis=1) * real + config.pad_id
+
+
+FAMILY = Family(
+    name="bert",
+    kind="text encoder",
+    config_type=BertConfig,
+    build=Bert,
+    variants=VARIANTS,
+    example=lambda config: (jax.ShapeDtypeStruct((2, 4), jnp.int32), jax.ShapeDtypeStruct((2, 4), jnp.bool_)),
+    source="https://arxiv.org/abs/1810.04805, https://arxiv.org/abs/1907.11692",
+)

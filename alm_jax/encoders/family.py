@@ -1,0 +1,81 @@
+"""A family of the zoo: its config type, its module, its named variants, and free functions over any of them.
+
+Above `encoders` a model is a config and a tree of arrays: `init`, `abstract`, `axes` and `apply` are how.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from alm_jax.ops.frontends import FrontendSpec
+from alm_jax.types import PyTree
+
+Kind: TypeAlias = Literal["audio encoder", "text encoder", "language model", "codec"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """One architecture with its published sizes. Each file of a family ends with its ``FAMILY``."""
+
+    name: str
+    """As `alm zoo` lists it: "roberta", "whisper"."""
+    kind: Kind
+    config_type: type
+    """The frozen dataclass that says everything about a model of this family."""
+    build: Callable[..., nn.Module]
+    """``build(config, dtype, remat)``; dtype is that of the matrix products, remat "none" or "block"."""
+    variants: Mapping[str, Any]
+    """Configs by name: the published ones, and "nano" for tests."""
+    example: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]
+    """Config to the positional arguments of a forward pass for two rows, as short as the model allows: floats are
+    features or samples, integers are token ids, booleans a mask."""
+    frontend: FrontendSpec | None = None
+    """What the published audio variants are fed by; None where waveforms or token ids go in. The nano one takes
+    whatever fits its config."""
+    source: str
+    """Paper or repository."""
+
+
+def init(family: Family, config: Any, key: Array) -> PyTree:
+    """Draws variables ``{"params": ...}``, and ``"batch_stats"`` where there are any; float32, without boxes."""
+    return nn.unbox(jax.jit(functools.partial(_init_boxed, family, config))(key))
+
+
+def abstract(family: Family, config: Any) -> PyTree:
+    """The variables' shapes and dtypes; makes no array."""
+    return nn.unbox(jax.eval_shape(functools.partial(_init_boxed, family, config), jax.random.key(0)))
+
+
+def axes(family: Family, config: Any) -> PyTree:
+    """The tree of ``params`` with a tuple of axis names (alm_jax/nn/parameter.py) at each leaf; makes no array."""
+    boxed = jax.eval_shape(functools.partial(_init_boxed, family, config), jax.random.key(0))["params"]
+    return jax.tree.map(
+        lambda leaf: tuple(leaf.names) if isinstance(leaf, nn.LogicallyPartitioned) else (),
+        boxed,
+        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+    )
+
+
+def apply(
+    family: Family,
+    config: Any,
+    variables: PyTree,
+    *inputs: Array,
+    dtype: Any = jnp.float32,
+    remat: Literal["none", "block"] = "none",
+    **options: Any,
+) -> Any:
+    """The forward pass; ``options`` are the module's own keyword arguments."""
+    return family.build(config, jnp.dtype(dtype), remat).apply(variables, *inputs, **options)
+
+
+def _init_boxed(family: Family, config: Any, key: Array) -> PyTree:
+    """Variables whose leaves still carry their axis names."""
+    inputs = [jnp.zeros(given.shape, given.dtype) for given in family.example(config)]
+    return family.build(config, jnp.dtype("float32"), "none").init(key, *inputs)

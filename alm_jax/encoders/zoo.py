@@ -1,0 +1,26 @@
+"""Every family there is, by name and by the type of its config."""
+
+from typing import Any
+
+from alm_jax.encoders.audio import audio_mae, htsat
+from alm_jax.encoders.family import Family
+from alm_jax.encoders.text import bert
+from alm_jax.errors import UserError
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        htsat.FAMILY,
+        audio_mae.FAMILY,
+        bert.FAMILY,
+    )
+}
+"""In the order that `alm zoo` lists them."""
+
+
+def family_of(config: Any) -> Family:
+    """The family whose config this is. Raises UserError for anything else."""
+    for family in FAMILIES.values():
+        if type(config) is family.config_type:
+            return family
+    raise UserError(f"{type(config).__name__} is no config of the zoo; it has {sorted(FAMILIES)}")

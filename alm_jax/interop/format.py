@@ -1,0 +1,140 @@
+"""A published checkpoint layout as data, and the two functions that carry any of them in and out."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from alm_jax.errors import UserError
+from alm_jax.interop.entry import Entry, Path
+from alm_jax.interop.safetensors_io import Arrays
+from alm_jax.types import PyTree
+
+
+def nothing(_: Any) -> dict[str, Any]:
+    """For a format without buffers or copies."""
+    return {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """The layout of one family of checkpoints: config.json, every key, every shape.
+
+    The functions take our config of the family, and every key on disk is an entry, a buffer or a copy.
+    """
+
+    name: str
+    """What `alm import` and `alm zoo` call it."""
+    config_type: type
+    """Our config of the family."""
+    abstract: Callable[[Any], PyTree]
+    """Config to our variables, ``{"params": ...}`` and perhaps ``"batch_stats"``, as shapes."""
+    entries: Callable[[Any], Iterable[Entry]]
+    """Config to every array on disk that is a part of ours. No part may be left out or named twice."""
+    buffers: Callable[[Any], Arrays] = nothing
+    """Arrays on disk that follow from the config: written, compared when read, and welcome to be absent."""
+    unread: Callable[[Any], frozenset[str]] = lambda _: frozenset()
+    """Keys of ``buffers`` that are not compared: counters that nothing reads."""
+    copies: Callable[[Any], dict[str, str]] = nothing
+    """Keys on disk that repeat another: written, and not read."""
+    optional: Callable[[Any], frozenset[str]] = lambda _: frozenset()
+    """Keys of ``copies`` that `save_pretrained` leaves out: not written, and welcome to be there."""
+
+    architectures: tuple[str, ...] = ()
+    """Classes of transformers, as config.json names them; the first is written. Empty for a format without
+    config.json."""
+    read_config: Callable[[Mapping[str, Any]], Any] | None = None
+    """config.json to our config. Raises UserError where the model is not one that the family computes."""
+    write_config: Callable[[Any], dict[str, Any]] | None = None
+    """Our config to the config.json of the same model (without "architectures", which is `architectures`' first)."""
+
+    infer_config: Callable[[Mapping[str, tuple[int, ...]]], Any] | None = None
+    """For PyTorch archives, which have no config.json: shapes by key to our config."""
+    archive_entry: tuple[str, ...] = ()
+    """Where an archive's object keeps the state dict: ("model",), ("state_dict",), () for the object itself."""
+    key_prefix: str = ""
+    """What an archive's keys begin with and ours do not ("module."); keys without it are refused by name."""
+    signature: str = ""
+    """A key that only this format has, by which an archive is recognised."""
+    ignored: tuple[str, ...] = ()
+    """Regular expressions of keys on disk that have no counterpart and are not needed (a classifier's head, say). They
+    are listed when read. A format with any cannot be written bit for bit, so formats of transformers have none."""
+
+
+def variables_to_arrays(layout: Format, config: Any, variables: PyTree) -> Arrays:
+    """Our variables as the arrays of ``layout``, each in its own dtype."""
+    arrays: Arrays = dict(layout.buffers(config))
+    for entry in layout.entries(config):
+        array = np.asarray(get_array(variables, entry.path))
+        arrays[entry.key] = entry.to_disk(array[*entry.index, ...])
+    optional = layout.optional(config)
+    for key, original in layout.copies(config).items():
+        if key not in optional:
+            arrays[key] = arrays[original]
+    return arrays
+
+
+def arrays_to_variables(layout: Format, config: Any, arrays: Mapping[str, np.ndarray]) -> PyTree:
+    """The arrays of ``layout`` as our variables, in the dtypes of the file.
+
+    Raises:
+        UserError: keys are missing, unknown or misshapen, a buffer contradicts the config, or parts of one of our
+            arrays differ in dtype; lists them.
+    """
+    entries, buffers = list(layout.entries(config)), layout.buffers(config)
+    check_keys(layout, config, entries, buffers, arrays)
+    dtypes: dict[Path, np.dtype] = {}
+    for entry in entries:
+        found = arrays[entry.key].dtype
+        if dtypes.setdefault(entry.path, found) != found:
+            raise UserError(
+                f"{entry.key} is {found} and other layers of it are {dtypes[entry.path]}; import with a dtype that all "
+                "shall have"
+            )
+    # Every element is written exactly once, or `entries` is wrong: what stays is made visible.
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.empty(leaf.shape, dtypes[tuple(step.key for step in path)]),
+        layout.abstract(config),
+    )
+    for entry in entries:
+        part = get_array(variables, entry.path)[*entry.index, ...]
+        part[...] = entry.from_disk(arrays[entry.key], part.shape)
+    return variables
+
+
+def check_keys(
+    layout: Format,
+    config: Any,
+    entries: Iterable[Entry],
+    buffers: Arrays,
+    arrays: Mapping[str, np.ndarray],
+) -> None:
+    """Raises UserError with every key of ``arrays`` that is missing, unknown, misshapen or contradictory."""
+    shapes = {entry.key: entry.shape for entry in entries}
+    copies, optional = layout.copies(config), layout.optional(config)
+    required = shapes.keys() | (copies.keys() - optional)
+    known = required | optional | buffers.keys()
+    problems = [f"missing {key}" for key in sorted(required - arrays.keys())]
+    problems += [f"unknown {key}" for key in sorted(arrays.keys() - known)]
+    for key in sorted((shapes.keys() | copies.keys()) & arrays.keys()):
+        expected = shapes[copies.get(key, key)]
+        if arrays[key].shape != expected:
+            problems.append(f"{key} has shape {arrays[key].shape}, the config says {expected}")
+    for key in sorted((buffers.keys() - layout.unread(config)) & arrays.keys()):
+        if not np.array_equal(arrays[key], buffers[key]):
+            problems.append(f"{key} is not what the config implies")
+    if problems:
+        listed = "\n  ".join(problems[:20] + ["..."] * (len(problems) > 20))
+        raise UserError(
+            f"not weights in the format {layout.name} with this config ({len(problems)} problems):\n  {listed}\n"
+            "check that the config and the weights belong together"
+        )
+
+
+def get_array(tree: PyTree, path: Path) -> Any:
+    """The leaf of nested dicts at ``path``."""
+    for name in path:
+        tree = tree[name]
+    return tree
