@@ -14,6 +14,9 @@ relative_positions      offsets between two tokens of a Swin window
 patch                   pixels of a patch
 merged                  the four neighbours that patch merging joins
 mel                     mel bins
+window                  taps of a convolution over time
+window_rows, _columns   taps of a convolution over two axes
+channels_in, channels   what a convolution consumes and produces, where that is no width
 pooled                  output of BERT's pooler
 joint_hidden, joint     the projection into the space that the towers share
 ======================  ===========================================================================
