@@ -1,6 +1,7 @@
 """The feed-forward half of a transformer block."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -38,15 +39,23 @@ def _gelu_backward(x: Array, grad: Array) -> tuple[Array]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
+def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """GELU's tanh approximation, which GPT-2 and Flan-T5 were trained with ("gelu_new")."""
+    return jax.nn.gelu(x, approximate=True)
+
+
 class Mlp(nn.Module):
-    """x -> W_down gelu(W_up x + b_up) + b_down."""
+    """x -> W_down activation(W_up x + b_up) + b_down."""
 
     mlp_dim: int
     dtype: jnp.dtype
     kernel_init: nn.initializers.Initializer = truncated_normal
+    activation: Callable[[Array], Array] = gelu
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         init = self.kernel_init
-        hidden = gelu(Dense((self.mlp_dim,), ("embed", "mlp"), self.dtype, kernel_init=init, name="up")(x))
-        return Dense((x.shape[-1],), ("mlp", "embed"), self.dtype, kernel_init=init, name="down")(hidden)
+        hidden = Dense((self.mlp_dim,), ("embed", "mlp"), self.dtype, kernel_init=init, name="up")(x)
+        return Dense((x.shape[-1],), ("mlp", "embed"), self.dtype, kernel_init=init, name="down")(
+            self.activation(hidden)
+        )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from alm_jax.nn.mlp import Mlp, gelu
+from alm_jax.nn.mlp import Mlp, gelu, gelu_tanh
 
 
 def test_gelu_is_the_exact_one():
@@ -34,3 +34,9 @@ def test_mlp_equals_two_linear_layers_of_pytorch():
     expected = down(torch.nn.functional.gelu(up(torch.tensor(x)))).detach()
     actual = Mlp(20, jnp.dtype("float32")).apply({"params": params}, jnp.asarray(x))
     np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_gelu_tanh_is_the_approximation():
+    x = np.linspace(-6, 6, 1001).astype(np.float32)
+    expected = torch.nn.functional.gelu(torch.tensor(x), approximate="tanh")
+    np.testing.assert_allclose(gelu_tanh(jnp.asarray(x)), expected, atol=1e-6)
