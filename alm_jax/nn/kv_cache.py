@@ -43,12 +43,12 @@ class KVCache(NamedTuple):
     """Slots given away so far, the same for every row; int32."""
 
 
-CACHE_AXES = KVCache(
-    key=("layers", "batch", "slots", "heads", "head_dim"),
-    value=("layers", "batch", "slots", "heads", "head_dim"),
-    mask=("batch", "slots"),
-    length=(),
-)
+CACHE_AXES: dict[str, tuple[str, ...]] = {
+    "key": ("layers", "batch", "slots", "heads", "head_dim"),
+    "value": ("layers", "batch", "slots", "heads", "head_dim"),
+    "mask": ("batch", "slots"),
+    "length": (),
+}
 """A name for each axis of each array: heads are spread over devices as those of the parameters are."""
 
 
