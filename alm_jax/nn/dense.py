@@ -53,7 +53,10 @@ class Embed(nn.Module):
     width: int
     axes: tuple[str, str]
 
-    @nn.compact
+    def setup(self) -> None:
+        """Declares the table, which a tied head reads too."""
+        shape = (self.num_entries, self.width)
+        self.embedding = declare(self, "embedding", truncated_normal, shape, self.axes)
+
     def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-        table = declare(self, "embedding", truncated_normal, (self.num_entries, self.width), self.axes)
-        return jnp.take(table, ids, axis=0, mode="clip")
+        return jnp.take(self.embedding, ids, axis=0, mode="clip")
