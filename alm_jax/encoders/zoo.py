@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from alm_jax.encoders.audio import audio_mae, htsat
+from alm_jax.encoders.audio import ast, audio_mae, htsat
 from alm_jax.encoders.family import Family
 from alm_jax.encoders.text import bert
 from alm_jax.errors import UserError
@@ -12,6 +12,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         htsat.FAMILY,
         audio_mae.FAMILY,
+        ast.FAMILY,
         bert.FAMILY,
     )
 }

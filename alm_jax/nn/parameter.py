@@ -18,6 +18,7 @@ window                  taps of a convolution over time
 window_rows, _columns   taps of a convolution over two axes
 channels_in, channels   what a convolution consumes and produces, where that is no width
 pooled                  output of BERT's pooler
+classes                 outputs of a classifier
 joint_hidden, joint     the projection into the space that the towers share
 ======================  ===========================================================================
 
