@@ -13,6 +13,7 @@ from alm_jax.errors import UserError
 from alm_jax.interop.entry import Entry, Path, embedding, fused_qkv, linear, norm
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
+from alm_jax.interop.safetensors_io import Arrays
 
 
 def bert_entries(config: BertConfig, *, prefix: str = "", path: Path = ("params",)) -> Iterator[Entry]:
@@ -37,7 +38,13 @@ def bert_entries(config: BertConfig, *, prefix: str = "", path: Path = ("params"
         yield from linear(f"{theirs}.intermediate.dense", (*blocks, "mlp", "up"), width, config.mlp_dim, (i,))
         yield from linear(f"{theirs}.output.dense", (*blocks, "mlp", "down"), config.mlp_dim, width, (i,))
         yield from norm(f"{theirs}.output.LayerNorm", (*blocks, "mlp_norm"), width, (i,))
-    yield from linear(f"{prefix}pooler.dense", (*path, "pooler"), width, width)
+    if config.pooling == "pooler":
+        yield from linear(f"{prefix}pooler.dense", (*path, "pooler"), width, width)
+
+
+def position_ids(config: BertConfig) -> Arrays:
+    """0, 1, 2, ..., which early releases of transformers wrote into every file and later ones leave out."""
+    return {"embeddings.position_ids": np.arange(config.max_positions)[None, :]}
 
 
 def read_bert_config(fields: Mapping[str, Any]) -> BertConfig:
@@ -86,6 +93,8 @@ def _format(name: str, architecture: str) -> Format:
         config_type=BertConfig,
         abstract=functools.partial(family.abstract, FAMILY),
         entries=bert_entries,
+        buffers=position_ids,
+        optional=lambda config: frozenset(position_ids(config)),
         architectures=(architecture,),
         read_config=read_bert_config,
         write_config=write_bert_config,

@@ -27,9 +27,14 @@ def config_to_clap(config: TwoTowersConfig, special_ids: Mapping[str, int]) -> d
         special_ids: token ids of "bos_token" and "eos_token".
 
     Raises:
-      UserError: ClapTextModel has no counterpart of the text tower's positions.
+      UserError: ClapTextModel has no counterpart of the text tower's positions or pooling.
     """
     audio, text = config.audio, config.text
+    if text.pooling != "pooler":
+        raise UserError(
+            f"text.pooling is {text.pooling!r}, and ClapTextModel knows only 'pooler'; "
+            "a model for this export needs a text tower of that style"
+        )
     if text.positions != "roberta":
         raise UserError(
             f"text.positions is {text.positions!r}, and ClapTextModel knows only 'roberta'; "

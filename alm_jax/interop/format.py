@@ -1,6 +1,7 @@
 """A published checkpoint layout as data, and the two functions that carry any of them in and out."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ class Format:
     copies: Callable[[Any], dict[str, str]] = nothing
     """Keys on disk that repeat another: written, and not read."""
     optional: Callable[[Any], frozenset[str]] = lambda _: frozenset()
-    """Keys of ``copies`` that `save_pretrained` leaves out: not written, and welcome to be there."""
+    """Keys of ``copies`` or ``buffers`` that `save_pretrained` leaves out: not written, and welcome to be there."""
 
     architectures: tuple[str, ...] = ()
     """Classes of transformers, as config.json names them; the first is written. Empty for a format without
@@ -65,11 +66,11 @@ class Format:
 
 def variables_to_arrays(layout: Format, config: Any, variables: PyTree) -> Arrays:
     """Our variables as the arrays of ``layout``, each in its own dtype."""
-    arrays: Arrays = dict(layout.buffers(config))
+    optional = layout.optional(config)
+    arrays: Arrays = {key: array for key, array in layout.buffers(config).items() if key not in optional}
     for entry in layout.entries(config):
         array = np.asarray(get_array(variables, entry.path))
         arrays[entry.key] = entry.to_disk(array[*entry.index, ...])
-    optional = layout.optional(config)
     for key, original in layout.copies(config).items():
         if key not in optional:
             arrays[key] = arrays[original]
@@ -117,7 +118,11 @@ def check_keys(
     required = shapes.keys() | (copies.keys() - optional)
     known = required | optional | buffers.keys()
     problems = [f"missing {key}" for key in sorted(required - arrays.keys())]
-    problems += [f"unknown {key}" for key in sorted(arrays.keys() - known)]
+    problems += [
+        f"unknown {key}"
+        for key in sorted(arrays.keys() - known)
+        if not any(re.fullmatch(pattern, key) for pattern in layout.ignored)
+    ]
     for key in sorted((shapes.keys() | copies.keys()) & arrays.keys()):
         expected = shapes[copies.get(key, key)]
         if arrays[key].shape != expected:

@@ -52,12 +52,15 @@ def abstract(config: BertConfig) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("name", "published"), [("roberta_base", 124.65e6), ("bert_base", 109.48e6), ("nano", None)]
+    ("name", "published"),
+    [("roberta_base", 124.65e6), ("bert_base", 109.48e6), ("all_minilm_l6", 22.713e6), ("nano", None)],
 )
 def test_every_variant_has_the_parameters_of_the_reference(name, published):
     with torch.device("meta"):
         reference = build_reference(VARIANTS[name])
     ours = sum(leaf.size for leaf in jax.tree.leaves(abstract(VARIANTS[name])))
+    if VARIANTS[name].pooling == "mean":
+        ours += sum(parameter.numel() for parameter in reference.pooler.parameters())
     assert ours == sum(parameter.numel() for parameter in reference.parameters())
     if published:
         np.testing.assert_allclose(ours, published, rtol=1e-4)

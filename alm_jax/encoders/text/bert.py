@@ -1,7 +1,8 @@
 """BERT and RoBERTa: one module, two conventions of positions.
 
 Devlin et al. 2018 (https://arxiv.org/abs/1810.04805), Liu et al. 2019 (https://arxiv.org/abs/1907.11692).
-The output is the pooler's: tanh(W h_0 + b) of the first token's last state, what LAION-CLAP projects.
+The output is the pooler's, tanh(W h_0 + b) of the first token's last state, what LAION-CLAP projects; or the mean of
+the real tokens' last states, a sentence encoder's (Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084).
 """
 
 import dataclasses
@@ -47,6 +48,9 @@ class BertConfig:
     """Rate for embeddings, attention weights and residual branches in training."""
     pad_id: int = 1
     """Id of the padding token."""
+    pooling: Literal["pooler", "mean"] = "pooler"
+    """What becomes of the last states: the pooler's output of the first, or the mean over real tokens. The mean has
+    no pooler among its parameters."""
     kernel_init: Literal["normal", "fan_in"] = "normal"
     """How kernels start: N(0, 0.02^2) as published, or N(0, 1 / fan-in), from which a narrow tower learns faster."""
 
@@ -74,14 +78,20 @@ BERT_BASE = BertConfig(
 NANO = BertConfig(
     vocab_size=1000, width=128, num_layers=2, num_heads=4, mlp_dim=512, max_positions=66, kernel_init="fan_in"
 )
-VARIANTS = {"roberta_base": ROBERTA_BASE, "bert_base": BERT_BASE, "nano": NANO}
+ALL_MINILM_L6 = dataclasses.replace(BERT_BASE, width=384, num_layers=6, mlp_dim=1536, pooling="mean")
+VARIANTS = {
+    "roberta_base": ROBERTA_BASE,
+    "bert_base": BERT_BASE,
+    "all_minilm_l6": ALL_MINILM_L6,
+    "nano": NANO,
+}
 
 
 class Bert(nn.Module):
-    """Token ids and their mask to the pooled vector [B D], in ``dtype``.
+    """Token ids and their mask to one vector a text [B D], in ``dtype``.
 
     Parameters: ``token_embed``, ``position_embed``, ``type_embed``, ``embed_norm``, ``blocks`` (every array
-    with a leading axis of layers), ``pooler``.
+    with a leading axis of layers), and ``pooler`` unless the config takes the mean.
     """
 
     config: BertConfig
@@ -122,8 +132,16 @@ class Bert(nn.Module):
         x, _ = blocks(
             config.num_heads, config.mlp_dim, config.layer_norm_eps, rate, self.dtype, init, name="blocks"
         )(x, mask)
+        if config.pooling == "mean":
+            return masked_mean(x, mask)
         pooler = Dense((config.width,), ("embed", "pooled"), self.dtype, kernel_init=init, name="pooler")
         return jnp.tanh(pooler(x[:, 0]))
+
+
+def masked_mean(x: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B D"]:
+    """Mean over the real tokens, summed in float32 or wider; zero for a text without any."""
+    total = jnp.sum(x, axis=1, where=mask[:, :, None], dtype=jnp.promote_types(x.dtype, jnp.float32))
+    return (total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)).astype(x.dtype)
 
 
 def compute_positions(config: BertConfig, mask: Bool[Array, "B L"]) -> Int[Array, "B L"]:
@@ -141,5 +159,5 @@ FAMILY = Family(
     build=Bert,
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, 4), jnp.int32), jax.ShapeDtypeStruct((2, 4), jnp.bool_)),
-    source="https://arxiv.org/abs/1810.04805, https://arxiv.org/abs/1907.11692",
+    source="https://arxiv.org/abs/1810.04805, https://arxiv.org/abs/1907.11692, https://arxiv.org/abs/1908.10084",
 )

@@ -1,0 +1,91 @@
+"""Sentence encoders of the sentence-transformers library: a BertModel's folder and a few files beside it.
+
+Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084. ``modules.json`` lists what a text passes through; ours is
+the mean of the real tokens' last states, with or without the norm that makes it a unit vector. The BertModel's pooler
+is in the file and never used: it is not read, and not written.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alm_jax.encoders import family
+from alm_jax.encoders.text.bert import FAMILY, BertConfig
+from alm_jax.errors import UserError
+from alm_jax.interop.bert import bert_entries, position_ids, read_bert_config, write_bert_config
+from alm_jax.interop.format import Format, arrays_to_variables
+from alm_jax.interop.safetensors_io import read_safetensors
+from alm_jax.types import PyTree
+
+_KINDS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+_MEAN = "pooling_mode_mean_tokens"
+
+
+def _read_config(fields: Mapping[str, Any]) -> BertConfig:
+    return dataclasses.replace(read_bert_config(fields), pooling="mean")
+
+
+SENTENCE_BERT = Format(
+    name="sentence_bert",
+    config_type=BertConfig,
+    abstract=functools.partial(family.abstract, FAMILY),
+    entries=bert_entries,
+    buffers=position_ids,
+    optional=lambda config: frozenset(position_ids(config)),
+    architectures=("BertModel",),
+    read_config=_read_config,
+    write_config=write_bert_config,
+    ignored=(r"pooler\.dense\.(weight|bias)",),
+)
+
+
+def import_sentence_bert(folder: str | Path) -> tuple[BertConfig, PyTree, Path]:
+    """Config, variables (NumPy, float32) and path of tokenizer.json of a sentence encoder's folder.
+
+    The model's vectors are the mean over tokens; cosine similarities of them are the published ones, whether or not
+    the folder's last module makes them unit vectors.
+
+    Raises:
+        UserError: a file is missing or unreadable, or the folder is no BERT with the mean over tokens.
+    """
+    folder = Path(folder)
+    modules = _read_json(folder / "modules.json")
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    if kinds not in _KINDS:
+        raise UserError(
+            f"{folder / 'modules.json'} lists {kinds}; a sentence encoder of ours is {' or '.join(map(str, _KINDS))}"
+        )
+    pooling_file = folder / modules[1]["path"] / "config.json"
+    pooling = _read_json(pooling_file)
+    modes = sorted(key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True)
+    if modes != [_MEAN]:
+        raise UserError(
+            f"{pooling_file} has {modes or 'no pooling mode'}; our sentence encoder has {_MEAN} alone"
+        )
+    root = folder / modules[0]["path"]
+    fields = _read_json(root / "config.json")
+    if fields.get("model_type") != "bert":
+        raise UserError(
+            f"{root / 'config.json'} is a {fields.get('model_type')!r}; our sentence encoder is a 'bert'"
+        )
+    tokenizer_path = root / "tokenizer.json"
+    if not tokenizer_path.is_file():
+        raise UserError(f"{tokenizer_path}: no such file; expected the tokenizer of a sentence encoder")
+    config = _read_config(fields)
+    return (
+        config,
+        arrays_to_variables(SENTENCE_BERT, config, read_safetensors(root / "model.safetensors")),
+        tokenizer_path,
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; expected the folder of a sentence encoder") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
