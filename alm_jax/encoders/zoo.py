@@ -4,7 +4,7 @@ from typing import Any
 
 from alm_jax.encoders.audio import ast, audio_mae, htsat
 from alm_jax.encoders.family import Family
-from alm_jax.encoders.text import bert, llama
+from alm_jax.encoders.text import bert, gpt2, llama
 from alm_jax.errors import UserError
 
 FAMILIES: dict[str, Family] = {
@@ -14,6 +14,7 @@ FAMILIES: dict[str, Family] = {
         audio_mae.FAMILY,
         ast.FAMILY,
         bert.FAMILY,
+        gpt2.FAMILY,
         llama.FAMILY,
         llama.QWEN2,
     )
