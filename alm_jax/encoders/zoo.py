@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from alm_jax.encoders.audio import ast, audio_mae, htsat
+from alm_jax.encoders.audio import ast, audio_mae, htsat, whisper
 from alm_jax.encoders.family import Family
-from alm_jax.encoders.text import bert, gpt2, llama
+from alm_jax.encoders.text import bert, gpt2, llama, whisper_decoder
 from alm_jax.errors import UserError
 
 FAMILIES: dict[str, Family] = {
@@ -13,10 +13,12 @@ FAMILIES: dict[str, Family] = {
         htsat.FAMILY,
         audio_mae.FAMILY,
         ast.FAMILY,
+        whisper.FAMILY,
         bert.FAMILY,
         gpt2.FAMILY,
         llama.FAMILY,
         llama.QWEN2,
+        whisper_decoder.FAMILY,
     )
 }
 """In the order that `alm zoo` lists them."""
