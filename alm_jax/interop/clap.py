@@ -20,7 +20,8 @@ from alm_jax.interop.clap_config import (
     special_tokens,
     tokenizer_to_transformers,
 )
-from alm_jax.interop.clap_weights import clap_to_variables, variables_to_clap
+from alm_jax.interop.clap_weights import CLAP
+from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
 from alm_jax.interop.safetensors_io import read_safetensors, write_safetensors
 from alm_jax.models.two_towers import TwoTowersConfig, Variables, encode_audio, encode_text
 from alm_jax.ops.frontends import compute_features, fit_clips
@@ -51,7 +52,7 @@ def export_clap(
         "preprocessor_config.json": frontend_to_preprocessor(config.frontend),
         "tokenizer_config.json": tokenizer_to_transformers(tokens, config.text),
     }
-    arrays = variables_to_clap(config, variables)
+    arrays = variables_to_arrays(CLAP, config, variables)
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ def import_clap(folder: str | Path) -> tuple[TwoTowersConfig, Variables, Path]:
     config = clap_to_config(_read_json(folder / "config.json"), preprocessor)
     tokenizer_path = folder / "tokenizer.json"
     _read_tokenizer(tokenizer_path)
-    variables = clap_to_variables(config, read_safetensors(folder / "model.safetensors"))
+    variables = arrays_to_variables(CLAP, config, read_safetensors(folder / "model.safetensors"))
     return config, variables, tokenizer_path
 
 

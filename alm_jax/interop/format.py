@@ -13,6 +13,9 @@ from alm_jax.interop.entry import Entry, Path
 from alm_jax.interop.safetensors_io import Arrays
 from alm_jax.types import PyTree
 
+PREPROCESSOR = "preprocessor_config"
+"""Among the fields that `Format.read_config` gets: the object of preprocessor_config.json, where a folder has one."""
+
 
 def nothing(_: Any) -> dict[str, Any]:
     """For a format without buffers or copies."""

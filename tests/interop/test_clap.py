@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from alm_jax.errors import UserError
 from alm_jax.interop.clap import compare_with_transformers, export_clap, import_clap
-from alm_jax.interop.clap_weights import clap_to_variables
+from alm_jax.interop.clap_weights import CLAP
+from alm_jax.interop.format import arrays_to_variables
 from alm_jax.models.two_towers import encode_audio, encode_text
 from alm_jax.ops.frontends import compute_features, fit_clips
 
@@ -26,7 +27,7 @@ CARD = "---\nlicense: other\n---\n"
 def variables(nano_config, build_clap) -> dict:
     """Random weights under which every clip has an embedding of its own."""
     state = build_clap(nano_config).state_dict()
-    return clap_to_variables(nano_config, {key: value.numpy() for key, value in state.items()})
+    return arrays_to_variables(CLAP, nano_config, {key: value.numpy() for key, value in state.items()})
 
 
 @pytest.fixture(scope="module")

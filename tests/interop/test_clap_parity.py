@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from alm_jax.interop.clap_config import frontend_to_preprocessor
-from alm_jax.interop.clap_weights import clap_to_variables
+from alm_jax.interop.clap_weights import CLAP
+from alm_jax.interop.format import arrays_to_variables
 from alm_jax.models.two_towers import TwoTowersConfig, encode_audio, encode_text
 
 
@@ -29,7 +30,9 @@ def hash_captions(captions: list[str], config: TwoTowersConfig) -> tuple[np.ndar
 
 def compute_differences(config: TwoTowersConfig, model, clips, captions) -> dict[str, float]:
     """Largest absolute difference of each output."""
-    variables = clap_to_variables(config, {key: value.numpy() for key, value in model.state_dict().items()})
+    variables = arrays_to_variables(
+        CLAP, config, {key: value.numpy() for key, value in model.state_dict().items()}
+    )
     preprocessor = frontend_to_preprocessor(config.frontend)
     extractor = transformers.ClapFeatureExtractor.from_dict(preprocessor)
     inputs = extractor(clips, sampling_rate=config.frontend.sample_rate_hz, return_tensors="pt")

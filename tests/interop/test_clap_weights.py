@@ -7,7 +7,8 @@ import pytest
 from alm_jax.encoders.audio import htsat
 from alm_jax.encoders.text import bert
 from alm_jax.errors import UserError
-from alm_jax.interop.clap_weights import clap_to_variables, variables_to_clap
+from alm_jax.interop.clap_weights import CLAP
+from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
 from alm_jax.interop.safetensors_io import read_safetensors
 from alm_jax.models.two_towers import TwoTowersConfig, abstract_two_towers
 from alm_jax.ops.frontends import ClapSpec, ClipSpec
@@ -22,7 +23,7 @@ def saved(nano_config, build_clap, tmp_path_factory) -> dict[str, np.ndarray]:
 
 
 def test_export_of_an_import_is_the_file_bit_for_bit(nano_config, saved):
-    back = variables_to_clap(nano_config, clap_to_variables(nano_config, saved))
+    back = variables_to_arrays(CLAP, nano_config, arrays_to_variables(CLAP, nano_config, saved))
     assert back.keys() == saved.keys()
     for key, value in saved.items():
         assert (back[key].dtype, back[key].shape) == (value.dtype, value.shape), key
@@ -34,7 +35,7 @@ def test_import_of_an_export_is_the_variables_bit_for_bit(nano_config):
     variables = jax.tree.map(
         lambda leaf: np.asarray(rng.normal(size=leaf.shape), np.float32), abstract_two_towers(nano_config)
     )
-    back = clap_to_variables(nano_config, variables_to_clap(nano_config, variables))
+    back = arrays_to_variables(CLAP, nano_config, variables_to_arrays(CLAP, nano_config, variables))
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
@@ -50,13 +51,15 @@ def test_keys_cover_every_element_of_every_variant(audio, text):
     shapes = abstract_two_towers(config)
     # One number each, seen at every place: full size without its memory.
     variables = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(1), leaf.shape), shapes)
-    floats = [array for array in variables_to_clap(config, variables).values() if array.dtype == np.float32]
+    floats = [
+        array for array in variables_to_arrays(CLAP, config, variables).values() if array.dtype == np.float32
+    ]
     assert sum(array.size for array in floats) == sum(leaf.size for leaf in jax.tree.leaves(shapes)) + 1
 
 
 def test_the_second_temperature_is_the_first(nano_config, saved):
     changed = saved | {"logit_scale_t": np.float32(1.25).reshape(())}
-    back = variables_to_clap(nano_config, clap_to_variables(nano_config, changed))
+    back = variables_to_arrays(CLAP, nano_config, arrays_to_variables(CLAP, nano_config, changed))
     assert back["logit_scale_t"] == saved["logit_scale_a"]
 
 
@@ -65,8 +68,8 @@ def test_older_files_without_index_buffers_are_read(nano_config, saved):
     assert len(floats) < len(saved)
     jax.tree.map(
         np.testing.assert_array_equal,
-        clap_to_variables(nano_config, floats),
-        clap_to_variables(nano_config, saved),
+        arrays_to_variables(CLAP, nano_config, floats),
+        arrays_to_variables(CLAP, nano_config, saved),
     )
 
 
@@ -77,7 +80,7 @@ def test_wrong_keys_are_all_listed(nano_config, saved):
     wrong["audio_projection.linear1.weight"] = wrong["audio_projection.linear1.weight"].T
     wrong["text_model.embeddings.position_ids"] = wrong["text_model.embeddings.position_ids"] + 1
     with pytest.raises(UserError) as raised:
-        clap_to_variables(nano_config, wrong)
+        arrays_to_variables(CLAP, nano_config, wrong)
     message = str(raised.value)
     assert "4 problems" in message
     for expected in (
@@ -91,4 +94,4 @@ def test_wrong_keys_are_all_listed(nano_config, saved):
 
 def test_weights_of_another_size_are_refused(nano_config, saved, tiny_config):
     with pytest.raises(UserError, match=r"\.\.\."):
-        clap_to_variables(tiny_config, saved)
+        arrays_to_variables(CLAP, tiny_config, saved)
