@@ -22,7 +22,7 @@ from alm_jax.interop.clap_config import (
 )
 from alm_jax.interop.clap_weights import CLAP
 from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
-from alm_jax.interop.safetensors_io import read_safetensors, write_safetensors
+from alm_jax.interop.safetensors_io import cast_floats, read_weights, write_weights
 from alm_jax.models.two_towers import TwoTowersConfig, Variables, encode_audio, encode_text
 from alm_jax.ops.frontends import compute_features, fit_clips
 
@@ -61,7 +61,7 @@ def export_clap(
     if Path(tokenizer_json).resolve() != (folder / "tokenizer.json").resolve():
         shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
     (folder / "README.md").write_text(model_card, encoding="utf-8")
-    write_safetensors(folder / "model.safetensors", arrays)
+    write_weights(folder, arrays)
 
 
 def import_clap(folder: str | Path) -> tuple[TwoTowersConfig, Variables, Path]:
@@ -81,7 +81,7 @@ def import_clap(folder: str | Path) -> tuple[TwoTowersConfig, Variables, Path]:
     config = clap_to_config(_read_json(folder / "config.json"), preprocessor)
     tokenizer_path = folder / "tokenizer.json"
     _read_tokenizer(tokenizer_path)
-    variables = arrays_to_variables(CLAP, config, read_safetensors(folder / "model.safetensors"))
+    variables = arrays_to_variables(CLAP, config, cast_floats(read_weights(folder), np.float32))
     return config, variables, tokenizer_path
 
 

@@ -9,14 +9,13 @@ Needs PyTorch, imported where it is used.
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from alm_jax.interop.format import Format, arrays_to_variables
-from alm_jax.interop.safetensors_io import Arrays, read_safetensors
+from alm_jax.interop.safetensors_io import Arrays, read_weights
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -113,5 +112,5 @@ def saved_arrays(case: Parity, module: Any) -> Arrays:
     if case.layout.architectures:
         with tempfile.TemporaryDirectory() as folder:
             module.save_pretrained(folder)
-            return read_safetensors(Path(folder) / "model.safetensors")
+            return read_weights(folder)
     return {key: tensor.numpy() for key, tensor in module.state_dict().items()}

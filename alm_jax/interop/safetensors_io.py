@@ -1,8 +1,13 @@
-"""Reads and writes safetensors as NumPy arrays."""
+"""Reads and writes safetensors as NumPy arrays: one file, or the weights of a folder in one file or several.
 
+A folder holds ``model.safetensors``, or pieces of it and ``model.safetensors.index.json``, which says in which piece
+each array is: the layout of transformers' `save_pretrained`.
+"""
+
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +18,14 @@ from alm_jax.errors import UserError
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+"""Largest file that `write_weights` makes, as the Hub advises; an array larger than this has a file of its own."""
+
 
 def read_safetensors(path: str | Path) -> Arrays:
-    """All arrays of one file; half-precision floats come as float32, which holds each of their values.
+    """All arrays of one file, in the dtypes of the file (bfloat16 is ml_dtypes').
 
     Raises:
       UserError: there is no such file, or it is truncated or not safetensors.
@@ -24,16 +34,78 @@ def read_safetensors(path: str | Path) -> Arrays:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the weights as safetensors")
     try:
-        arrays = safetensors.numpy.load_file(path)
+        return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise UserError(
             f"{path}: not a readable safetensors file ({error}); copy or export it again"
         ) from error
-    halves = (np.dtype(np.float16), np.dtype(jnp.bfloat16))
-    return {name: a.astype(np.float32) if a.dtype in halves else a for name, a in arrays.items()}
 
 
 def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes ``arrays`` to one file, with the metadata that `transformers` asks for."""
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
+
+
+def read_weights(folder: str | Path) -> Arrays:
+    """All arrays of a folder, from one file or from all that its index names.
+
+    Raises:
+      UserError: there are no weights, a file is missing or damaged, or index and files do not belong together.
+    """
+    folder = Path(folder)
+    if not (folder / INDEX).is_file():
+        return read_safetensors(folder / WEIGHTS)
+    try:
+        places: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / INDEX}: not an index of safetensors files ({error!r}); copy it again"
+        ) from error
+    arrays: Arrays = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name:
+            raise UserError(f"{folder / INDEX} names {name!r}; expected files of its own folder")
+        shard = read_safetensors(folder / name)
+        stated = {key for key, place in places.items() if place == name}
+        if shard.keys() != stated:
+            raise UserError(
+                f"{folder / name} and the index differ in {sorted(shard.keys() ^ stated)[:5]}; they are of different "
+                "models: copy the folder again"
+            )
+        arrays |= shard
+    return arrays
+
+
+def write_weights(
+    folder: str | Path, arrays: Mapping[str, np.ndarray], *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes ``arrays`` to one file of a folder, or to several with an index where they exceed ``shard_bytes``."""
+    folder = Path(folder)
+    shards: list[dict[str, np.ndarray]] = [{}]
+    filled = 0
+    for key, array in arrays.items():
+        if shards[-1] and filled + array.nbytes > shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][key] = array
+        filled += array.nbytes
+    if len(shards) == 1:
+        write_safetensors(folder / WEIGHTS, shards[0])
+        return
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        write_safetensors(folder / name, shard)
+    index = {
+        "metadata": {"total_size": sum(array.nbytes for array in arrays.values())},
+        "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def cast_floats(arrays: Mapping[str, np.ndarray], dtype: Any) -> Arrays:
+    """The same arrays with every float, bfloat16 too, in ``dtype``; float32 holds every value of both halves."""
+    return {
+        name: array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+        for name, array in arrays.items()
+    }

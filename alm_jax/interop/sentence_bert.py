@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from alm_jax.encoders import family
 from alm_jax.encoders.text.bert import FAMILY, BertConfig
 from alm_jax.errors import UserError
 from alm_jax.interop.bert import bert_entries, position_ids, read_bert_config, write_bert_config
 from alm_jax.interop.format import Format, arrays_to_variables
-from alm_jax.interop.safetensors_io import read_safetensors
+from alm_jax.interop.safetensors_io import cast_floats, read_weights
 from alm_jax.types import PyTree
 
 _KINDS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
@@ -77,7 +79,7 @@ def import_sentence_bert(folder: str | Path) -> tuple[BertConfig, PyTree, Path]:
     config = _read_config(fields)
     return (
         config,
-        arrays_to_variables(SENTENCE_BERT, config, read_safetensors(root / "model.safetensors")),
+        arrays_to_variables(SENTENCE_BERT, config, cast_floats(read_weights(root), np.float32)),
         tokenizer_path,
     )
 

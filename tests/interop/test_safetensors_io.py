@@ -1,14 +1,23 @@
 """Safetensors in and out."""
 
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
 import torch
+import transformers
 
 from alm_jax.errors import UserError
-from alm_jax.interop.safetensors_io import read_safetensors, write_safetensors
+from alm_jax.interop.safetensors_io import (
+    cast_floats,
+    read_safetensors,
+    read_weights,
+    write_safetensors,
+    write_weights,
+)
 
 
 def test_round_trip_is_exact_and_pytorch_reads_it(tmp_path):
@@ -34,13 +43,72 @@ def test_round_trip_is_exact_and_pytorch_reads_it(tmp_path):
 @pytest.mark.parametrize(
     ("theirs", "ours"), [(torch.bfloat16, ml_dtypes.bfloat16), (torch.float16, np.float16)]
 )
-def test_half_precision_is_widened(tmp_path, theirs, ours):
+def test_half_precision_stays_what_it_is_until_asked(tmp_path, theirs, ours):
     values = np.random.default_rng(0).normal(size=(5, 7)).astype(ours)
     path = tmp_path / "half.safetensors"
-    safetensors.torch.save_file({"w": torch.tensor(values.astype(np.float32)).to(theirs)}, path)
-    read = read_safetensors(path)["w"]
-    assert read.dtype == np.float32
-    np.testing.assert_array_equal(read, values.astype(np.float32))
+    tensors = {"w": torch.tensor(values.astype(np.float32)).to(theirs), "count": torch.tensor(3)}
+    safetensors.torch.save_file(tensors, path)
+    read = read_safetensors(path)
+    np.testing.assert_array_equal(read["w"], values, strict=True)
+    write_safetensors(tmp_path / "again.safetensors", read)
+    again = safetensors.torch.load_file(tmp_path / "again.safetensors")
+    assert again["w"].dtype == theirs
+    assert torch.equal(again["w"], tensors["w"])
+
+    wide = cast_floats(read, np.float32)
+    np.testing.assert_array_equal(wide["w"], values.astype(np.float32), strict=True)
+    assert wide["count"].dtype == np.int64
+
+
+def make_model() -> transformers.BertModel:
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    return transformers.BertModel(config)
+
+
+def test_shards_of_transformers_are_read(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "cut", max_shard_size="10KB")
+    assert len(list((tmp_path / "cut").glob("model-*.safetensors"))) > 2
+    whole, cut = read_weights(tmp_path / "whole"), read_weights(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    for key, value in whole.items():
+        np.testing.assert_array_equal(cut[key], value, strict=True)
+
+
+def test_transformers_reads_our_shards(tmp_path):
+    model = make_model()
+    arrays = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+    model.config.save_pretrained(tmp_path)
+    write_weights(tmp_path, arrays, shard_bytes=10_000)
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert not (tmp_path / "model.safetensors").exists()
+    loaded = transformers.BertModel.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in model.state_dict().items())
+    assert read_weights(tmp_path).keys() == arrays.keys()
+
+    index_file = tmp_path / "model.safetensors.index.json"
+    index = json.loads(index_file.read_text())
+    assert index["metadata"]["total_size"] == sum(array.nbytes for array in arrays.values())
+    key = list(index["weight_map"])[-1]
+    index["weight_map"][key] = "../elsewhere.safetensors"
+    index_file.write_text(json.dumps(index))
+    with pytest.raises(UserError, match="files of its own folder"):
+        read_weights(tmp_path)
+    del index["weight_map"][key]
+    index_file.write_text(json.dumps(index))
+    with pytest.raises(UserError, match=f"differ in.*{key}"):
+        read_weights(tmp_path)
+    shards[1].unlink()
+    index_file.write_text(json.dumps({"weight_map": {"w": shards[1].name}}))
+    with pytest.raises(UserError, match=f"{shards[1].name}: no such file"):
+        read_weights(tmp_path)
+    index_file.write_text("{}")
+    with pytest.raises(UserError, match="not an index"):
+        read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "text"])
