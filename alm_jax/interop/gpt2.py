@@ -98,10 +98,11 @@ GPT2 = Format(
 )
 GPT2_MODEL = dataclasses.replace(
     GPT2,
-    name="gpt2_model",
+    name="gpt2-model",
     entries=gpt2_entries,
     copies=lambda _: {},
     optional=lambda _: frozenset(),
     architectures=("GPT2Model",),
 )
+FORMATS = (GPT2, GPT2_MODEL)
 PARITY = (causal_lm_parity("gpt2, nano, logits", GPT2, FAMILY, NANO),)

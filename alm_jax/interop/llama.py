@@ -170,16 +170,16 @@ LLAMA = Format(
     read_config=read_llama_config,
     write_config=write_llama_config,
 )
+FORMATS = (LLAMA,)
 
 
-def widen(module: Any, theta: float) -> None:
-    """Makes a Llama or Qwen2 of transformers compute in float64 throughout, where it casts to float32 by itself.
+def widen(model: Any, theta: float) -> None:
+    """Makes a LlamaModel or Qwen2Model of transformers compute in float64 where it casts to float32 by itself.
 
     Its norms become PyTorch's own, and its rotary tables the same formula (frequencies without scaling).
     """
     import torch
 
-    model = module.model
     size = 2 * model.rotary_emb.inv_freq.shape[0]
     frequencies = theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
 
@@ -261,6 +261,6 @@ PARITY = (
         LLAMA,
         FAMILY,
         NANO,
-        lambda module: widen(module, NANO.rope_theta),
+        lambda module: widen(module.model, NANO.rope_theta),
     ),
 )

@@ -55,10 +55,11 @@ QWEN2 = Format(
     read_config=read_qwen2_config,
     write_config=write_qwen2_config,
 )
+FORMATS = (QWEN2,)
 
 
 def _prepare(module: Any) -> None:
-    widen(module, QWEN2_NANO.rope_theta)
+    widen(module.model, QWEN2_NANO.rope_theta)
 
 
 PARITY = (

@@ -4,6 +4,7 @@
 name                    axis
 ======================  ===========================================================================
 embed                   a tower's width
+audio_embed             an audio encoder's width, where a layer takes it into a language model
 mlp                     hidden width of a feed-forward half
 heads, head_dim         attention heads, size of one
 qkv                     the three of query, key and value
