@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from alm_jax.encoders.audio import ast, audio_mae, htsat, whisper
+from alm_jax.encoders.audio import ast, audio_mae, htsat, wav2vec2, whisper
 from alm_jax.encoders.family import Family
 from alm_jax.encoders.text import bert, gpt2, llama, whisper_decoder
 from alm_jax.errors import UserError
@@ -14,6 +14,7 @@ FAMILIES: dict[str, Family] = {
         audio_mae.FAMILY,
         ast.FAMILY,
         whisper.FAMILY,
+        wav2vec2.FAMILY,
         bert.FAMILY,
         gpt2.FAMILY,
         llama.FAMILY,
