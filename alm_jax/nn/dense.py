@@ -52,11 +52,12 @@ class Embed(nn.Module):
     num_entries: int
     width: int
     axes: tuple[str, str]
+    embedding_init: nn.initializers.Initializer = truncated_normal
 
     def setup(self) -> None:
         """Declares the table, which a tied head reads too."""
         shape = (self.num_entries, self.width)
-        self.embedding = declare(self, "embedding", truncated_normal, shape, self.axes)
+        self.embedding = declare(self, "embedding", self.embedding_init, shape, self.axes)
 
     def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
         return jnp.take(self.embedding, ids, axis=0, mode="clip")

@@ -44,6 +44,11 @@ def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.nn.gelu(x, approximate=True)
 
 
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x sigmoid(1.702 x), the approximation of GELU that CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 class Mlp(nn.Module):
     """x -> W_down activation(W_up x + b_up) + b_down."""
 
@@ -51,11 +56,12 @@ class Mlp(nn.Module):
     dtype: jnp.dtype
     kernel_init: nn.initializers.Initializer = truncated_normal
     activation: Callable[[Array], Array] = gelu
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        init = self.kernel_init
-        hidden = Dense((self.mlp_dim,), ("embed", "mlp"), self.dtype, kernel_init=init, name="up")(x)
-        return Dense((x.shape[-1],), ("mlp", "embed"), self.dtype, kernel_init=init, name="down")(
-            self.activation(hidden)
-        )
+        def project(name: str, size: int, axes: tuple[str, str]) -> Dense:
+            return Dense((size,), axes, self.dtype, self.use_bias, self.kernel_init, name=name)
+
+        hidden = project("up", self.mlp_dim, ("embed", "mlp"))(x)
+        return project("down", x.shape[-1], ("mlp", "embed"))(self.activation(hidden))

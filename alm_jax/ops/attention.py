@@ -31,6 +31,7 @@ def attend(
     bias: Float[Array, "..."] | None = None,
     mask: Bool[Array, "..."] | None = None,
     key_lengths: Int[Array, "*B"] | None = None,
+    scale: float | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
     impl: AttentionImpl = "auto",
@@ -45,6 +46,7 @@ def attend(
         bias: added to the scores; has their rank and broadcasts to [*B H Q S].
         mask: True where a query may attend to a key; has the scores' rank and broadcasts to them.
         key_lengths: keys from this number on are padding; a mask that the fused kernels take.
+        scale: what the scores are multiplied by in place of 1 / sqrt(K); T5 has 1.
         dropout_rate: share of attention weights that are zeroed, the rest scaled up.
         dropout_key: PRNG key; without one nothing is dropped.
 
@@ -61,14 +63,14 @@ def attend(
             raise UserError(f"attention {impl!r} has no dropout; use 'reference' or a dropout of 0")
         if impl == "cudnn" and (bias is not None or mask is not None):
             raise UserError("attention 'cudnn' takes key_lengths, neither bias nor mask; use 'reference'")
-        return _attend_by_library(query, key, value, bias, mask, key_lengths, impl)
+        return _attend_by_library(query, key, value, bias, mask, key_lengths, scale, impl)
     if key_lengths is not None:
         positions = jnp.expand_dims(jnp.arange(key.shape[-3]), tuple(range(key_lengths.ndim)))
         real = (positions < key_lengths[..., None])[..., None, None, :]
         mask = real if mask is None else mask & real
     accumulated = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("...qhk,...shk->...hqs", query, key, preferred_element_type=accumulated)
-    scores = scores * (query.shape[-1] ** -0.5)
+    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         scores = scores + bias.astype(accumulated)
     if mask is not None:
@@ -110,6 +112,7 @@ def _attend_by_library(
     bias: Array | None,
     mask: Array | None,
     key_lengths: Array | None,
+    scale: float | None,
     impl: Literal["xla", "cudnn"],
 ) -> Array:
     """`jax.nn.dot_product_attention`, which wants exactly one leading axis."""
@@ -125,6 +128,7 @@ def _attend_by_library(
         bias=None if bias is None else flatten(bias),
         mask=None if mask is None else flatten(mask),
         key_value_seq_lengths=None if key_lengths is None else key_lengths.reshape(-1).astype(jnp.int32),
+        scale=scale,
         implementation=impl,
     )
     return attended.reshape(*lead, *attended.shape[1:])

@@ -1,11 +1,13 @@
 """GELU and the feed-forward block against PyTorch."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from transformers.activations import QuickGELUActivation
 
-from alm_jax.nn.mlp import Mlp, gelu, gelu_tanh
+from alm_jax.nn.mlp import Mlp, gelu, gelu_tanh, quick_gelu
 
 
 def test_gelu_is_the_exact_one():
@@ -40,3 +42,18 @@ def test_gelu_tanh_is_the_approximation():
     x = np.linspace(-6, 6, 1001).astype(np.float32)
     expected = torch.nn.functional.gelu(torch.tensor(x), approximate="tanh")
     np.testing.assert_allclose(gelu_tanh(jnp.asarray(x)), expected, atol=1e-6)
+
+
+def test_quick_gelu_is_clips():
+    x = np.linspace(-6, 6, 1001).astype(np.float32)
+    expected = QuickGELUActivation()(torch.tensor(x))
+    np.testing.assert_allclose(quick_gelu(jnp.asarray(x)), expected, atol=1e-6)
+
+
+def test_without_biases_there_are_matrices_alone():
+    module = Mlp(20, jnp.dtype("float32"), activation=jax.nn.relu, use_bias=False)
+    x = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+    y, variables = module.init_with_output(jax.random.key(0), jnp.asarray(x))
+    up, down = (nn.unbox(variables)["params"][name] for name in ("up", "down"))
+    assert up.keys() == down.keys() == {"kernel"}
+    np.testing.assert_allclose(y, np.maximum(x @ up["kernel"], 0) @ down["kernel"], atol=1e-6)

@@ -48,6 +48,14 @@ def test_equals_pytorch(qkv, with_bias, with_mask):
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("impl", ["reference", "xla"])
+def test_scores_have_another_scale_where_asked(qkv, impl):
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(torch.tensor(x).transpose(1, 2) for x in qkv), scale=1.0
+    ).transpose(1, 2)
+    np.testing.assert_allclose(attend(*map(jnp.asarray, qkv), scale=1.0, impl=impl), expected, atol=1e-6)
+
+
 def test_leading_axes_are_free(qkv):
     query, key, value = map(jnp.asarray, qkv)
     nested = attend(query[None], key[None], value[None])

@@ -19,6 +19,7 @@ from alm_jax.nn.dense import Dense, Embed
 from alm_jax.nn.dropout import dropout
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import KERNEL_INITS
+from alm_jax.nn.pooling import masked_mean
 from alm_jax.nn.transformer import PostNormBlock
 
 
@@ -136,12 +137,6 @@ class Bert(nn.Module):
             return masked_mean(x, mask)
         pooler = Dense((config.width,), ("embed", "pooled"), self.dtype, kernel_init=init, name="pooler")
         return jnp.tanh(pooler(x[:, 0]))
-
-
-def masked_mean(x: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B D"]:
-    """Mean over the real tokens, summed in float32 or wider; zero for a text without any."""
-    total = jnp.sum(x, axis=1, where=mask[:, :, None], dtype=jnp.promote_types(x.dtype, jnp.float32))
-    return (total / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)).astype(x.dtype)
 
 
 def compute_positions(config: BertConfig, mask: Bool[Array, "B L"]) -> Int[Array, "B L"]:
