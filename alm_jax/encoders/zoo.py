@@ -4,7 +4,7 @@ from typing import Any
 
 from alm_jax.encoders.audio import ast, audio_mae, htsat, wav2vec2, whisper
 from alm_jax.encoders.family import Family
-from alm_jax.encoders.text import bert, gpt2, llama, whisper_decoder
+from alm_jax.encoders.text import bert, gpt2, llama, t5, whisper_decoder
 from alm_jax.errors import UserError
 
 FAMILIES: dict[str, Family] = {
@@ -16,9 +16,11 @@ FAMILIES: dict[str, Family] = {
         whisper.FAMILY,
         wav2vec2.FAMILY,
         bert.FAMILY,
+        t5.ENCODER_FAMILY,
         gpt2.FAMILY,
         llama.FAMILY,
         llama.QWEN2,
+        t5.FAMILY,
         whisper_decoder.FAMILY,
     )
 }
