@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alm_jax.batch import BATCH_AXES
 from alm_jax.errors import UserError
+from alm_jax.nn.kv_cache import CACHE_AXES, KVCache
 from alm_jax.types import PyTree
 
 RULES: dict[str, str | None] = {
@@ -65,6 +66,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a batch: rows cut over ``data`` and ``fsdp``."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def cache_shardings(cache: KVCache, mesh: Mesh) -> KVCache:
+    """NamedSharding of each array of a cache (of its shapes): rows as those of a batch, heads as the parameters'.
+
+    What the mesh does not divide is kept whole.
+    """
+
+    def shard(axes: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
+        rows = [
+            BATCH_AXES if axis == "batch" and size % num_batch_shards(mesh) == 0 else None
+            for axis, size in zip(axes, shape, strict=True)
+        ]
+        heads = parameter_spec(axes, shape, mesh)
+        return NamedSharding(mesh, PartitionSpec(*(a or b for a, b in zip(rows, heads, strict=True))))
+
+    return KVCache._make(shard(CACHE_AXES[name], leaf.shape) for name, leaf in cache._asdict().items())
 
 
 def num_batch_shards(mesh: Mesh) -> int:
