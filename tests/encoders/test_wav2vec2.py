@@ -118,14 +118,17 @@ def test_the_states_of_a_layer_cost_what_the_layers_up_to_it_do(waveforms):
 
 
 def test_hidden_states_are_the_mask_vector(waveforms):
-    variables = draw(MICRO)
-    hidden = jnp.arange(14)[None, :] == jnp.asarray([[3], [5], [7]])
-    encode = jax.jit(Wav2Vec2(MICRO, FLOAT32).apply)
-    spoilt = jax.tree.map(lambda array: array, variables)
-    spoilt["params"]["mask_embed"] = variables["params"]["mask_embed"][::-1] * 9
-    states, other = (encode(given, waveforms, hidden=hidden) for given in (variables, spoilt))
-    assert float(jnp.abs(states - other).max()) > 0.1
-    np.testing.assert_array_equal(encode(variables, waveforms), encode(spoilt, waveforms))
+    """What goes into the first block is that vector there, and what the convolution of positions makes of it nearby."""
+    variables = draw(LARGE)
+    hidden = jnp.broadcast_to(jnp.arange(14)[None, :] == 3, (3, 14))
+    encode = jax.jit(functools.partial(Wav2Vec2(LARGE, FLOAT32).apply, layer=0))
+    moved = variables["params"] | {"mask_embed": variables["params"]["mask_embed"] + 5.0}
+    states, other = (
+        encode({"params": params}, waveforms, hidden=hidden) for params in (variables["params"], moved)
+    )
+    assert float(jnp.abs(states - other)[:, 3].min()) > 1.0
+    np.testing.assert_array_equal(states[:, 3 + 4 :], other[:, 3 + 4 :])
+    np.testing.assert_array_equal(encode(variables, waveforms)[:, 7:], states[:, 7:])
 
 
 def test_one_published_state_comes_from_400_samples():
