@@ -5,6 +5,7 @@ are the products (``dot_general``, convolutions, ``ragged_dot``), two FLOPs a mu
 reductions are not. What XLA rematerialises or removes later is not seen.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,18 @@ ALL_REDUCE = {"psum", "psum2", "psum_invariant", "pmax", "pmin", "pmean"}
 ALL_GATHER = {"all_gather", "all_gather_invariant", "all_gather_reduced"}
 REDUCE_SCATTER = {"reduce_scatter", "psum_scatter", "unreduced_reduce_scatter"}
 PERMUTE = {"ppermute", "collective_permute", "pbroadcast", "psend", "precv"}
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelCall:
+    """A Pallas kernel on inputs of some shapes."""
+
+    name: str
+    """That it was given; may be empty."""
+    grid: tuple[int, ...]
+    """Its steps, along every axis."""
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
+    """Dtype and shape of every input, prefetched scalars first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +47,8 @@ class Counts:
     traffic, and ``collective_bytes`` says nothing."""
     num_unknown_loops: int = 0
     """``while`` loops, whose trips depend on data, with something to count in them; it is counted once."""
+    kernels: Mapping[KernelCall, int] = dataclasses.field(default_factory=collections.Counter)
+    """Pallas kernels of a fixed grid, and how often each is called."""
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -41,11 +56,15 @@ class Counts:
             self.collective_bytes + other.collective_bytes,
             self.has_manual_collectives or other.has_manual_collectives,
             self.num_unknown_loops + other.num_unknown_loops,
+            collections.Counter(self.kernels) + collections.Counter(other.kernels),
         )
 
     def __mul__(self, times: int) -> "Counts":
         return dataclasses.replace(
-            self, flops=self.flops * times, collective_bytes=self.collective_bytes * times
+            self,
+            flops=self.flops * times,
+            collective_bytes=self.collective_bytes * times,
+            kernels=collections.Counter({call: calls * times for call, calls in self.kernels.items()}),
         )
 
 
@@ -88,7 +107,7 @@ def _count(jaxpr: Jaxpr, *, share: float, axis_sizes: Mapping[str, int]) -> Coun
             ]
             total += max(branches, key=lambda counts: counts.flops)
         elif name == "pallas_call":
-            total += Counts(share * _pallas_flops(params))
+            total += Counts(share * _pallas_flops(params), kernels=_kernel(equation))
         else:
             for inner in _inner_jaxprs(params):
                 total += _count(inner, share=share, axis_sizes=axis_sizes)
@@ -160,6 +179,15 @@ def _shard_map(params: Mapping[str, Any], outer: Mapping[str, int]) -> Counts:
     automatic = math.prod(size for axis, size in mesh.shape.items() if axis not in sizes)
     inner = _count(_open(params["jaxpr"]), share=1 / automatic, axis_sizes=sizes)
     return dataclasses.replace(inner, has_manual_collectives=True)
+
+
+def _kernel(equation: Any) -> Mapping[KernelCall, int]:
+    params = equation.params
+    grid = getattr(params.get("grid_mapping"), "grid", ())
+    if not all(isinstance(size, int) for size in grid):
+        return collections.Counter()
+    inputs = tuple((str(x.aval.dtype), _shape(x)) for x in equation.invars)
+    return collections.Counter({KernelCall(params["name"] or "", tuple(grid), inputs): 1})
 
 
 def _pallas_flops(params: Mapping[str, Any]) -> float:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from alm_jax.bench.counting import Counts, count_jaxpr
 from alm_jax.bench.cycles import estimate_cycles
 from alm_jax.bench.figures import Row, memory_figures, resident_bytes, step_ms
+from alm_jax.bench.kernel_cycles import kernel_cycles
 from alm_jax.bench.loss_cases import ROWS, LossCase, find_loss
 from alm_jax.bench.timing import take_turns
 from alm_jax.bench.topology import Topology, compile_for
@@ -130,6 +131,7 @@ def _empty_row(case: LossCase, impl: str, num_devices: int, platform: str, topol
         "flops_over_b2d": None,
         "collective_bytes": None,
         "estimated_cycles": None,
+        "kernel_cycles": None,
         "step_ms": None,
         "pairs_per_s": None,
         "hbm_limit": None,
@@ -145,23 +147,40 @@ def compile_row(case: LossCase, impl: str, topology: Topology) -> Row:
     row = _empty_row(case, name, mesh.size, topology.platform, topology.name)
     row["hbm_limit"] = topology.chip.hbm_bytes
     traced = trace(case, impl, mesh)
-    row |= counted(case, count_jaxpr(traced.jaxpr, num_devices=mesh.size), mesh.size)
+    counts = count_jaxpr(traced.jaxpr, num_devices=mesh.size)
+    row |= counted(case, counts, mesh.size)
     compiled = compile_for(traced.lower(), topology)
     row |= {"fits": compiled.fits, "error": compiled.error}
     if compiled.memory is not None:
         row |= {"temp_bytes": compiled.memory.temp_bytes, "peak_bytes": compiled.memory.peak_bytes}
-        cycles = estimate_cycles(compiled.text or "")
-        row["estimated_cycles"] = cycles and cycles.total
+        row |= cycle_figures(compiled.text or "", counts, topology.name)
     return row
 
 
+def cycle_figures(text: str, counts: Counts, topology: str) -> Row:
+    """The compiler's estimate for its own operations, and what the bundles of the Pallas kernels come to on top of it.
+
+    ``kernel_cycles`` is that part of ``estimated_cycles``; without a figure for the kernels there is none for all.
+    """
+    cycles = estimate_cycles(text)
+    if cycles is None:
+        return {}
+    if not counts.kernels:
+        return {"estimated_cycles": cycles.total}
+    kernels = kernel_cycles(counts.kernels, topology)
+    return {
+        "estimated_cycles": None if kernels is None else cycles.total + kernels,
+        "kernel_cycles": kernels,
+    }
+
+
 def resolved_impl(case: LossCase, impl: str, num_devices: int, platform: str) -> str:
-    """``auto`` with what it picks behind it; any other name as it is."""
-    if impl != "auto" or case.loss == "lm":
+    """``auto`` and ``kernel`` with the form that they pick behind them; any other name as it is."""
+    if impl not in ("auto", "kernel") or case.loss == "lm":
         return impl
     platform = {"cuda": "gpu"}.get(platform, platform)
-    plan = pick_plan("auto", batch_size=case.batch, num_shards=num_devices, platform=platform)
-    return f"auto ({plan.impl})"
+    plan = pick_plan(impl, batch_size=case.batch, num_shards=num_devices, platform=platform)
+    return f"{impl} ({plan.impl})"
 
 
 def counted(case: LossCase, counts: Counts, num_devices: int) -> Row:

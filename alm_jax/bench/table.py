@@ -59,6 +59,7 @@ LOSS_COLUMNS: Sequence[Column] = (
     ("FLOPs / (B² D / n)", number("flops_over_b2d", 2)),
     ("received MiB", mebibytes("collective_bytes")),
     ("cycles (estimate)", count("estimated_cycles")),
+    ("of them in kernels (bundles)", count("kernel_cycles")),
     ("ms min", milliseconds("min")),
     ("ms median", milliseconds("median")),
     ("ms spread", milliseconds("spread")),

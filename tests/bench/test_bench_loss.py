@@ -27,6 +27,7 @@ FIELDS = {
         "flops_over_b2d",
         "collective_bytes",
         "estimated_cycles",
+        "kernel_cycles",
     ),
     *("step_ms", "pairs_per_s", "hbm_limit", "fits", "error"),
 }

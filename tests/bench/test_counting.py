@@ -10,7 +10,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
 
-from alm_jax.bench.counting import count
+from alm_jax.bench.counting import KernelCall, count
 from alm_jax.training.mesh import MeshConfig, build_mesh
 
 
@@ -156,9 +156,16 @@ def test_a_kernel_counts_by_its_grid_and_by_its_estimate_where_it_shows_no_produ
             in_specs=[pl.BlockSpec((8, 16), lambda i, j: (i, 0)), pl.BlockSpec((16, 8), lambda i, j: (0, j))],
             out_specs=pl.BlockSpec((8, 8), lambda i, j: (i, j)),
             out_shape=array(16, 24),
+            name="matmul",
         )(x, y)
 
     assert count(matmul, array(16, 16), array(16, 24)).flops == 2 * 16 * 16 * 24
+
+    def repeated(x, y):
+        return lax.fori_loop(0, 5, lambda _, total: total + matmul(x, y), matmul(x, y))
+
+    call = KernelCall("matmul", (2, 3), (("float32", (16, 16)), ("float32", (16, 24))))
+    assert count(repeated, array(16, 16), array(16, 24)).kernels == {call: 6}
 
     def copy(x):
         def body(x, out):
