@@ -101,7 +101,7 @@ def expand_audio_tokens(
 
 
 class Qwen2Audio(nn.Module):
-    """Token ids, their mask, and the recordings they name, to logits, states, or each row's last state.
+    """Token ids, their mask, and the recordings they name, to logits or states, of every token or of each row's last.
 
     Parameters: ``encoder``, ``projector`` (kernel and bias), ``language_model``.
     """

@@ -10,13 +10,14 @@ from jaxtyping import Array, Bool, Float, Int
 from alm_jax.errors import UserError
 from alm_jax.nn.parameter import declare, truncated_normal
 
-Output: TypeAlias = Literal["logits", "states", "last"]
+Output: TypeAlias = Literal["logits", "states", "last", "next"]
 """What a language model returns:
 
 ======  ========================================================================================================
 logits  of every token's successor, [B L V], float32 or wider
 states  after the last norm, [B L D]: what `alm_jax.losses.language_modeling` takes, together with `head_kernel`
-last    the state of each row's last real token, [B D]: a text's vector, and all that generation needs of a prompt
+last    the state of each row's last real token, [B D]: a text's vector
+next    logits of what follows each row's last real token, [B V]: all that generation needs
 ======  ========================================================================================================
 """
 

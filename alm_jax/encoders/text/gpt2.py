@@ -105,7 +105,7 @@ class Gpt2Block(nn.Module):
 
 
 class Gpt2(nn.Module):
-    """Token ids and their mask to logits, states, or each row's last state.
+    """Token ids and their mask to logits or states, of every token or of each row's last.
 
     Parameters: ``token_embed``, ``position_embed``, ``blocks`` (every array with a leading axis of layers), ``norm``.
     """
@@ -176,7 +176,9 @@ class Gpt2(nn.Module):
         if output == "last":
             compat_last = jnp.maximum(jnp.sum(ids != 0, axis=1) - 1, 0)
             x = take_rows(x, compat_last if config.compat else find_last(mask))
-        elif output == "logits":
+        elif output == "next":
+            x = take_rows(x, find_last(mask))
+        if output in ("logits", "next"):
             x = project(x, embed.embedding, tied=True)
         return x if cache is None else (x, cache)
 

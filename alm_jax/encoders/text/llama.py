@@ -199,7 +199,7 @@ class LlamaBlock(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token ids and their mask to logits, states, or each row's last state.
+    """Token ids and their mask to logits or states, of every token or of each row's last.
 
     Parameters: ``token_embed``, ``blocks`` (every array with a leading axis of layers), ``norm``, and ``head`` unless
     the config ties it.
@@ -256,9 +256,9 @@ class Llama(nn.Module):
             rotary_tables(positions, frequencies, self.dtype),
         )
         x = RmsNorm(self.dtype, config.rms_norm_eps, name="norm")(x)
-        if output == "last":
+        if output in ("last", "next"):
             x = take_rows(x, find_last(mask))
-        elif output == "logits":
+        if output in ("logits", "next"):
             tied = config.tied_head
             x = project(x, embed.embedding, tied=True) if tied else Head(config.vocab_size, name="head")(x)
         return x if cache is None else (x, cache)
