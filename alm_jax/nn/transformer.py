@@ -1,12 +1,14 @@
 """The two transformer blocks: post-norm, of BERT, and pre-norm, of ViT."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from alm_jax.nn.attention import SelfAttention
 from alm_jax.nn.dropout import dropout
-from alm_jax.nn.mlp import Mlp
+from alm_jax.nn.mlp import Mlp, gelu
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import truncated_normal
 
@@ -57,13 +59,18 @@ class PreNormBlock(nn.Module):
     epsilon: float
     dtype: jnp.dtype
     kernel_init: nn.initializers.Initializer = truncated_normal
+    activation: Callable[[Array], Array] = gelu
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"] | Bool[Array, "B 1 L L"] | None
     ) -> tuple[Float[Array, "B L D"], None]:
+        """``mask`` says which tokens are real, or which token (row) sees which (column)."""
+        if mask is not None and mask.ndim == 2:
+            mask = mask[:, None, None, :]
         attention = SelfAttention(self.num_heads, self.dtype, kernel_init=self.kernel_init, name="attention")
         y = LayerNorm(self.dtype, self.epsilon, name="attention_norm")(x)
-        x = x + attention(y, mask=None if mask is None else mask[:, None, None, :])
+        x = x + attention(y, mask=mask)
         y = LayerNorm(self.dtype, self.epsilon, name="mlp_norm")(x)
-        return x + Mlp(self.mlp_dim, self.dtype, self.kernel_init, name="mlp")(y), None
+        mlp = Mlp(self.mlp_dim, self.dtype, self.kernel_init, self.activation, name="mlp")
+        return x + mlp(y), None
