@@ -4,7 +4,7 @@ from typing import Any
 
 from alm_jax.encoders.audio import ast, audio_mae, htsat, wav2vec2, whisper
 from alm_jax.encoders.family import Family
-from alm_jax.encoders.text import bert, gpt2, llama, t5, whisper_decoder
+from alm_jax.encoders.text import bart, bert, clip_text, gpt2, llama, t5, whisper_decoder
 from alm_jax.errors import UserError
 
 FAMILIES: dict[str, Family] = {
@@ -17,10 +17,12 @@ FAMILIES: dict[str, Family] = {
         wav2vec2.FAMILY,
         bert.FAMILY,
         t5.ENCODER_FAMILY,
+        clip_text.FAMILY,
         gpt2.FAMILY,
         llama.FAMILY,
         llama.QWEN2,
         t5.FAMILY,
+        bart.FAMILY,
         whisper_decoder.FAMILY,
     )
 }
