@@ -169,7 +169,7 @@ def run_rows(config: ExperimentConfig, peers: list[str], *, repeats: int) -> lis
     for peer in peers:
         rows[peer] = describe(config, peer, 1, platform, None)
         passes[peer], rows[peer]["parameters"] = torch_step(config, peer)
-    timings = take_turns(passes, repeats=repeats, warmups=2)
+    timings = take_turns(passes, repeats=repeats, warmups=1, settling=1)
     for name, timing in timings.items():
         rows[name] |= {"step_ms": step_ms(timing), "fits": True}
         rows[name]["clips_per_s"] = config.training.batch_size / timing.median
@@ -186,7 +186,8 @@ def run_rows(config: ExperimentConfig, peers: list[str], *, repeats: int) -> lis
 def jax_step(config: ExperimentConfig, parallel: JitParallel) -> Callable[[], None]:
     """What trains one step more, and waits for it."""
     batch = example_batch(config)
-    state = [parallel.init()]
+    # Done before the first step is dispatched: its buffers and the step's would otherwise be alive together.
+    state = [jax.block_until_ready(parallel.init())]
 
     def run() -> None:
         state[0], metrics = parallel.step(state[0], batch)
@@ -220,7 +221,7 @@ def torch_step(config: ExperimentConfig, peer: str) -> tuple[Callable[[], None],
     inputs = {
         "input_ids": torch.from_numpy(batch[contract.TEXT_IDS]).long().to(device),
         "attention_mask": torch.from_numpy(batch[contract.TEXT_MASK]).long().to(device),
-        "input_features": torch.randn(rows, 1, frontend.num_frames, frontend.num_mels, device=device),
+        "input_features": torch.randn(rows, 1, frontend.num_frames, frontend.num_features, device=device),
         "is_longer": torch.zeros(rows, 1, dtype=torch.bool, device=device),
     }
     dtype = torch.bfloat16 if model_config.compute_dtype == "bfloat16" else torch.float32

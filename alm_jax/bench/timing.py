@@ -40,11 +40,13 @@ class Timing:
 
 
 def take_turns(
-    candidates: Mapping[str, Callable[[], Any]], *, repeats: int, warmups: int = 1
+    candidates: Mapping[str, Callable[[], Any]], *, repeats: int, warmups: int = 1, settling: int = 0
 ) -> dict[str, Timing]:
     """Runs every candidate ``repeats`` times, A B A B ..., after ``warmups`` rounds that are not counted.
 
-    A candidate must return only when its work is done (``jax.block_until_ready``, ``torch.cuda.synchronize``).
+    Each turn begins with ``settling`` runs that are not counted: what is called over and over, as a training step
+    is, finds its memory as its own last call left it, not as the other candidate did. A candidate must return only
+    when its work is done (``jax.block_until_ready``, ``torch.cuda.synchronize``).
     """
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, expected at least 1")
@@ -52,6 +54,8 @@ def take_turns(
     cpus: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmups + repeats):
         for name, run in candidates.items():
+            for _ in range(settling):
+                run()
             cpu, wall = time.process_time(), time.perf_counter()
             run()
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -1,8 +1,10 @@
 """The linear layer and the table of embeddings."""
 
+import functools
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
@@ -38,12 +40,38 @@ class Dense(nn.Module):
         kernel = declare(self, "kernel", init_kernel, (*inputs, *self.features), self.axes)
         # One leading axis: the gradient of the kernel then contracts one axis, without transposing copies.
         rows = x.reshape(-1, *inputs).astype(self.dtype)
-        contracted = tuple(range(1, 1 + num_contracted)), tuple(range(num_contracted))
-        y = lax.dot_general(rows, kernel.astype(self.dtype), (contracted, ((), ())))
+        y = multiply(rows, kernel.astype(self.dtype), num_contracted)
         if self.use_bias:
             bias = declare(self, "bias", zeros, self.features, self.axes[num_contracted:])
             y = y + bias.astype(self.dtype)[None]
         return y.reshape(*x.shape[: x.ndim - num_contracted], *self.features)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def multiply(
+    rows: Float[Array, "rows *inputs"], kernel: Float[Array, "*axes"], num_contracted: int
+) -> Float[Array, "rows *features"]:
+    """``rows`` times ``kernel`` over the first ``num_contracted`` axes of the kernel.
+
+    The gradient of the kernel is the product in the kernel's own order, inputs then features. JAX's rule makes it
+    features first and transposes; on a CPU that was a copy of every gradient whose kernel has more than two axes.
+    """
+    contracted = tuple(range(1, 1 + num_contracted)), tuple(range(num_contracted))
+    return lax.dot_general(rows, kernel, (contracted, ((), ())))
+
+
+def _multiply_forward(rows: Array, kernel: Array, num_contracted: int) -> tuple[Array, tuple[Array, Array]]:
+    return multiply(rows, kernel, num_contracted), (rows, kernel)
+
+
+def _multiply_backward(num_contracted: int, kept: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    rows, kernel = kept
+    features = tuple(range(1, grad.ndim)), tuple(range(num_contracted, kernel.ndim))
+    d_rows = lax.dot_general(grad, kernel, (features, ((), ())))
+    return d_rows, lax.dot_general(rows, grad, (((0,), (0,)), ((), ())))
+
+
+multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 class Embed(nn.Module):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alm_jax.nn.dense import Dense, Embed
+from alm_jax.nn.dense import Dense, Embed, multiply
 
 FLOAT32, BFLOAT16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
 
@@ -16,6 +16,20 @@ def test_contracts_and_produces_several_axes():
     params = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
     actual = dense.apply({"params": params}, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(actual, np.einsum("xyab,abcd->xycd", x, kernel) + bias, atol=1e-5)
+
+
+def test_gradients_equal_those_of_einsum_and_need_no_transpose():
+    rng = np.random.default_rng(0)
+    x, kernel, weight = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((6, 4, 5), (4, 5, 6, 7), (6, 6, 7))
+    )
+    ours = jax.grad(lambda x, kernel: jnp.vdot(multiply(x, kernel, 2), weight), (0, 1))
+    expected = jax.grad(lambda x, kernel: jnp.vdot(jnp.einsum("xab,abcd->xcd", x, kernel), weight), (0, 1))
+    for actual, wanted in zip(ours(x, kernel), expected(x, kernel), strict=True):
+        np.testing.assert_allclose(actual, wanted, atol=1e-5)
+    names = {equation.primitive.name for equation in jax.make_jaxpr(ours)(x, kernel).eqns}
+    assert "dot_general" in names
+    assert "transpose" not in names
 
 
 def test_parameters_stay_float32_and_carry_their_names():
