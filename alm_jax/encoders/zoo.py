@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from alm_jax.encoders.audio import ast, audio_mae, htsat, wav2vec2, whisper
+from alm_jax.encoders.audio import ast, audio_mae, encodec, htsat, htsat_fusion, wav2vec2, whisper
 from alm_jax.encoders.family import Family
 from alm_jax.encoders.text import bart, bert, clip_text, gpt2, llama, t5, whisper_decoder
 from alm_jax.errors import UserError
@@ -11,10 +11,12 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         htsat.FAMILY,
+        htsat_fusion.FAMILY,
         audio_mae.FAMILY,
         ast.FAMILY,
         whisper.FAMILY,
         wav2vec2.FAMILY,
+        encodec.FAMILY,
         bert.FAMILY,
         t5.ENCODER_FAMILY,
         clip_text.FAMILY,

@@ -17,6 +17,7 @@ merged                  the four neighbours that patch merging joins
 mel                     mel bins
 window                  taps of a convolution over time
 window_rows, _columns   taps of a convolution over two axes
+gates, state            the four gates of an LSTM, its state
 channels_in, channels   what a convolution consumes and produces, where that is no width
 pooled                  output of BERT's pooler
 classes                 outputs of a classifier

@@ -19,6 +19,8 @@ from alm_jax.types import PyTree
 RULES: dict[str, str | None] = {
     # The width of the residual stream is what every large array has: cutting it is FSDP.
     "embed": "fsdp",
+    # Of convolutions, what the width is of transformers.
+    "channels": "fsdp",
     # The inner dimensions are cut Megatron's way, so that one all-reduce a layer suffices.
     "mlp": "tensor",
     "heads": "tensor",

@@ -1,0 +1,230 @@
+"""EnCodec of 24 kHz as `transformers.EncodecModel` saves it."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from alm_jax.encoders import family
+from alm_jax.encoders.audio.encodec import FAMILY, NANO, EncodecConfig
+from alm_jax.errors import UserError
+from alm_jax.interop.entry import Entry, Path
+from alm_jax.interop.format import Format
+from alm_jax.interop.parity import Parity, RealInputs
+from alm_jax.types import PyTree
+
+
+def _conv(key: str, path: Path, inputs: int, outputs: int, window: int) -> Iterator[Entry]:
+    """A weight-normed convolution; for a transposed one ``inputs`` is what it produces."""
+    kernel = f"{key}.conv.parametrizations.weight"
+    yield Entry(f"{kernel}.original0", (*path, "gain"), (outputs, 1, 1))
+    yield Entry(f"{kernel}.original1", (*path, "kernel"), (outputs, inputs, window), "conv")
+
+
+def _causal(key: str, path: Path, inputs: int, outputs: int, window: int) -> Iterator[Entry]:
+    yield from _conv(key, (*path, "conv"), inputs, outputs, window)
+    yield Entry(f"{key}.conv.bias", (*path, "conv", "bias"), (outputs,))
+
+
+def _residual(key: str, path: Path, config: EncodecConfig, channels: int) -> Iterator[Entry]:
+    hidden = channels // config.compress
+    yield from _causal(f"{key}.block.1", (*path, "conv1"), channels, hidden, config.residual_window)
+    yield from _causal(f"{key}.block.3", (*path, "conv2"), hidden, channels, 1)
+    yield from _causal(f"{key}.shortcut", (*path, "shortcut"), channels, channels, 1)
+
+
+def _lstm(key: str, path: Path, config: EncodecConfig, width: int) -> Iterator[Entry]:
+    for i in range(config.num_lstm_layers):
+        theirs = f"{key}.lstm"
+        yield Entry(
+            f"{theirs}.weight_ih_l{i}", (*path, "input", "kernel"), (4 * width, width), "transposed", (i,)
+        )
+        yield Entry(f"{theirs}.bias_ih_l{i}", (*path, "input", "bias"), (4 * width,), index=(i,))
+        yield Entry(f"{theirs}.weight_hh_l{i}", (*path, "recurrent"), (4 * width, width), "transposed", (i,))
+        yield Entry(f"{theirs}.bias_hh_l{i}", (*path, "recurrent_bias"), (4 * width,), index=(i,))
+
+
+def _encoder_entries(config: EncodecConfig, path: Path) -> Iterator[Entry]:
+    """Their modules are one list, in which the ELUs count."""
+    channels, at = config.num_filters, 1
+    yield from _causal("encoder.layers.0", (*path, "conv_in"), 1, channels, config.window)
+    for step, stride in enumerate(config.strides):
+        for unit in range(config.num_residual_layers):
+            ours = (*path, f"residual_{step}_{unit}")
+            yield from _residual(f"encoder.layers.{at}", ours, config, channels)
+            at += 1
+        down = (*path, f"down_{step}")
+        yield from _causal(f"encoder.layers.{at + 1}", down, channels, 2 * channels, 2 * stride)
+        channels, at = 2 * channels, at + 2
+    yield from _lstm(f"encoder.layers.{at}", (*path, "lstm"), config, channels)
+    yield from _causal(
+        f"encoder.layers.{at + 2}", (*path, "conv_out"), channels, config.width, config.last_window
+    )
+
+
+def _decoder_entries(config: EncodecConfig, path: Path) -> Iterator[Entry]:
+    channels, at = config.num_filters * 2 ** len(config.strides), 2
+    yield from _causal("decoder.layers.0", (*path, "conv_in"), config.width, channels, config.window)
+    yield from _lstm("decoder.layers.1", (*path, "lstm"), config, channels)
+    for step, stride in enumerate(reversed(config.strides)):
+        theirs, up = f"decoder.layers.{at + 1}", (*path, f"up_{step}")
+        yield from _conv(theirs, up, channels // 2, channels, 2 * stride)
+        yield Entry(f"{theirs}.conv.bias", (*up, "bias"), (channels // 2,))
+        channels, at = channels // 2, at + 2
+        for unit in range(config.num_residual_layers):
+            yield from _residual(f"decoder.layers.{at}", (*path, f"residual_{step}_{unit}"), config, channels)
+            at += 1
+    yield from _causal(f"decoder.layers.{at + 1}", (*path, "conv_out"), channels, 1, config.last_window)
+
+
+def _entries(config: EncodecConfig) -> Iterator[Entry]:
+    """Every key of an EncodecModel."""
+    yield from _encoder_entries(config, ("params", "encoder"))
+    yield from _decoder_entries(config, ("params", "decoder"))
+    size, width = config.codebook_size, config.width
+    shapes = {"embed": (size, width), "cluster_size": (size,), "embed_avg": (size, width), "inited": (1,)}
+    for i in range(config.num_codebooks):
+        for name, shape in shapes.items():
+            key = f"quantizer.layers.{i}.codebook.{name}"
+            yield Entry(key, ("batch_stats", "codebooks", name), shape, index=(i,))
+
+
+_FIXED = {
+    "audio_channels": 1,
+    "normalize": False,
+    "chunk_length_s": None,
+    "norm_type": "weight_norm",
+    "use_causal_conv": True,
+    "pad_mode": "reflect",
+    "trim_right_ratio": 1.0,
+    "use_conv_shortcut": True,
+}
+"""Fields of config.json of which we compute one value: that of the 24 kHz model, not of the stereo one of 48 kHz."""
+
+
+def read_encodec_config(fields: Mapping[str, Any]) -> EncodecConfig:
+    """config.json of an EncodecModel, absent fields at transformers' defaults."""
+    for name, expected in _FIXED.items():
+        if fields.get(name, expected) != expected:
+            raise UserError(
+                f"{name} is {fields[name]!r}; our EnCodec, the one of 24 kHz, computes {expected!r} alone"
+            )
+    width = fields.get("hidden_size", 128)
+    if (fields.get("codebook_dim") or width) != width:
+        raise UserError(
+            f"codebook_dim {fields['codebook_dim']} is not hidden_size {width}; our EnCodec has one for both"
+        )
+    return EncodecConfig(
+        sample_rate_hz=fields.get("sampling_rate", 24000),
+        num_filters=fields.get("num_filters", 32),
+        strides=tuple(reversed(fields.get("upsampling_ratios", (8, 5, 4, 2)))),
+        num_residual_layers=fields.get("num_residual_layers", 1),
+        dilation_growth=fields.get("dilation_growth_rate", 2),
+        window=fields.get("kernel_size", 7),
+        last_window=fields.get("last_kernel_size", 7),
+        residual_window=fields.get("residual_kernel_size", 3),
+        compress=fields.get("compress", 2),
+        num_lstm_layers=fields.get("num_lstm_layers", 2),
+        width=width,
+        codebook_size=fields.get("codebook_size", 1024),
+        bandwidths_kbps=tuple(float(x) for x in fields.get("target_bandwidths", (1.5, 3, 6, 12, 24))),
+    )
+
+
+def write_encodec_config(config: EncodecConfig) -> dict[str, Any]:
+    """config.json of the model that computes what ``config`` computes."""
+    return _FIXED | {
+        "model_type": "encodec",
+        "sampling_rate": config.sample_rate_hz,
+        "num_filters": config.num_filters,
+        "upsampling_ratios": list(reversed(config.strides)),
+        "num_residual_layers": config.num_residual_layers,
+        "dilation_growth_rate": config.dilation_growth,
+        "kernel_size": config.window,
+        "last_kernel_size": config.last_window,
+        "residual_kernel_size": config.residual_window,
+        "compress": config.compress,
+        "num_lstm_layers": config.num_lstm_layers,
+        "hidden_size": config.width,
+        "codebook_dim": config.width,
+        "codebook_size": config.codebook_size,
+        "target_bandwidths": list(config.bandwidths_kbps),
+    }
+
+
+ENCODEC = Format(
+    name="encodec",
+    config_type=EncodecConfig,
+    abstract=functools.partial(family.abstract, FAMILY),
+    entries=_entries,
+    architectures=("EncodecModel",),
+    read_config=read_encodec_config,
+    write_config=write_encodec_config,
+)
+FORMATS = (ENCODEC,)
+
+
+def _build(config: EncodecConfig) -> Any:
+    """With codebooks drawn at random: transformers leaves them at zero."""
+    import torch
+    import transformers
+
+    fields = write_encodec_config(config)
+    module = transformers.AutoModel.from_config(
+        transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    ).eval()
+    generator = torch.Generator().manual_seed(2)
+    for layer in module.quantizer.layers:
+        layer.codebook.embed.normal_(generator=generator)
+    return module
+
+
+def _waveforms(config: EncodecConfig, real: RealInputs) -> dict[str, np.ndarray]:
+    # Not a whole number of hops.
+    seconds = 50.5 * config.hop_samples / config.sample_rate_hz
+    return {"waveforms": real.waveforms(config.sample_rate_hz, seconds)}
+
+
+def _parity(
+    name: str, call: Callable[[dict[str, jax.Array]], dict[str, Any]], theirs: Callable[[Any, Any], Any]
+) -> Parity:
+    def ours(config: EncodecConfig, variables: PyTree, given: dict[str, jax.Array], dtype: Any) -> Any:
+        output = family.apply(FAMILY, config, variables, given["waveforms"], dtype=dtype, **call(given))
+        return output.astype(dtype)
+
+    return Parity(
+        name=name,
+        layout=ENCODEC,
+        config=NANO,
+        oracle=_build,
+        oracle_name="transformers.EncodecModel",
+        inputs=_waveforms,
+        ours=ours,
+        theirs=theirs,
+    )
+
+
+PARITY = (
+    _parity(
+        "encodec latents, nano",
+        lambda _: {"method": "embed"},
+        lambda module, given: module.encoder(given["waveforms"][:, None]).mT,
+    ),
+    # Relative to the largest code: any other integer than theirs is an error of at least 1 / 63.
+    _parity(
+        "encodec codes, nano",
+        lambda _: {"method": "encode", "bandwidth_kbps": NANO.bandwidths_kbps[1]},
+        lambda module, given: module.encode(
+            given["waveforms"][:, None], bandwidth=NANO.bandwidths_kbps[1]
+        ).audio_codes[0],
+    ),
+    _parity(
+        "encodec waveforms, nano",
+        lambda _: {},
+        lambda module, given: module(
+            given["waveforms"][:, None], bandwidth=NANO.bandwidths_kbps[-1]
+        ).audio_values[:, 0],
+    ),
+)
