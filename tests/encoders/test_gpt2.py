@@ -48,44 +48,58 @@ def ids() -> jax.Array:
     return jnp.asarray(np.random.default_rng(1).integers(1, MICRO.vocab_size, (3, LENGTH)), jnp.int32)
 
 
+@pytest.fixture(scope="module")
+def whole(variables):
+    """Logits of whole texts."""
+    return jax.jit(lambda ids: family.apply(FAMILY, MICRO, variables, ids, jnp.ones((3, LENGTH), bool)))
+
+
+@pytest.fixture(scope="module")
+def step(variables):
+    """A pass over a prompt or one token."""
+    return jax.jit(lambda ids, mask, cache: family.apply(FAMILY, MICRO, variables, ids, mask, cache=cache))
+
+
+@pytest.fixture(scope="module")
+def states(variables):
+    """States of texts whose real tokens the mask says."""
+    return jax.jit(lambda ids, mask: family.apply(FAMILY, MICRO, variables, ids, mask, output="states"))
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_padded_prompt_and_steps_give_the_logits_of_the_whole_text(variables, ids, side):
+def test_a_padded_prompt_and_steps_give_the_logits_of_the_whole_text(ids, whole, step, side):
     """Prompts of 5, 3 and 1 tokens, with one token after the other behind them."""
     prompt_lengths = np.array([5, 3, 1])
-    whole = jax.jit(lambda v, i, m: family.apply(FAMILY, MICRO, v, i, m))
-    expected = np.asarray(whole(variables, ids, jnp.ones((3, LENGTH), bool)))
-    step = jax.jit(lambda v, i, m, c: family.apply(FAMILY, MICRO, v, i, m, cache=c))
-
+    expected = np.asarray(whole(ids))
     slots = np.arange(5)[None, :] - (5 - prompt_lengths[:, None] if side == "left" else 0)
     mask = (slots >= 0) & (slots < prompt_lengths[:, None])
     prompt = np.where(mask, np.take_along_axis(np.asarray(ids), np.maximum(slots, 0), axis=1), 7)
     cache = make_cache(MICRO.cache_shape, 3, 9, jnp.float32)
-    logits, cache = step(variables, jnp.asarray(prompt), jnp.asarray(mask), cache)
+    logits, cache = step(jnp.asarray(prompt), jnp.asarray(mask), cache)
     for row, own in enumerate(mask):
         np.testing.assert_allclose(logits[row][own], expected[row, : own.sum()], atol=1e-4)
     for t in range(4):
         following = jnp.take_along_axis(ids, jnp.asarray(prompt_lengths + t)[:, None], axis=1)
-        logits, cache = step(variables, following, jnp.ones((3, 1), bool), cache)
+        logits, cache = step(following, jnp.ones((3, 1), bool), cache)
         for row, start in enumerate(prompt_lengths):
             np.testing.assert_allclose(logits[row, 0], expected[row, start + t], atol=1e-4)
 
 
-def test_the_text_vector_is_the_state_of_the_last_real_token(variables, ids):
+def test_the_text_vector_is_the_state_of_the_last_real_token(variables, ids, states):
     mask = jnp.asarray(np.arange(LENGTH)[None, :] < np.array([[9], [5], [2]]))
-    states = family.apply(FAMILY, MICRO, variables, ids, mask, output="states")
-    last = family.apply(FAMILY, MICRO, variables, ids, mask, output="last")
-    np.testing.assert_array_equal(last, np.asarray(states)[np.arange(3), [8, 4, 1]])
+    last = jax.jit(lambda v, i, m: family.apply(FAMILY, MICRO, v, i, m, output="last"))(variables, ids, mask)
+    np.testing.assert_allclose(last, np.asarray(states(ids, mask))[np.arange(3), [8, 4, 1]], atol=1e-6)
 
 
-def test_compat_counts_ids_as_ms_clap_does(variables, ids):
+def test_compat_counts_ids_as_ms_clap_does(variables, ids, states):
     """Padding is id 0, "!"; the second caption has one of its own, and its vector comes from a token too early."""
     mask = np.arange(LENGTH)[None, :] < np.array([[9], [5], [2]])
     padded = np.where(mask, ids, 0)
     padded[1, 2] = 0
     compat = dataclasses.replace(MICRO, compat=True)
-    states = family.apply(FAMILY, MICRO, variables, jnp.asarray(padded), jnp.asarray(mask), output="states")
-    last = family.apply(FAMILY, compat, variables, jnp.asarray(padded), jnp.asarray(mask), output="last")
-    np.testing.assert_array_equal(last, np.asarray(states)[np.arange(3), [8, 3, 1]])
+    inputs = jnp.asarray(padded), jnp.asarray(mask)
+    last = jax.jit(lambda v, i, m: family.apply(FAMILY, compat, v, i, m, output="last"))(variables, *inputs)
+    np.testing.assert_allclose(last, np.asarray(states(*inputs))[np.arange(3), [8, 3, 1]], atol=1e-6)
 
 
 def test_dropout_acts_in_training_alone(variables, ids):

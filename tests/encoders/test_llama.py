@@ -1,6 +1,7 @@
 """Llama and Qwen2: their sizes, their cache, and what may stand in for tokens."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -63,13 +64,14 @@ def ids() -> jax.Array:
     return jnp.asarray(np.random.default_rng(1).integers(0, MICRO.vocab_size, MASK.shape), jnp.int32)
 
 
-@pytest.fixture(scope="module")
-def full(variables, ids) -> np.ndarray:
-    """Logits of whole texts, without a cache."""
-    return np.asarray(jax.jit(lambda v, i, m: family.apply(QWEN2, MICRO, v, i, m))(variables, ids, MASK))
+@functools.cache
+def whole(dtype=jnp.float32):
+    """A pass over whole texts, without a cache."""
+    return jax.jit(lambda variables, ids, mask: family.apply(QWEN2, MICRO, variables, ids, mask, dtype=dtype))
 
 
-def read_on(dtype):
+@functools.cache
+def read_on(dtype=jnp.float32):
     """A pass over more tokens, for a prompt or a step."""
     return jax.jit(
         lambda variables, ids, mask, cache: family.apply(
@@ -78,11 +80,16 @@ def read_on(dtype):
     )
 
 
+@pytest.fixture(scope="module")
+def full(variables, ids) -> np.ndarray:
+    """Logits of whole texts."""
+    return np.asarray(whole()(variables, ids, jnp.asarray(MASK)))
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
 def test_a_prompt_and_steps_give_the_logits_of_the_whole_text(variables, ids, dtype, tolerance):
     """In bfloat16 one rounding is 0.004; measured on a CPU: no difference at all."""
-    whole = jax.jit(lambda v, i, m: family.apply(QWEN2, MICRO, v, i, m, dtype=dtype))
-    expected = np.asarray(whole(variables, ids, jnp.asarray(MASK)))
+    expected = np.asarray(whole(dtype)(variables, ids, jnp.asarray(MASK)))
     step, cache = read_on(dtype), make_cache(MICRO.cache_shape, 3, LENGTH + 2, dtype)
     logits, cache = step(variables, ids[:, :6], jnp.asarray(MASK[:, :6]), cache)
     pieces = [logits]
@@ -96,52 +103,56 @@ def test_a_prompt_and_steps_give_the_logits_of_the_whole_text(variables, ids, dt
 
 def test_a_prompt_padded_right_goes_on_after_its_last_token(variables, ids, full):
     """Rows whose prompts have 6, 3 and 1 tokens, padded behind; the next tokens lie behind the padding."""
-    step, cache = read_on(jnp.float32), make_cache(MICRO.cache_shape, 3, LENGTH, jnp.float32)
+    cache = make_cache(MICRO.cache_shape, 3, LENGTH + 2, jnp.float32)
     starts, lengths = np.array([0, 3, 5]), np.array([6, 3, 1])
     rows = np.arange(3)[:, None]
     prompt = ids[rows, np.minimum(starts[:, None] + np.arange(6), LENGTH - 1)]
-    _, cache = step(variables, prompt, jnp.asarray(np.arange(6)[None] < lengths[:, None]), cache)
+    _, cache = read_on()(variables, prompt, jnp.asarray(np.arange(6)[None] < lengths[:, None]), cache)
     for t in range(6, LENGTH):
-        logits, cache = step(variables, ids[:, t : t + 1], jnp.ones((3, 1), bool), cache)
+        logits, cache = read_on()(variables, ids[:, t : t + 1], jnp.ones((3, 1), bool), cache)
         np.testing.assert_allclose(logits[:, 0], full[:, t], atol=1e-4)
 
 
 def test_what_lies_under_padding_changes_nothing(variables, ids, full):
     other = jnp.where(MASK, ids, (ids + 7) % MICRO.vocab_size)
-    actual = jax.jit(lambda v, i: family.apply(QWEN2, MICRO, v, i, jnp.asarray(MASK)))(variables, other)
+    actual = whole()(variables, other, jnp.asarray(MASK))
     np.testing.assert_array_equal(np.asarray(actual)[MASK], full[MASK])
 
 
-def test_states_and_the_kernel_make_the_logits(variables, ids, full):
-    """What the loss over the vocabulary takes, tied or not."""
-    for config in (MICRO, dataclasses.replace(MICRO, tied_head=True)):
-        states, last, logits = jax.jit(
-            lambda v, config=config: [
-                family.apply(QWEN2, config, v, ids, jnp.asarray(MASK), output=output)
-                for output in ("states", "last", "logits")
-            ]
-        )(variables)
-        kernel, tied = head_kernel(config, variables["params"])
-        assert tied == config.tied_head
-        np.testing.assert_allclose(project(states, kernel, tied=tied), logits, atol=1e-4)
-        np.testing.assert_array_equal(last, states[:, -1])
-        assert bool(np.allclose(logits, full, atol=1e-4)) != config.tied_head
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_states_and_the_kernel_make_the_logits(variables, ids, full, is_tied):
+    """What the loss over the vocabulary takes; the last state and the next token's logits are among them."""
+    config = dataclasses.replace(MICRO, tied_head=is_tied)
+    outputs = ("states", "last", "next") if is_tied else ("states",)
+    states, *last = jax.jit(
+        lambda v: [
+            family.apply(QWEN2, config, v, ids, jnp.asarray(MASK), output=output) for output in outputs
+        ]
+    )(variables)
+    kernel, tied = head_kernel(config, variables["params"])
+    assert tied == is_tied
+    logits = project(states, kernel, tied=tied)
+    if is_tied:
+        assert np.abs(logits[MASK] - full[MASK]).max() > 0.1
+        np.testing.assert_allclose(last[0], states[:, -1], atol=1e-6)
+        np.testing.assert_allclose(last[1], logits[:, -1], atol=1e-4)
+    else:
+        np.testing.assert_allclose(logits[MASK], full[MASK], atol=1e-4)
 
 
 def test_vectors_stand_in_for_tokens(variables, ids, full):
     """The embeddings of the tokens themselves, given as vectors where the ids say something else."""
     where = jnp.asarray(np.random.default_rng(2).random(MASK.shape) < 0.5)
     embeds = variables["params"]["token_embed"]["embedding"][ids]
+    run = jax.jit(
+        lambda ids, **options: family.apply(QWEN2, MICRO, variables, ids, jnp.asarray(MASK), **options)
+    )
     hidden = jnp.where(where, 0, ids)
-
-    def run(**options) -> np.ndarray:
-        return np.asarray(family.apply(QWEN2, MICRO, variables, hidden, jnp.asarray(MASK), **options))
-
-    np.testing.assert_allclose(run(embeds=embeds, embeds_mask=where)[MASK], full[MASK], atol=1e-5)
-    np.testing.assert_allclose(run(embeds=embeds)[MASK], full[MASK], atol=1e-5)
-    assert np.abs(run()[MASK] - full[MASK]).max() > 0.1
+    assert np.abs(whole()(variables, hidden, jnp.asarray(MASK))[MASK] - full[MASK]).max() > 0.1
+    np.testing.assert_allclose(run(hidden, embeds=embeds, embeds_mask=where)[MASK], full[MASK], atol=1e-5)
+    np.testing.assert_allclose(run(ids * 0, embeds=embeds)[MASK], full[MASK], atol=1e-5)
     with pytest.raises(UserError, match="give both or neither"):
-        run(embeds_mask=where)
+        run(hidden, embeds_mask=where)
 
 
 @pytest.mark.parametrize(
