@@ -13,7 +13,14 @@ from alm_jax.evaluation.contrastive import EvaluationResult, EvaluationSet
 from alm_jax.evaluation.report import write_report
 from alm_jax.experiment import to_json
 from alm_jax.objectives.contrastive import cut_clips
-from alm_jax.ops.frontends import FrontendSpec, compute_features
+from alm_jax.ops.frontends import (
+    ClapSpec,
+    FrontendSpec,
+    FusionSpec,
+    TowerSpec,
+    WaveformSpec,
+    compute_features,
+)
 from alm_jax.training.metrics import METRICS_FILE
 from alm_jax.training.state import TrainState
 from alm_jax.training.workdir import EVALUATION
@@ -41,7 +48,7 @@ def write_run_report(
     # The clips with a spectrogram stand first.
     order = np.concatenate([np.flatnonzero(np.isin(shown, clips)), np.flatnonzero(~np.isin(shown, clips))])
     captions = [caption for group in data.captions for caption in group]
-    frontend = session.model.frontend
+    frontend = picture_frontend(session.model.frontend)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     write_report(
         workdir,
@@ -80,7 +87,7 @@ def clip_features(session: Session, data: EvaluationSet, indices: np.ndarray) ->
     for batch in data.batches():
         wanted = [row for row in range(len(batch[contract.INDEX])) if batch[contract.INDEX][row] in indices]
         if wanted:
-            clips, _ = cut_clips(
+            clips, _, _ = cut_clips(
                 session.model,
                 {
                     key: jnp.asarray(batch[key][wanted])
@@ -88,12 +95,25 @@ def clip_features(session: Session, data: EvaluationSet, indices: np.ndarray) ->
                 },
                 crop="centre",
             )
-            features = np.asarray(compute_features(clips[:, 0], session.model.frontend))
+            features = np.asarray(compute_features(clips[:, 0], picture_frontend(session.model.frontend)))
             rows |= {
                 int(batch[contract.INDEX][row]): feature
                 for row, feature in zip(wanted, features, strict=True)
             }
     return np.stack([rows[int(index)] for index in indices])
+
+
+def picture_frontend(frontend: TowerSpec) -> FrontendSpec:
+    """A front-end whose features are a log-mel that people can look at: the model's own, where it is one."""
+    if not isinstance(frontend, FusionSpec | WaveformSpec) and frontend.num_features == frontend.num_mels:
+        return frontend
+    rate_hz = frontend.sample_rate_hz
+    return ClapSpec(
+        sample_rate_hz=rate_hz,
+        hop_samples=rate_hz // 100,
+        fmax_hz=min(14000.0, rate_hz / 2),
+        clip=frontend.clip,
+    )
 
 
 def band_centres_hz(frontend: FrontendSpec) -> np.ndarray:

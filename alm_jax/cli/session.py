@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from alm_jax import batch as contract
+from alm_jax.encoders.tower import text_limits
 from alm_jax.errors import UserError
 from alm_jax.evaluation.contrastive import EvaluationResult, EvaluationSet, evaluate
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
@@ -170,14 +171,15 @@ def check_processes_agree(config: ExperimentConfig, data: Prepared) -> None:
 
 def check_vocabulary(config: ExperimentConfig, data: Prepared) -> None:
     """Raises UserError where the text tower cannot take what the tokenizer makes."""
-    text, tokenizer = config.objective.model.text, data.tokenizer
-    if tokenizer.get_vocab_size() > text.vocab_size:
+    vocab_size, max_length = text_limits(config.objective.model.text)
+    tokenizer = data.tokenizer
+    if tokenizer.get_vocab_size() > vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the text tower embeds {text.vocab_size}: "
+            f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the text tower embeds {vocab_size}: "
             "raise objective.model.text.vocab_size or lower data.tokenizer.vocab_size"
         )
-    if config.data.tokenizer.max_length > text.max_length:
+    if max_length is not None and config.data.tokenizer.max_length > max_length:
         raise UserError(
-            f"captions are cut to {config.data.tokenizer.max_length} tokens, the text tower takes {text.max_length}: "
+            f"captions are cut to {config.data.tokenizer.max_length} tokens, the text tower takes {max_length}: "
             "raise objective.model.text.max_positions or lower data.tokenizer.max_length"
         )

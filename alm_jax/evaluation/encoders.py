@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.models import two_towers
-from alm_jax.objectives.contrastive import cut_clips
-from alm_jax.ops.frontends import compute_features
+from alm_jax.objectives.contrastive import compute_inputs
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -21,11 +20,12 @@ def embed_recordings(
     With "chunks", a recording's embedding is the normalised mean of those of its chunks. ``batch`` needs the
     keys ``audio`` and ``audio_num_samples`` of the batch contract.
     """
-    clips, chunk_mask = cut_clips(config, batch, crop=config.frontend.clip.eval_crop)
+    inputs, chunk_mask = compute_inputs(config, batch, crop=config.frontend.clip.eval_crop)
     rows, chunks = chunk_mask.shape
-    features = compute_features(clips, config.frontend)
-    features = features.reshape(rows * chunks, *features.shape[2:])
-    emb, _ = two_towers.encode_audio(config, variables, features)
+    inputs = jax.tree.map(lambda x: x.reshape(rows * chunks, *x.shape[2:]), inputs)
+    emb, _ = two_towers.encode_audio(
+        config, variables, inputs.features, frame_mask=inputs.frame_mask, longer=inputs.longer
+    )
     emb = jnp.sum(emb.reshape(rows, chunks, -1) * chunk_mask[:, :, None], axis=1)
     return emb / jnp.maximum(jnp.linalg.norm(emb, axis=-1, keepdims=True), 1e-12)
 

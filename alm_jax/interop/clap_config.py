@@ -7,10 +7,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from alm_jax.encoders.audio.htsat import HtsatConfig
+from alm_jax.encoders.audio.htsat_fusion import HtsatFusionConfig
 from alm_jax.encoders.text.bert import BertConfig
 from alm_jax.errors import UserError
 from alm_jax.models.two_towers import TwoTowersConfig
-from alm_jax.ops.frontends import ClapSpec, ClipSpec, FrontendSpec, TorchlibrosaSpec
+from alm_jax.nn.feature_fusion import REDUCTION
+from alm_jax.ops.frontends import ClapSpec, ClipSpec, FrontendSpec, FusionSpec, TorchlibrosaSpec, TowerSpec
 from alm_jax.ops.frontends.clip import Pad
 
 _PAD_NAMES: dict[Pad, str] = {"repeat_pad": "repeatpad", "repeat": "repeat", "zero": "pad"}
@@ -27,9 +29,14 @@ def config_to_clap(config: TwoTowersConfig, special_ids: Mapping[str, int]) -> d
         special_ids: token ids of "bos_token" and "eos_token".
 
     Raises:
-      UserError: ClapTextModel has no counterpart of the text tower's positions or pooling.
+      UserError: ClapModel has no counterpart of a tower, or of the text tower's positions or pooling.
     """
     audio, text = config.audio, config.text
+    if not isinstance(audio, HtsatConfig) or not isinstance(text, BertConfig):
+        raise UserError(
+            f"the towers are of {type(audio).__name__} and {type(text).__name__}, and ClapModel knows only HtsatConfig "
+            "and BertConfig"
+        )
     if text.pooling != "pooler":
         raise UserError(
             f"text.pooling is {text.pooling!r}, and ClapTextModel knows only 'pooler'; "
@@ -65,7 +72,9 @@ def config_to_clap(config: TwoTowersConfig, special_ids: Mapping[str, int]) -> d
             "hidden_size": audio.width,
             "layer_norm_eps": 1e-5,
             "hidden_act": "gelu",
-            "enable_fusion": False,
+            "enable_fusion": isinstance(audio, HtsatFusionConfig),
+            "fusion_type": None,
+            "aff_block_r": REDUCTION,
             "enable_patch_layer_norm": True,
             "patch_embed_input_channels": 1,
             **joint,
@@ -98,7 +107,7 @@ def clap_to_config(clap: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> 
     not hold (SpecAugment) has ours.
 
     Raises:
-      UserError: the model uses what our towers do not have, feature fusion for one; lists it.
+      UserError: the model uses what our towers do not have; lists it.
     """
     audio = _Reader("audio_config", clap.get("audio_config", {}))
     text = _Reader("text_config", clap.get("text_config", {}))
@@ -107,7 +116,8 @@ def clap_to_config(clap: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> 
     embed_dim = audio("patch_embeds_hidden_size", 96)
     depths = tuple(audio("depths", (2, 2, 6, 2)))
     expected: list[tuple[_Reader, str, Any, Any]] = [
-        (audio, "enable_fusion", False, False),
+        (audio, "fusion_type", None, None),
+        (audio, "aff_block_r", REDUCTION, REDUCTION),
         (audio, "hidden_act", "gelu", "gelu"),
         (audio, "enable_patch_layer_norm", True, True),
         (audio, "patch_embed_input_channels", 1, 1),
@@ -126,9 +136,15 @@ def clap_to_config(clap: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> 
     ]
     if problems:
         raise UserError("this ClapModel is not one that alm_jax computes:\n  " + "\n  ".join(problems))
+    frontend, is_fused = preprocessor_to_frontend(preprocessor), audio("enable_fusion", False)
+    if isinstance(frontend, FusionSpec) != is_fused:
+        raise UserError(
+            f"audio_config.enable_fusion is {is_fused} and preprocessor_config.truncation that of a "
+            f"{type(frontend).__name__}; 'fusion' belongs to a model with feature fusion, 'rand_trunc' to one without"
+        )
     return TwoTowersConfig(
-        frontend=preprocessor_to_frontend(preprocessor),
-        audio=HtsatConfig(
+        frontend=frontend,
+        audio=(HtsatFusionConfig if is_fused else HtsatConfig)(
             spec_size=audio("spec_size", 256),
             patch_size=patch_size,
             num_mels=audio("num_mel_bins", 64),
@@ -156,10 +172,11 @@ def clap_to_config(clap: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> 
     )
 
 
-def frontend_to_preprocessor(frontend: FrontendSpec) -> dict[str, Any]:
+def frontend_to_preprocessor(frontend: TowerSpec) -> dict[str, Any]:
     """preprocessor_config.json of the `ClapFeatureExtractor` that computes what ``frontend`` computes.
 
-    A recording longer than a clip is cut at random there, at every call; cut it before, for one result.
+    A recording longer than a clip is cut at random there, at every call; cut it before, for one result. With feature
+    fusion the parts of it are drawn at random there, and of clips none of which is longer one is called longer.
 
     Raises:
       UserError: no `ClapFeatureExtractor` computes these features.
@@ -171,13 +188,18 @@ def frontend_to_preprocessor(frontend: FrontendSpec) -> dict[str, Any]:
                 problems.append(f"mel_sample_rate_hz is {frontend.mel_sample_rate_hz}")
             if frontend.int16_quantize:
                 problems.append("int16_quantize is on")
+        case FusionSpec():
+            if frontend.int16_quantize:
+                problems.append("int16_quantize is on")
         case ClapSpec():
             if frontend.mel_scale != "slaney":
                 problems.append(
                     f"mel_scale is {frontend.mel_scale!r}, its bank for models with feature fusion"
                 )
         case _:
-            problems.append(f"{type(frontend).__name__} is another family")
+            raise UserError(
+                f"ClapFeatureExtractor cannot make this front-end's features: {type(frontend).__name__} is another family"
+            )
     if not float(frontend.clip.clip_sec).is_integer():
         problems.append(f"clip.clip_sec is {frontend.clip.clip_sec:g}, and it takes whole seconds")
     if problems:
@@ -192,7 +214,7 @@ def frontend_to_preprocessor(frontend: FrontendSpec) -> dict[str, Any]:
         "fft_window_size": frontend.n_fft,
         "frequency_min": frontend.fmin_hz,
         "frequency_max": frontend.fmax_hz,
-        "truncation": "rand_trunc",
+        "truncation": "fusion" if isinstance(frontend, FusionSpec) else "rand_trunc",
         "padding": _PAD_NAMES[frontend.clip.pad],
         "padding_side": "right",
         "padding_value": 0.0,
@@ -201,23 +223,23 @@ def frontend_to_preprocessor(frontend: FrontendSpec) -> dict[str, Any]:
     }
 
 
-def preprocessor_to_frontend(preprocessor: Mapping[str, Any]) -> ClapSpec:
+def preprocessor_to_frontend(preprocessor: Mapping[str, Any]) -> ClapSpec | FusionSpec:
     """The spec of a `ClapFeatureExtractor` from its preprocessor_config.json.
 
     Raises:
-      UserError: it makes the four-channel features of a model with feature fusion, or pads unknowably.
+      UserError: it truncates or pads in a way of which nothing is known.
     """
     read = _Reader("preprocessor_config", preprocessor)
-    if read("truncation", "fusion") != "rand_trunc":
+    truncation = read("truncation", "fusion")
+    if truncation not in ("rand_trunc", "fusion"):
         raise UserError(
-            f"preprocessor_config.truncation is {read('truncation', 'fusion')!r}, expected 'rand_trunc': "
-            "models with feature fusion are not supported"
+            f"preprocessor_config.truncation is {truncation!r}, expected 'rand_trunc' or 'fusion'"
         )
     pads = {theirs: ours for ours, theirs in _PAD_NAMES.items()}
     padding = read("padding", "repeatpad")
     if padding not in pads:
         raise UserError(f"preprocessor_config.padding is {padding!r}, expected one of {sorted(pads)}")
-    return ClapSpec(
+    return (FusionSpec if truncation == "fusion" else ClapSpec)(
         sample_rate_hz=read("sampling_rate", 48000),
         n_fft=read("fft_window_size", 1024),
         hop_samples=read("hop_length", 480),

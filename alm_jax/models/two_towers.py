@@ -6,12 +6,12 @@ LAION-CLAP's, W2 relu(W1 x + b1) + b2 (Wu et al. 2022, https://arxiv.org/abs/221
 Variables are ``{"params": {...}, "batch_stats": {...}}``, plain nested dicts of float32 arrays:
 
 ==========================  ==============================================================
-params/audio                the HTSAT tower
-params/text                 the BERT tower
+params/audio                the audio tower, as its family names its parameters
+params/text                 the text tower, likewise
 params/audio_projection     ``hidden`` and ``out``, each ``kernel`` and ``bias``
 params/text_projection      the same
 params/log_logit_scale      scalar, starts at ln(1 / 0.07)
-batch_stats/audio           running mean and variance of each mel bin
+batch_stats/audio           running statistics of the audio tower's BatchNorm, empty where it has none
 ==========================  ==============================================================
 """
 
@@ -25,13 +25,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.encoders.audio.htsat import Htsat, HtsatConfig
-from alm_jax.encoders.text.bert import Bert, BertConfig
+from alm_jax.encoders import tower
 from alm_jax.errors import UserError
 from alm_jax.losses.contrastive.temperature import LOG_SCALE_INIT
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import Moments, feature_moments
-from alm_jax.ops.frontends import FrontendSpec
+from alm_jax.ops.frontends import FusionSpec, TowerSpec, feature_shape
 from alm_jax.types import PyTree
 
 __all__ = [
@@ -53,29 +52,33 @@ Variables: TypeAlias = dict[str, Any]
 class TwoTowersConfig:
     """An audio tower, a text tower, the front-end that the audio tower is fed by, and the joint space."""
 
-    frontend: FrontendSpec
-    """Waveform to log-mel; travels with the weights."""
-    audio: HtsatConfig
-    """The audio tower."""
-    text: BertConfig
-    """The text tower."""
+    frontend: TowerSpec
+    """Waveform to features; travels with the weights."""
+    audio: tower.AudioTowerConfig
+    """The audio tower: the config of any audio encoder of the zoo."""
+    text: tower.TextTowerConfig
+    """The text tower: the config of any encoder or language model of the zoo that reads token ids."""
     embed_dim: int = 512
     """Size of the joint space."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the towers' matrix products; parameters, norms, softmax and the joint space stay float32."""
     remat: Literal["none", "block"] = "none"
     """block: keep only each block's input and compute the rest again in the backward pass."""
+    padding: Literal["heard", "masked"] = "heard"
+    """What the audio tower makes of a clip's filling where the recording is shorter: heard, as most systems publish it,
+    or masked, which takes a tower whose clips may differ in length."""
 
     def __post_init__(self) -> None:
-        if self.frontend.num_features != self.audio.num_mels:
+        tower.check_features(self.audio, self.frontend.num_frames, self.frontend.num_features)
+        if isinstance(self.frontend, FusionSpec) != tower.takes(self.audio, "longer"):
             raise UserError(
-                f"the front-end makes {self.frontend.num_features} mel bins, the audio tower takes "
-                f"{self.audio.num_mels}; make frontend.num_mels and audio.num_mels equal"
+                f"{type(self.frontend).__name__} does not feed {type(self.audio).__name__}: an audio tower with "
+                "feature fusion takes a FusionSpec, and no other does"
             )
-        if self.frontend.num_frames > self.audio.num_frames:
+        if self.padding == "masked" and not tower.takes_frame_mask(self.audio):
             raise UserError(
-                f"the front-end makes {self.frontend.num_frames} frames a clip, the audio tower takes "
-                f"{self.audio.num_frames} at most; lower frontend.clip.clip_sec or raise frontend.hop_samples"
+                f"padding is 'masked', and {type(self.audio).__name__} cannot be told which frames are padding; take "
+                "another tower, or padding 'heard'"
             )
 
 
@@ -99,20 +102,25 @@ class Projection(nn.Module):
 def encode_audio(
     config: TwoTowersConfig,
     variables: Variables,
-    features: Float[Array, "B T F"],
+    features: Float[Array, "B *features"],
     *,
     train: bool = False,
     key: Array | None = None,
     mask: Bool[Array, " B"] | None = None,
+    frame_mask: Bool[Array, "B T"] | None = None,
+    longer: Bool[Array, " B"] | None = None,
     moments: Moments | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> tuple[Float[Array, "B E"], PyTree]:
-    """Embeds log-mel features.
+    """Embeds the features that the front-end makes.
 
     Args:
-        train: SpecAugment and stochastic depth are on, and FeatureNorm uses the batch's statistics.
-        key: PRNG key; needed when training with either of the two on.
+        train: the noise of the tower is on (SpecAugment, stochastic depth, dropout), FeatureNorm uses the batch's
+            statistics, and a tower that packs clips packs them.
+        key: PRNG key; needed when training with noise.
         mask: True where a row is real; the others leave the batch's statistics alone.
+        frame_mask: True where a frame is real, where ``padding`` is masked (`frame_mask`); None: all are.
+        longer: of feature fusion, True where a recording is longer than a clip; None: none is.
         moments: statistics to normalise by instead of these rows' own (`feature_moments`): those of the
             whole batch, when ``features`` is a micro-batch of it.
         axis_name: inside pmap or shard_map, the axes that the batch is split over.
@@ -120,20 +128,22 @@ def encode_audio(
     Returns:
         L2-normalised float32 embeddings, and the next ``batch_stats`` (unchanged unless training).
     """
-    model = Htsat(config.audio, jnp.dtype(config.compute_dtype), config.remat)
-    feat, updated = _apply(
-        model,
+    feat, batch_stats = tower.apply_audio_tower(
+        config.audio,
         {"params": variables["params"]["audio"], "batch_stats": variables["batch_stats"]["audio"]},
         features,
+        dtype=jnp.dtype(config.compute_dtype),
+        remat=config.remat,
         train=train,
-        mask=mask,
+        key=key,
+        row_mask=mask,
+        frame_mask=frame_mask,
+        longer=longer,
         moments=moments,
         axis_name=axis_name,
-        rngs=None if key is None else {"dropout": key},
-        mutable=["batch_stats"],
     )
     emb = _apply(_projection(config), {"params": variables["params"]["audio_projection"]}, feat)
-    return emb, {"audio": updated["batch_stats"]}
+    return emb, {"audio": batch_stats}
 
 
 def encode_text(
@@ -149,16 +159,35 @@ def encode_text(
 
     ``key`` is needed when training with dropout on.
     """
-    model = Bert(config.text, jnp.dtype(config.compute_dtype), config.remat)
-    feat = _apply(
-        model,
+    feat = tower.apply_text_tower(
+        config.text,
         {"params": variables["params"]["text"]},
         text_ids,
         text_mask,
+        dtype=jnp.dtype(config.compute_dtype),
+        remat=config.remat,
         train=train,
-        rngs=None if key is None else {"dropout": key},
+        key=key,
     )
     return _apply(_projection(config), {"params": variables["params"]["text_projection"]}, feat)
+
+
+def batch_moments(
+    config: TwoTowersConfig,
+    features: Float[Array, "B *features"],
+    mask: Bool[Array, " B"],
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Moments | None:
+    """The statistics of a whole batch that the audio tower normalises by in training; None where it does not."""
+    return feature_moments(features, mask, axis_name) if tower.takes(config.audio, "moments") else None
+
+
+def frame_mask(config: TwoTowersConfig, num_samples: Int[Array, " B"]) -> Bool[Array, "B T"] | None:
+    """Which frames of clips begin within their first ``num_samples`` samples; None where padding is heard."""
+    if config.padding == "heard":
+        return None
+    begin = jnp.arange(config.frontend.num_frames) * config.frontend.hop_samples
+    return begin[None, :] < num_samples[:, None]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -200,20 +229,18 @@ def _apply(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def _init_boxed(config: TwoTowersConfig, key: Array) -> Variables:
     """Variables whose leaves still carry their axis names."""
-    dtype = jnp.dtype(config.compute_dtype)
     keys = jax.random.split(key, 4)
-    features = jnp.zeros((1, config.audio.num_frames, config.audio.num_mels), jnp.float32)
-    ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), jnp.bool_)
-    audio = Htsat(config.audio, dtype).init(keys[0], features)
-    text = Bert(config.text, dtype).init(keys[1], ids, mask)
+    features = jnp.zeros((1, *feature_shape(config.frontend)), jnp.float32)
+    audio, audio_width = tower.init_audio_tower(config.audio, keys[0], features)
+    text, text_width = tower.init_text_tower(config.text, keys[1])
     projection = _projection(config)
     return {
         "params": {
             "audio": audio["params"],
             "text": text["params"],
-            "audio_projection": projection.init(keys[2], jnp.zeros((1, config.audio.width)))["params"],
-            "text_projection": projection.init(keys[3], jnp.zeros((1, config.text.width)))["params"],
+            "audio_projection": projection.init(keys[2], jnp.zeros((1, audio_width)))["params"],
+            "text_projection": projection.init(keys[3], jnp.zeros((1, text_width)))["params"],
             "log_logit_scale": jnp.asarray(LOG_SCALE_INIT, jnp.float32),
         },
-        "batch_stats": {"audio": audio["batch_stats"]},
+        "batch_stats": {"audio": audio.get("batch_stats", {})},
     }

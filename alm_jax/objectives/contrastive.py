@@ -4,11 +4,11 @@ Source: the survey's L_con (arXiv 2501.15177); CLAP (arXiv 2206.04769, 2211.0668
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
 from alm_jax.models import two_towers
@@ -21,8 +21,8 @@ from alm_jax.objectives.contrastive_losses import (
 )
 from alm_jax.objectives.objective import Inputs, Loss, Objective
 from alm_jax.ops import augment
-from alm_jax.ops.frontends import compute_features
-from alm_jax.ops.frontends.clip import fit_clips
+from alm_jax.ops.frontends import FusionSpec, WaveformSpec, compute_features, compute_fusion, compute_waveform
+from alm_jax.ops.frontends.clip import filled_length, fit_clips, trim_zeros
 from alm_jax.ops.frontends.pcm import pcm_to_float
 from alm_jax.types import Metrics, Params
 
@@ -49,30 +49,94 @@ class ContrastiveConfig:
     """The loss, and how it is computed."""
 
 
+class AudioInputs(NamedTuple):
+    """What the audio tower is given of a batch; leading axes [B], or [B C] where recordings are cut into chunks."""
+
+    features: Array
+    """As the front-end makes them (`alm_jax.ops.frontends.feature_shape`)."""
+    frame_mask: Array | None
+    """[... T], True where a frame is real; None where padding is heard."""
+    longer: Array | None
+    """[...], of feature fusion alone: True where a recording is longer than a clip."""
+
+
+def compute_inputs(
+    config: two_towers.TwoTowersConfig,
+    batch: dict[str, Any],
+    *,
+    crop: str,
+    key: Any = None,
+    augmentation: WaveformAugmentConfig | None = None,
+) -> tuple[AudioInputs, Array]:
+    """A batch's recordings as the audio tower's inputs, on the device.
+
+    ``key`` is needed where anything is random: ``crop`` "random", or an augmentation. Returns the inputs [B C ...] and
+    a mask [B C] of the C chunks of each recording, where C = 1 unless ``crop`` is "chunks"; feature fusion takes whole
+    recordings and has C = 1.
+    """
+    spec = config.frontend
+    key_fusion = None if key is None else jax.random.fold_in(key, 3)
+    if isinstance(spec, FusionSpec):
+        waveform, num_samples = read_recordings(config, batch)
+        if augmentation is not None:
+            waveform = augment_waveform(waveform, key, augmentation, num_samples)
+        maps, longer = compute_fusion(waveform, num_samples, spec, key_fusion)
+        return AudioInputs(maps[:, None], None, longer[:, None]), num_samples[:, None] > 0
+    clips, chunk_mask, num_real = cut_clips(config, batch, crop=crop, key=key)
+    rows, chunks, samples = clips.shape
+    clips = clips.reshape(rows * chunks, samples)
+    num_real = jnp.repeat(num_real, chunks)
+    if augmentation is not None:
+        clips = augment_waveform(clips, key, augmentation, None if config.padding == "heard" else num_real)
+    frame_mask = two_towers.frame_mask(config, num_real)
+    features: Array = (
+        compute_waveform(clips, spec) if isinstance(spec, WaveformSpec) else compute_features(clips, spec)
+    )
+    inputs = AudioInputs(features, frame_mask, None)
+    return jax.tree.map(lambda x: x.reshape(rows, chunks, *x.shape[1:]), inputs), chunk_mask
+
+
+def read_recordings(
+    config: two_towers.TwoTowersConfig, batch: dict[str, Any]
+) -> tuple[Float[Array, "B S"], Int[Array, " B"]]:
+    """A batch's recordings as floats, and how many of their samples are real."""
+    waveform, num_samples = pcm_to_float(batch[contract.AUDIO]), batch[contract.AUDIO_NUM_SAMPLES]
+    return waveform, trim_zeros(waveform, num_samples) if config.frontend.clip.trim_zeros else num_samples
+
+
 def cut_clips(
     config: two_towers.TwoTowersConfig, batch: dict[str, Any], *, crop: str, key: Any = None
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B C W"], Bool[Array, "B C"], Int[Array, " B"]]:
     """A batch's recordings as clips of the front-end's length, on the device.
 
-    Returns waveforms [B C W] float32 and a mask [B C] of the C chunks of each recording, where C = 1
-    unless ``crop`` is "chunks". ``key`` is needed where ``crop`` is "random".
+    Returns waveforms, a mask of the C chunks of each recording (one, unless ``crop`` is "chunks"), and the samples that
+    the sound fills of a recording's clips. ``key`` is needed where ``crop`` is "random".
     """
-    return fit_clips(
-        pcm_to_float(batch[contract.AUDIO]),
-        batch[contract.AUDIO_NUM_SAMPLES],
-        clip_samples=config.frontend.clip_samples,
+    waveform, num_samples = read_recordings(config, batch)
+    clip_samples, pad = config.frontend.clip_samples, config.frontend.clip.pad
+    clips, mask = fit_clips(
+        waveform,
+        num_samples,
+        clip_samples=clip_samples,
         crop=crop,
-        pad=config.frontend.clip.pad,
-        key=key,
+        pad=pad,
+        key=None if key is None else jax.random.fold_in(key, 2),
     )
+    filled = filled_length(jnp.minimum(num_samples, clip_samples), clip_samples, pad)
+    return clips, mask, jnp.where(num_samples > 0, filled, 0)
 
 
-def augment_waveform(waveform: Array, key: Any, config: WaveformAugmentConfig) -> Array:
-    """Waveforms [B W], augmented clip by clip."""
+def augment_waveform(
+    waveform: Float[Array, "B W"],
+    key: Any,
+    config: WaveformAugmentConfig,
+    num_samples: Int[Array, " B"] | None = None,
+) -> Float[Array, "B W"]:
+    """Waveforms, augmented clip by clip; ``num_samples``: those that are rotated, None for the padding too."""
     if config.gain_db:
         waveform = augment.random_gain(waveform, jax.random.fold_in(key, 0), max_db=config.gain_db)
     if config.roll:
-        waveform = augment.roll_time(waveform, jax.random.fold_in(key, 1))
+        waveform = augment.roll_time(waveform, jax.random.fold_in(key, 1), num_samples)
     return waveform
 
 
@@ -81,25 +145,36 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
     model = config.model
 
     def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
-        crop = model.frontend.clip.train_crop if train else "centre"
-        waveform = cut_clips(model, batch, crop=crop, key=jax.random.fold_in(key, 2) if train else None)[0]
-        waveform = waveform[:, 0]
+        spec = model.frontend.clip
         if train:
-            waveform = augment_waveform(waveform, key, config.augment)
-        features = compute_features(waveform, model.frontend)
-        rows = (features, batch[contract.TEXT_IDS], batch[contract.TEXT_MASK])
+            inputs, _ = compute_inputs(
+                model, batch, crop=spec.train_crop, key=key, augmentation=config.augment
+            )
+        else:
+            inputs, _ = compute_inputs(model, batch, crop="centre")
+        inputs = jax.tree.map(lambda x: x[:, 0], inputs)
         moments = None
         if train:
-            moments = two_towers.feature_moments(features, batch[contract.MASK], axis_name=axis_name)
-        return Inputs(rows, moments)
+            moments = two_towers.batch_moments(
+                model, inputs.features, batch[contract.MASK], axis_name=axis_name
+            )
+        return Inputs((inputs, batch[contract.TEXT_IDS], batch[contract.TEXT_MASK]), moments)
 
     def encode(
         variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
     ) -> tuple[tuple[Array, Array], Params]:
-        features, text_ids, text_mask = inputs.rows
+        audio, text_ids, text_mask = inputs.rows
         key_audio, key_text = jax.random.split(key) if train else (None, None)
         audio_emb, batch_stats = two_towers.encode_audio(
-            model, variables, features, train=train, key=key_audio, moments=inputs.shared, axis_name=axis_name
+            model,
+            variables,
+            audio.features,
+            frame_mask=audio.frame_mask,
+            longer=audio.longer,
+            train=train,
+            key=key_audio,
+            moments=inputs.shared,
+            axis_name=axis_name,
         )
         text_emb = two_towers.encode_text(model, variables, text_ids, text_mask, train=train, key=key_text)
         return (audio_emb, text_emb), batch_stats

@@ -11,10 +11,21 @@ def random_gain(waveform: Float[Array, "B W"], key: Array, max_db: float) -> Flo
     return waveform * (10.0 ** (gain_db / 20.0))[:, None].astype(waveform.dtype)
 
 
-def roll_time(waveform: Float[Array, "B W"], key: Array) -> Float[Array, "B W"]:
-    """Rotates every row by a whole number of samples, uniform in [0, W)."""
-    shift = jax.random.randint(key, waveform.shape[:1], 0, waveform.shape[1])
-    return jax.vmap(jnp.roll)(waveform, shift)
+def roll_time(
+    waveform: Float[Array, "B W"], key: Array, num_samples: Int[Array, " B"] | None = None
+) -> Float[Array, "B W"]:
+    """Rotates every row by a whole number of samples, uniform in [0, W).
+
+    With ``num_samples``, only the first so many of a row are rotated; its padding stays at the end.
+    """
+    if num_samples is None:
+        shift = jax.random.randint(key, waveform.shape[:1], 0, waveform.shape[1])
+        return jax.vmap(jnp.roll)(waveform, shift)
+    length = jnp.maximum(num_samples, 1)[:, None]
+    shift = jax.random.randint(key, length.shape, 0, length)
+    position = jnp.arange(waveform.shape[1])[None, :]
+    source = jnp.where(position < length, (position - shift) % length, position)
+    return jnp.take_along_axis(waveform, source, axis=1)
 
 
 def mix_waveforms(

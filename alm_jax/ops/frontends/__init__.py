@@ -1,25 +1,27 @@
 """Front-ends, waveform in and features out on the device: one file a family, chosen by its spec's type.
 
-`log_mel` says what every spec answers. Two families make something else than one [T F] map of a clip, and
-have functions of their own: `compute_fusion` four maps of a whole recording, `compute_stft` magnitude and
-phase.
+`log_mel` says what every spec answers. Three make something else than one [T F] map of a clip, and have
+functions of their own: `compute_fusion` four maps of a whole recording, `compute_stft` magnitude and phase,
+`compute_waveform` the waveform.
 """
 
 from typing import TypeAlias
 
 from jaxtyping import Array, Float
 
+from alm_jax.errors import UserError
 from alm_jax.ops.frontends.audioldm import AudioLdmSpec, compute_audioldm
 from alm_jax.ops.frontends.ced import CedSpec, compute_ced
 from alm_jax.ops.frontends.clap import ClapSpec, compute_clap
 from alm_jax.ops.frontends.clip import ClipSpec, fit_clips
 from alm_jax.ops.frontends.ctal import CtalSpec, compute_ctal
-from alm_jax.ops.frontends.fusion import FusionSpec, compute_fusion
+from alm_jax.ops.frontends.fusion import NUM_MAPS, FusionSpec, compute_fusion
 from alm_jax.ops.frontends.kaldi import AstSpec, BeatsSpec, compute_ast, compute_beats
 from alm_jax.ops.frontends.log_mel import LogMelSpec
 from alm_jax.ops.frontends.magphase import StftSpec, compute_stft
 from alm_jax.ops.frontends.pcm import pcm_to_float
 from alm_jax.ops.frontends.torchlibrosa import TorchlibrosaSpec, compute_torchlibrosa
+from alm_jax.ops.frontends.waveform import WaveformSpec, compute_waveform
 from alm_jax.ops.frontends.whisper import WhisperSpec, compute_whisper
 
 __all__ = [
@@ -35,10 +37,14 @@ __all__ = [
     "LogMelSpec",
     "StftSpec",
     "TorchlibrosaSpec",
+    "TowerSpec",
+    "WaveformSpec",
     "WhisperSpec",
     "compute_features",
     "compute_fusion",
     "compute_stft",
+    "compute_waveform",
+    "feature_shape",
     "fit_clips",
     "pcm_to_float",
 ]
@@ -46,10 +52,24 @@ __all__ = [
 FrontendSpec: TypeAlias = (
     TorchlibrosaSpec | ClapSpec | AstSpec | BeatsSpec | CedSpec | WhisperSpec | AudioLdmSpec | CtalSpec
 )
+"""What makes one [T F] map of a clip."""
+TowerSpec: TypeAlias = FrontendSpec | FusionSpec | WaveformSpec
+"""Whatever an audio tower may be fed by."""
 
 
-def compute_features(waveform: Float[Array, "*B W"], spec: FrontendSpec) -> Float[Array, "*B T F"]:
-    """float32 features of waveforms at ``spec.sample_rate_hz``; clips of the spec's length give its T."""
+def feature_shape(spec: TowerSpec) -> tuple[int, ...]:
+    """Shape of one clip's features: [T F]; [W] of a waveform, [4 T F] of feature fusion."""
+    if isinstance(spec, WaveformSpec):
+        return (spec.num_frames,)
+    maps = (NUM_MAPS,) if isinstance(spec, FusionSpec) else ()
+    return (*maps, spec.num_frames, spec.num_features)
+
+
+def compute_features(waveform: Float[Array, "*B W"], spec: TowerSpec) -> Float[Array, "*B T F"]:
+    """float32 features of waveforms at ``spec.sample_rate_hz``; clips of the spec's length give its T.
+
+    Raises UserError for a spec that makes no [T F] map.
+    """
     match spec:
         case TorchlibrosaSpec():
             return compute_torchlibrosa(waveform, spec)
@@ -67,3 +87,7 @@ def compute_features(waveform: Float[Array, "*B W"], spec: FrontendSpec) -> Floa
             return compute_audioldm(waveform, spec)
         case CtalSpec():
             return compute_ctal(waveform, spec)
+        case _:
+            raise UserError(
+                f"{type(spec).__name__} makes no [T F] map of a clip; it has a function of its own"
+            )

@@ -32,6 +32,9 @@ class ClipSpec:
     pad: Pad = "repeat_pad"
     """Filling of a shorter recording: whole repetitions and then zeros, repetitions up to the end, or
     zeros."""
+    trim_zeros: bool = False
+    """Count samples of exactly zero at the end of a recording as padding, not as sound: many data sets fill their
+    recordings up to one length."""
 
     def __post_init__(self) -> None:
         if not self.clip_sec > 0:
@@ -59,6 +62,14 @@ def filled_length(length: Int[Array, " B"], clip_samples: int, pad: str) -> Int[
         "repeat": jnp.full_like(length, clip_samples),
         "zero": length,
     }[pad]
+
+
+def trim_zeros(waveform: Float[Array, "B S"], num_samples: Int[Array, " B"]) -> Int[Array, " B"]:
+    """Samples of each recording up to its last that is not zero; at least one of a recording that has any."""
+    index = jnp.arange(waveform.shape[1])[None, :]
+    sounds = (waveform != 0) & (index < num_samples[:, None])
+    last = jnp.max(jnp.where(sounds, index + 1, 0), axis=1).astype(num_samples.dtype)
+    return jnp.maximum(last, jnp.minimum(num_samples, 1))
 
 
 def fit_clips(

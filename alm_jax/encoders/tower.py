@@ -1,0 +1,171 @@
+"""Any encoder of the zoo as a tower: features or token ids in, one vector a clip or caption out.
+
+How a family comes to one vector is its own affair where its paper says so (AST's two tokens, BERT's pooler, a language
+model's last state); states of tokens that no paper joins are averaged over the real ones.
+"""
+
+import functools
+import inspect
+import operator
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from alm_jax.encoders.audio.audio_mae import AudioMaeConfig
+from alm_jax.encoders.family import Family
+from alm_jax.encoders.zoo import FAMILIES, family_of
+from alm_jax.errors import UserError
+from alm_jax.nn.norm import Moments
+from alm_jax.nn.pooling import masked_mean
+from alm_jax.ops.window_mask import window_mask
+from alm_jax.types import PyTree
+
+
+def is_text_family(family: Family) -> bool:
+    """Whether token ids and their mask are all that the family reads."""
+    dtypes = [given.dtype for given in family.example(family.variants["nano"])]
+    return dtypes == [jnp.int32, jnp.bool_]
+
+
+AUDIO_FAMILIES = tuple(family for family in FAMILIES.values() if family.kind == "audio encoder")
+"""The families that may stand as an audio tower."""
+TEXT_FAMILIES = tuple(family for family in FAMILIES.values() if is_text_family(family))
+"""The families that may stand as a text tower."""
+
+if TYPE_CHECKING:
+    AudioTowerConfig: TypeAlias = Any
+    TextTowerConfig: TypeAlias = Any
+else:
+    # One list of families, the zoo's: a family joins by being registered there.
+    AudioTowerConfig = functools.reduce(operator.or_, (family.config_type for family in AUDIO_FAMILIES))
+    TextTowerConfig = functools.reduce(operator.or_, (family.config_type for family in TEXT_FAMILIES))
+
+
+def build_tower(config: Any, dtype: Any = jnp.float32, remat: Literal["none", "block"] = "none") -> nn.Module:
+    """The module of ``config``'s family, its output a clip's vector where it has the choice.
+
+    Raises UserError for a config that is not of the zoo.
+    """
+    module = family_of(config).build(config, jnp.dtype(dtype), remat)
+    return module.clone(output="clip") if hasattr(module, "output") else module
+
+
+def takes(config: Any, option: str) -> bool:
+    """Whether the forward pass of ``config``'s module has the keyword argument ``option``."""
+    return option in inspect.signature(type(build_tower(config)).__call__).parameters
+
+
+def takes_frame_mask(config: Any) -> bool:
+    """Whether an audio tower can be told which frames are padding."""
+    return takes(config, "mask") and not takes(config, "moments")
+
+
+def init_audio_tower(config: Any, key: Array, features: Float[Array, "B *features"]) -> tuple[PyTree, int]:
+    """Variables in boxes that carry axis names, and D; ``features`` has the shape of a front-end's output."""
+    options: dict[str, Any] = (
+        {"longer": jnp.zeros(len(features), jnp.bool_)} if takes(config, "longer") else {}
+    )
+    output, variables = build_tower(config).init_with_output(key, features, **options)
+    return variables, output.shape[-1]
+
+
+def init_text_tower(config: Any, key: Array) -> tuple[PyTree, int]:
+    """Variables in boxes that carry axis names, and D. A language model has no head here, unless it is tied."""
+    ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), jnp.bool_)
+    output, variables = build_tower(config).init_with_output(key, ids, mask, **_text_options(config))
+    return variables, output.shape[-1]
+
+
+def apply_audio_tower(
+    config: Any,
+    variables: PyTree,
+    features: Float[Array, "B *features"],
+    *,
+    dtype: Any,
+    remat: Literal["none", "block"],
+    train: bool,
+    key: Array | None,
+    row_mask: Bool[Array, " B"] | None,
+    frame_mask: Bool[Array, "B T"] | None,
+    longer: Bool[Array, " B"] | None,
+    moments: Moments | None,
+    axis_name: str | tuple[str, ...] | None,
+) -> tuple[Float[Array, "B D"], PyTree]:
+    """One vector a clip, and the next ``batch_stats``; each family is given what it takes of the arguments.
+
+    Args:
+        row_mask: True for real rows; for statistics over the batch.
+        frame_mask: True for real frames (samples, where the features are a waveform); None: padding is heard.
+        longer: of feature fusion, True where a recording is longer than a clip.
+        moments: of the whole batch, for families that normalise by them.
+    """
+    options: dict[str, Any] = {"train": train, "longer": longer, "moments": moments, "axis_name": axis_name}
+    options["mask"] = row_mask if takes(config, "moments") else _to_tokens(config, frame_mask)
+    module = build_tower(config, dtype, remat)
+    known = inspect.signature(type(module).__call__).parameters
+    output, updated = module.apply(
+        variables,
+        features,
+        **{name: value for name, value in options.items() if name in known},
+        rngs=None if key is None else {"dropout": key},
+        mutable=["batch_stats"],
+    )
+    if output.ndim == 3:
+        output = masked_mean(output, jnp.ones(output.shape[:2], jnp.bool_))
+    return output, updated.get("batch_stats", {})
+
+
+def apply_text_tower(
+    config: Any,
+    variables: PyTree,
+    ids: Int[Array, "B L"],
+    mask: Bool[Array, "B L"],
+    *,
+    dtype: Any,
+    remat: Literal["none", "block"],
+    train: bool,
+    key: Array | None,
+) -> Float[Array, "B D"]:
+    """One vector a caption: the encoder's own, the mean of its states, or a language model's last one."""
+    module = build_tower(config, dtype, remat)
+    options = _text_options(config) | ({"train": train} if takes(config, "train") else {})
+    rngs = None if key is None else {"dropout": key}
+    output: Any = module.apply(variables, ids, mask, **options, rngs=rngs)
+    return masked_mean(output, mask) if output.ndim == 3 else output
+
+
+def text_limits(config: Any) -> tuple[int, int | None]:
+    """Entries of a text tower's vocabulary, and the tokens of the longest text it takes; None for any."""
+    return config.vocab_size, getattr(config, "max_length", getattr(config, "max_positions", None))
+
+
+def check_features(config: Any, num_frames: int, num_features: int) -> None:
+    """Raises UserError where a front-end's clip [T F] does not fit an audio tower's own fields.
+
+    What a family alone knows (multiples of a patch, say) it says itself when its parameters are first made.
+    """
+    num_mels = getattr(config, "num_mels", num_features)
+    if num_features != num_mels:
+        raise UserError(
+            f"the front-end makes {num_features} mel bins, the audio tower takes {num_mels}; make frontend.num_mels "
+            "and audio.num_mels equal"
+        )
+    if num_frames > getattr(config, "num_frames", num_frames):
+        raise UserError(
+            f"the front-end makes {num_frames} frames a clip, the audio tower takes {config.num_frames} at most; "
+            "lower frontend.clip.clip_sec or raise frontend.hop_samples"
+        )
+
+
+def _text_options(config: Any) -> dict[str, Any]:
+    return {"output": "last"} if family_of(config).kind == "language model" else {}
+
+
+def _to_tokens(config: Any, mask: Bool[Array, "B T"] | None) -> Bool[Array, "B tokens"] | None:
+    """A mask of frames as the family wants it: of frames, but for AudioMAE's of patches."""
+    if mask is None or not isinstance(config, AudioMaeConfig):
+        return mask
+    steps = window_mask(mask, config.patch_size, config.patch_size)
+    return jnp.repeat(steps, config.num_mels // config.patch_size, axis=1)

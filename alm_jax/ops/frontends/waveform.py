@@ -1,0 +1,54 @@
+"""No front-end at all: the waveform itself, for wav2vec 2.0, HuBERT and others that begin with convolutions."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from alm_jax.ops.frontends.clip import ClipSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WaveformSpec:
+    """The waveform as features: a frame is a sample."""
+
+    sample_rate_hz: int = 16000
+    """Sample rate of the waveform."""
+    normalise: bool = True
+    """Bring each clip to zero mean and unit variance, as transformers' ``Wav2Vec2FeatureExtractor`` does by default; of
+    the published models, wav2vec 2.0 large and HuBERT large were trained so."""
+    clip: ClipSpec
+    """Length of a clip, crop and padding."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a clip without a sample."""
+        _ = self.clip_samples
+
+    @property
+    def clip_samples(self) -> int:
+        """W of a clip."""
+        return self.clip.num_samples(self.sample_rate_hz, n_fft=1)
+
+    @property
+    def num_frames(self) -> int:
+        """T of a clip: its samples."""
+        return self.clip_samples
+
+    @property
+    def num_features(self) -> int:
+        """One: the sample's value. The features have no axis for it."""
+        return 1
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples from one frame to the next."""
+        return 1
+
+
+def compute_waveform(waveform: Float[Array, "*B W"], spec: WaveformSpec) -> Float[Array, "*B W"]:
+    """The waveform in float32, with ``normalise`` (x - mean) / sqrt(variance + 1e-7) over each clip, padding too."""
+    waveform = waveform.astype(jnp.float32)
+    if not spec.normalise:
+        return waveform
+    centred = waveform - jnp.mean(waveform, axis=-1, keepdims=True)
+    return centred / jnp.sqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-7)
