@@ -14,6 +14,13 @@ index              int32    [B]     position of the example in its split, -1 in 
 label              int32    [B]     class of the example, -1 where it has none
 =================  =======  ======  =============================================================
 
+and, where ``data.num_negatives`` is K > 0, both or neither:
+
+=================  =======  =======  ============================================================
+negative_ids       int32    [B K L]  token ids of captions that are wrong for the recording
+negative_mask      bool     [B K L]  as ``text_mask``; no token at all where a recording has fewer than K
+=================  =======  =======  ============================================================
+
 All shapes are static for a run, so one compilation serves every step; but L is one of a few lengths where
 `data.tokenizer.length_buckets` names them, and each is compiled once.
 """
@@ -32,6 +39,8 @@ TEXT_MASK = "text_mask"
 MASK = "mask"
 INDEX = "index"
 LABEL = "label"
+NEGATIVE_IDS = "negative_ids"
+NEGATIVE_MASK = "negative_mask"
 
 BATCH_AXES = ("data", "fsdp")
 """The axes of the device mesh over which the rows of a batch are cut, where a mesh has them."""
@@ -45,15 +54,25 @@ SPEC: Mapping[str, tuple[str, str]] = {
     INDEX: ("int32", "B"),
     LABEL: ("int32", "B"),
 }
+NEGATIVES_SPEC: Mapping[str, tuple[str, str]] = {
+    NEGATIVE_IDS: ("int32", "B K L"),
+    NEGATIVE_MASK: ("bool", "B K L"),
+}
+
+
+def spec_of(num_negatives: int) -> Mapping[str, tuple[str, str]]:
+    """Dtype and dimensions of every key of a batch with ``num_negatives`` negative captions a row, in order."""
+    return {**SPEC, **NEGATIVES_SPEC} if num_negatives else SPEC
 
 
 def validate(batch: Mapping[str, Any]) -> None:
     """Raises DataError unless ``batch`` has exactly the contract's keys, dtypes and consistent shapes."""
-    if set(batch) != set(SPEC):
-        missing, extra = sorted(set(SPEC) - set(batch)), sorted(set(batch) - set(SPEC))
+    spec = spec_of(sum(key in batch for key in NEGATIVES_SPEC))
+    if set(batch) != set(spec):
+        missing, extra = sorted(set(spec) - set(batch)), sorted(set(batch) - set(spec))
         raise DataError(f"a batch has missing keys {missing} and unknown keys {extra}; see alm_jax/batch.py")
     sizes: dict[str, int] = {}
-    for key, (dtype, dims) in SPEC.items():
+    for key, (dtype, dims) in spec.items():
         array = batch[key]
         if np.dtype(array.dtype) != np.dtype(dtype):
             raise DataError(f"batch[{key!r}] has dtype {array.dtype}, the contract says {dtype}")

@@ -110,6 +110,9 @@ class DataConfig:
     """The data set."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """How captions become token ids."""
+    num_negatives: int = 0
+    """Captions that are wrong, and nearly right, given with every pair, K of the batch contract; the data set must
+    have such. A loss with hard negatives needs them."""
     source_sec: float = 10.0
     """Seconds of a recording that reach the device; shorter ones are zero-padded (``audio_num_samples``
     says where), longer ones are cut: at random in training, from the centre in evaluation."""
@@ -125,6 +128,7 @@ class DataConfig:
     """Batches that are read at the same time."""
 
     def __post_init__(self) -> None:
+        _require(self.num_negatives >= 0, "num_negatives", self.num_negatives, "zero or more")
         _require(self.source_sec > 0, "source_sec", self.source_sec, "above zero")
         _require(0 <= self.max_bad_fraction < 1, "max_bad_fraction", self.max_bad_fraction, "in [0, 1)")
         _require(self.num_reads >= 1, "num_reads", self.num_reads, "at least 1")

@@ -16,11 +16,11 @@ import contextlib
 import dataclasses
 import functools
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from alm_jax import batch as contract
 from alm_jax.errors import AlmError, UserError
@@ -48,8 +48,9 @@ def train_batches(
     """This process's rows of the global batches from ``start_step`` on, without end.
 
     Each epoch is a permutation of the split; batches run across its end. An example with several
-    captions shows one a time, and a recording longer than ``source_sec`` one window, both drawn anew in
-    every epoch. With ``tokenizer.length_buckets``, L is the first of them that holds every caption of the
+    captions shows one a time, ``data.num_negatives`` of its negative captions, and a recording longer than
+    ``source_sec`` one window, all drawn anew in every epoch. With ``tokenizer.length_buckets``, L is the
+    first of them that holds every text of the
     global batch; a process then tokenizes the captions of the others' rows too, and needs no word from them.
 
     Args:
@@ -80,7 +81,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """This process's rows of the split in order, once; rows that fill up the last batch are masked.
 
-    The text of a row is its first caption (``Split.captions`` has them all), its window the centre.
+    The text of a row is its first caption (``Split.captions`` has them all), its window the centre, its
+    negative captions the first.
     Every process gets the same number of batches. Raises UserError as ``train_batches`` does.
     """
     source = prepared.split(split)
@@ -140,36 +142,58 @@ class _Reader:
             window = pcm[start : start + size]
             audio[row, : len(window)] = window
             num_samples[row] = len(window)
-        text_mask &= mask[:, None]
-        return {
+        batch = {
             contract.AUDIO: audio,
             contract.AUDIO_NUM_SAMPLES: num_samples,
-            contract.TEXT_IDS: text_ids,
-            contract.TEXT_MASK: text_mask,
+            contract.TEXT_IDS: text_ids[:, 0],
+            contract.TEXT_MASK: text_mask[:, 0],
             contract.MASK: mask,
             contract.INDEX: indices.astype(np.int32),
             contract.LABEL: np.where(mask, self.split.labels[indices], -1).astype(np.int32),
         }
+        if self.prepared.config.num_negatives:
+            batch |= {contract.NEGATIVE_IDS: text_ids[:, 1:], contract.NEGATIVE_MASK: text_mask[:, 1:]}
+        return batch
 
     def _read_text(
         self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask of this process's rows, as long as the whole batch needs."""
+    ) -> tuple[Int[np.ndarray, "b K1 L"], Bool[np.ndarray, "b K1 L"]]:
+        """Ids and mask of the texts of this process's rows, as long as the whole batch needs: K1 = 1 + K.
+
+        A row's caption comes first, its negative captions after it; a text that is not there has no token.
+        """
         config = self.prepared.config.tokenizer
         own = slice(self.rows.start, self.rows.stop)
         # Evaluation stacks its batches, so there they stay of one length.
         bucketed = bool(config.length_buckets) and self.seed is not None
         looked_at = slice(None) if bucketed else own
-        captions = [
-            "" if index == _PADDING else self.split.all_captions[index][self._draw(index, epoch, 0)[0]]
+        per_row = 1 + self.prepared.config.num_negatives
+        texts = [
+            text
             for index, epoch in zip(indices[looked_at].tolist(), epochs[looked_at].tolist(), strict=True)
+            for text in self._draw_texts(index, epoch)
         ]
-        text_ids, text_mask = encode(self.prepared.tokenizer, captions, config.max_length)
+        ids, mask = encode(self.prepared.tokenizer, [text or "" for text in texts], config.max_length)
+        mask &= np.array([text is not None for text in texts])[:, None]
+        text_ids, text_mask = (x.reshape(-1, per_row, config.max_length) for x in (ids, mask))
         if not bucketed:
             return text_ids, text_mask
-        longest = int(text_mask.sum(axis=1).max())
+        longest = int(text_mask.sum(axis=-1).max())
         length = next(bucket for bucket in (*config.length_buckets, config.max_length) if bucket >= longest)
-        return text_ids[own, :length], text_mask[own, :length]
+        return text_ids[own, :, :length], text_mask[own, :, :length]
+
+    def _draw_texts(self, index: int, epoch: int) -> list[str | None]:
+        """A caption of an example and K negative ones, None where there are not as many."""
+        most = self.prepared.config.num_negatives
+        if index == _PADDING:
+            return [None] * (1 + most)
+        caption = self.split.all_captions[index][self._draw(index, epoch, 0)[0]]
+        negatives = self.split.all_negatives[index]
+        if self.seed is not None:
+            # A stream of its own: captions and windows stay what they are without negatives.
+            rng = example_rng(self.seed, epoch, index).spawn(1)[0]
+            negatives = tuple(negatives[i] for i in rng.permutation(len(negatives)))
+        return [caption, *negatives[:most], *[None] * (most - len(negatives))]
 
     def _draw(self, index: int, epoch: int, length: int) -> tuple[int, int]:
         """Which caption, and where the window starts, for an example of ``length`` samples."""
@@ -185,7 +209,8 @@ def _iterate(indices: Any, reader: _Reader) -> Iterator[Batch]:
     """Batches of a data set of (indices, epochs), read in parallel and handed on in order."""
     tf = load_tensorflow()
     num_reads = reader.prepared.config.num_reads
-    dtypes = [tf.as_dtype(dtype) for dtype, _ in contract.SPEC.values()]
+    spec = contract.spec_of(reader.prepared.config.num_negatives)
+    dtypes = [tf.as_dtype(dtype) for dtype, _ in spec.values()]
 
     def read(rows: Any, epochs: Any) -> tuple[Any, ...]:
         return tuple(tf.numpy_function(reader, [rows, epochs], dtypes))
@@ -195,7 +220,7 @@ def _iterate(indices: Any, reader: _Reader) -> Iterator[Batch]:
     options.autotune.enabled = False
     options.threading.private_threadpool_size = num_reads
     dataset = indices.map(read, num_parallel_calls=num_reads).prefetch(_PREFETCHED_BATCHES)
-    batches = _hand_on(dataset.with_options(options), reader)
+    batches = _hand_on(dataset.with_options(options), reader, list(spec))
     _close_at_exit().add(batches)
     return batches
 
@@ -218,11 +243,11 @@ def _close_at_exit() -> weakref.WeakSet[Generator[Batch, None, None]]:
     return open_batches
 
 
-def _hand_on(dataset: Any, reader: _Reader) -> Generator[Batch, None, None]:
+def _hand_on(dataset: Any, reader: _Reader, keys: Sequence[str]) -> Generator[Batch, None, None]:
     op_error = load_tensorflow().errors.OpError  # looked up now: at exit the module may be gone before this
     try:
         for values in dataset.as_numpy_iterator():
-            batch = dict(zip(contract.SPEC, values, strict=True))
+            batch = dict(zip(keys, values, strict=True))
             contract.validate(batch)
             yield batch
     except op_error:

@@ -4,7 +4,7 @@ Layout, below ``cache_dir``::
 
     esc50/esc10-class-48000hz-0a1b2c3d4e5f/     settings and state of the source, in the name
         rejects.jsonl                           what was left out: {"path", "reason"}, a line each
-        1.0.0/                                  a TFDS data set; appears when it is complete
+        1.1.0/                                  a TFDS data set; appears when it is complete
             examples.jsonl                      what is in the records but the audio
 
 The digest in the name covers every setting that decides the content and the state of the source (the
@@ -145,6 +145,11 @@ def _open(config: DataConfig, sample_rate_hz: int, folder: Path) -> Prepared:
         )
     join_splits(splits, config.eval_split)  # the wrong name of a split is found before anything is trained
     train = join_splits(splits, config.train_split)
+    if config.num_negatives and not any(train.all_negatives):
+        raise UserError(
+            f"data.num_negatives is {config.num_negatives}, and no example of split {config.train_split!r} has a "
+            "negative caption; set it to 0, or take a data set that has them, such as SyntheticCaptionsConfig"
+        )
     captions = [caption for captions in train.all_captions for caption in captions]
     return Prepared(
         config=config,

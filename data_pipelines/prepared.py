@@ -34,6 +34,8 @@ class Split:
     labels: Int[np.ndarray, " N"]
     num_samples: Int[np.ndarray, " N"]
     all_captions: tuple[tuple[str, ...], ...]
+    all_negatives: tuple[tuple[str, ...], ...]
+    """Captions of each that are wrong, and nearly right; empty where the data set has none."""
     licences: tuple[str, ...]
     source_sha256: tuple[str, ...]
     """Of the file that each example was made from; '' where there is none."""
@@ -56,11 +58,15 @@ class Split:
         ordered = sorted(counts, key=lambda licence: (-counts[licence], licence))
         return ", ".join(f"{licence or 'unknown'} ({counts[licence]})" for licence in ordered)
 
-    def describe(self) -> Iterator[list[Any]]:
-        """What identifies each example: all but its samples, whose last bit depends on the decoder."""
+    def describe(self, *, negatives: bool) -> Iterator[list[Any]]:
+        """What identifies each example: all but its samples, whose last bit depends on the decoder.
+
+        ``negatives``: whether its wrong captions are part of that, which they are where they are read.
+        """
         for i, captions in enumerate(self.all_captions):
             numbers = [int(self.num_samples[i]), int(self.labels[i])]
-            yield [self.ids[i], *numbers, captions, self.source_sha256[i]]
+            wrong = [self.all_negatives[i]] if negatives else []
+            yield [self.ids[i], *numbers, captions, self.source_sha256[i], *wrong]
 
     def read_pcm(self, indices: Sequence[int]) -> list[Int[np.ndarray, " S"]]:
         """int16 PCM of the examples; DataError where a record is damaged."""
@@ -115,13 +121,14 @@ class Prepared:
     def fingerprint(self) -> str:
         """SHA-256 of what a run reads: examples of both splits in order, classes, settings, tokenizer."""
         digest = hashlib.sha256()
+        negatives = self.config.num_negatives > 0
         for line in itertools.chain(
             [[self.config.source_sec, self.sample_rate_hz, self.config.tokenizer.max_length]],
             [self.class_names, self.tokenizer.to_str()],
             [self.config.train_split],
-            self.split(self.config.train_split).describe(),
+            self.split(self.config.train_split).describe(negatives=negatives),
             [self.config.eval_split],
-            self.split(self.config.eval_split).describe(),
+            self.split(self.config.eval_split).describe(negatives=negatives),
         ):
             digest.update(json.dumps(line).encode() + b"\n")
         return digest.hexdigest()
@@ -136,7 +143,7 @@ def join_splits(splits: Mapping[str, Split], name: str) -> Split:
     if len(set(names)) != len(names):
         raise UserError(f"split {name!r} names a part twice")
     parts = [splits[part] for part in names]
-    tuples = ("ids", "all_captions", "licences", "source_sha256")
+    tuples = ("ids", "all_captions", "all_negatives", "licences", "source_sha256")
     return Split(
         name="+".join(names),
         folder=parts[0].folder,
@@ -155,6 +162,7 @@ def write_index(builder: tfds.core.DatasetBuilder, path: Path) -> None:
                     "split": split,
                     "id": record["id"].decode(),
                     "captions": [caption.decode() for caption in record["captions"]],
+                    "negatives": [caption.decode() for caption in record["negatives"]],
                     "label": int(record["label"]),
                     "num_samples": len(record["audio"]),
                     "licence": record["licence"].decode(),
@@ -178,6 +186,7 @@ def read_index(folder: Path) -> dict[str, Split]:
             labels=np.array([row["label"] for row in examples], np.int32),
             num_samples=np.array([row["num_samples"] for row in examples], np.int64),
             all_captions=tuple(tuple(row["captions"]) for row in examples),
+            all_negatives=tuple(tuple(row["negatives"]) for row in examples),
             licences=tuple(row["licence"] for row in examples),
             source_sha256=tuple(row["source_sha256"] for row in examples),
         )

@@ -70,6 +70,27 @@ def all_compositions() -> list[Composition]:
     return alone + then + together
 
 
+def similar_compositions(composition: Composition) -> list[Composition]:
+    """Compositions that differ from it in one thing, in a fixed order: captions of theirs are wrong, and nearly right.
+
+    The order of two events, how they relate, or kind, register or level of one: the negatives of CompA (Ghosh et
+    al. 2023, arXiv 2310.08753, section 3).
+    """
+    relation, events = composition.relation, composition.events
+    found = []
+    if relation == "then":
+        found += [Composition("then", events[::-1]), Composition("while", events)]
+    elif relation == "while":
+        found += [Composition("then", events), Composition("then", events[::-1])]
+    for place, event in enumerate(events):
+        for field, values in (("kind", KINDS), ("register", REGISTERS), ("level", LEVELS)):
+            for value in values:
+                other = dataclasses.replace(event, **{field: value})
+                if other not in events:
+                    found.append(Composition(relation, (*events[:place], other, *events[place + 1 :])))
+    return found
+
+
 def render(
     composition: Composition, rng: np.random.Generator, *, clip_sec: float, sample_rate_hz: int
 ) -> Float[np.ndarray, " W"]:

@@ -50,6 +50,8 @@ class Example:
 
     pcm: Int[np.ndarray, " S"]
     captions: Sequence[str]
+    negatives: Sequence[str] = ()
+    """Captions that are nearly right and wrong, where the data set has such."""
     label: int = -1
     licence: str = ""
     source_sha256: str = ""
@@ -67,13 +69,13 @@ class CaptionedAudioConfig(tfds.core.BuilderConfig):
 
 
 class CaptionedAudioBuilder(tfds.core.GeneratorBasedBuilder, abc.ABC):
-    """Splits of ``{id, audio (int16 PCM, mono), captions, label, licence, source_sha256}``.
+    """Splits of ``{id, audio (int16 PCM, mono), captions, negatives, label, licence, source_sha256}``.
 
     After ``download_and_prepare``: ``rejects`` lists what was left out and why, ``counts`` what was
     changed on the way, and ``info.metadata`` has the class names and the sampling rate.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     url_infos = None  # nothing is downloaded: TFDS need not look for checksums beside this file
 
     def __init__(self, **kwargs: Any) -> None:
@@ -134,6 +136,7 @@ class CaptionedAudioBuilder(tfds.core.GeneratorBasedBuilder, abc.ABC):
                     doc="mono PCM; value / 32768 is the waveform",
                 ),
                 "captions": tfds.features.Sequence(tfds.features.Text()),
+                "negatives": tfds.features.Sequence(tfds.features.Text(), doc="captions that are wrong"),
                 "label": tfds.features.Scalar(np.int32, doc="index into class_names, -1 where there is none"),
                 "licence": tfds.features.Text(),
                 "source_sha256": tfds.features.Text(doc="of the file it was made from, or empty"),
@@ -164,7 +167,7 @@ class CaptionedAudioBuilder(tfds.core.GeneratorBasedBuilder, abc.ABC):
                     continue
                 num_good += 1
                 self.counts.update(outcome.notes)
-                fields = ("captions", "label", "licence", "source_sha256")
+                fields = ("captions", "negatives", "label", "licence", "source_sha256")
                 record = {name: getattr(outcome, name) for name in fields}
                 yield planned.id, record | {"id": planned.id, "audio": outcome.pcm}
         if not num_good:
@@ -178,8 +181,12 @@ class CaptionedAudioBuilder(tfds.core.GeneratorBasedBuilder, abc.ABC):
                 raise DataError("empty caption")
             if not example.pcm.size:
                 raise DataError("empty: no samples")
+            # One that says the same as a right caption would teach the opposite.
+            negatives = [
+                text for text in map(normalise_caption, example.negatives) if text and text not in captions
+            ]
             notes = [*example.notes, *["empty captions dropped"] * (len(example.captions) - len(captions))]
-            return dataclasses.replace(example, captions=captions, notes=notes)
+            return dataclasses.replace(example, captions=captions, negatives=negatives, notes=notes)
         except DataError as error:
             return error
 

@@ -10,7 +10,8 @@ from data_pipelines.config import SyntheticCaptionsConfig
 from data_pipelines.datasets.captioned_audio import CaptionedAudioBuilder, Example, Planned
 from data_pipelines.decode import float_to_pcm
 
-_SPLITS = ("train", "validation", "test")
+NEGATIVES_PER_CLIP = 4
+"""Captions of similar compositions that are kept with every clip."""
 
 
 def split_compositions(config: SyntheticCaptionsConfig) -> dict[str, list[synthesis.Composition]]:
@@ -84,4 +85,11 @@ class SyntheticCaptions(CaptionedAudioBuilder):
         waveform = synthesis.render(
             composition, rng, clip_sec=config.clip_sec, sample_rate_hz=self.sample_rate_hz
         )
-        return Example(pcm=float_to_pcm(waveform), captions=captions, licence="CC0-1.0")
+        similar = synthesis.similar_compositions(composition)
+        drawn = [similar[i] for i in rng.choice(len(similar), NEGATIVES_PER_CLIP, replace=False)]
+        return Example(
+            pcm=float_to_pcm(waveform),
+            captions=captions,
+            negatives=[synthesis.describe(other, rng, 1)[0] for other in drawn],
+            licence="CC0-1.0",
+        )

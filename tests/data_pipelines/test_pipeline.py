@@ -83,6 +83,58 @@ def test_the_rows_of_all_processes_are_the_global_batch(synthetic, process_count
         assert_equal(joined, whole)
 
 
+def with_negatives(prepared: Prepared, num_negatives: int, **tokenizer) -> Prepared:
+    tokenizer_config = dataclasses.replace(prepared.config.tokenizer, **tokenizer)
+    config = dataclasses.replace(prepared.config, num_negatives=num_negatives, tokenizer=tokenizer_config)
+    return dataclasses.replace(prepared, config=config)
+
+
+@pytest.mark.parametrize("num_negatives", [2, 6])
+def test_negative_captions_are_an_example_s_own_and_change_nothing_else(synthetic, num_negatives):
+    """A clip has four: of six asked for, two are empty."""
+    split = synthetic.split("train")
+    other = with_negatives(synthetic, num_negatives)
+    plain = take(train_batches(synthetic, "train", batch_size=8, seed=3), 4)
+    batches = take(train_batches(other, "train", batch_size=8, seed=3), 4)
+    assert_equal(plain, batches)
+    for batch in batches:
+        contract.validate(batch)
+        ids, mask = batch["negative_ids"], batch["negative_mask"]
+        assert ids.shape == mask.shape == (8, num_negatives, 24)
+        assert (mask.any(-1).sum(1) == min(num_negatives, 4)).all()
+        for row, index in enumerate(batch["index"]):
+            drawn = [bytes(text) for text in ids[row][mask[row].any(-1)]]
+            own = split.all_negatives[index]
+            assert not set(own) & set(split.captions(index))
+            assert set(drawn) <= {bytes(text) for text in encode(synthetic.tokenizer, own, 24)[0]}
+            assert len(set(drawn)) == len(drawn)
+    (last,) = list(eval_batches(other, "test", batch_size=32))
+    assert last["negative_mask"][:30, 0].any(-1).all()
+    assert not last["negative_mask"][30:].any()
+
+
+def test_negatives_are_drawn_anew_in_every_epoch(synthetic):
+    other = with_negatives(synthetic, 1)
+    (one,) = take(train_batches(other, "train", batch_size=150, seed=3), 1)
+    (two,) = take(train_batches(other, "train", batch_size=150, seed=3, start_step=1), 1)
+    first, second = (
+        dict(zip(batch["index"].tolist(), map(bytes, batch["negative_ids"]), strict=True))
+        for batch in (one, two)
+    )
+    assert first.keys() == second.keys()
+    num_same = sum(first[index] == second[index] for index in first)
+    assert 10 < num_same < 75  # of 150, one in four by chance
+
+
+def test_a_bucket_holds_the_negative_captions_too(synthetic):
+    other = with_negatives(synthetic, 4, length_buckets=(12, 16, 20))
+    for batch in take(train_batches(other, "train", batch_size=2, seed=3), 20):
+        length = batch["text_ids"].shape[1]
+        assert batch["negative_ids"].shape[2] == length
+        longest = max(batch[key].sum(axis=-1).max() for key in ("text_mask", "negative_mask"))
+        assert length == min(size for size in (12, 16, 20, 24) if size >= longest)
+
+
 @pytest.fixture(scope="module")
 def bucketed(synthetic) -> Prepared:
     """The same data, padded to 16, 20 or 24 tokens."""

@@ -161,7 +161,7 @@ def test_a_build_that_fails_leaves_nothing_that_looks_complete(tmp_path, monkeyp
     prepared = prepare(tiny_config(tmp_path), 16_000)
     assert len(prepared.split("train")) == 6
     assert sorted(path.name for path in prepared.folder.parent.iterdir()) == [
-        "1.0.0",
+        "1.1.0",
         "lock",
         "rejects.jsonl",
     ]
@@ -252,3 +252,16 @@ def test_a_build_that_is_killed_is_begun_again(tmp_path):
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
     (folder,) = tmp_path.glob("*/*/1.0.0")
     assert not (folder.parent / "tmp").exists()
+
+
+def test_negative_captions_are_asked_of_a_data_set_that_has_none(make_esc, tmp_path):
+    config = tiny_config(tmp_path, dataset=Esc50Config(root=str(make_esc())), num_negatives=2)
+    config = dataclasses.replace(config, train_split="fold1", eval_split="fold2")
+    with pytest.raises(UserError, match=r"num_negatives is 2, and no example of split 'fold1'"):
+        prepare(config, 16_000)
+
+
+def test_negative_captions_are_part_of_what_a_run_reads_where_it_reads_them(tmp_path):
+    plain = prepare(tiny_config(tmp_path), 16_000)
+    config = dataclasses.replace(plain.config, num_negatives=1)
+    assert dataclasses.replace(plain, config=config).fingerprint != plain.fingerprint

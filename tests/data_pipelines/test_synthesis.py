@@ -15,6 +15,7 @@ from data_pipelines.synthesis import (
     all_compositions,
     describe,
     render,
+    similar_compositions,
 )
 
 RATE_HZ = 16_000
@@ -201,3 +202,22 @@ def test_the_same_seed_gives_the_same_clip_and_another_seed_another():
     event = Event("noise", "low", "loud")
     assert np.array_equal(make("alone", event, seed=3), make("alone", event, seed=3))
     assert not np.array_equal(make("alone", event, seed=3), make("alone", event, seed=4))
+
+
+def test_similar_compositions_differ_in_one_thing():
+    """Counted by hand: of an event 5 + 1 + 1 others, of two in order as many each and two more, less what is there."""
+    low, high = Event("tone", "low", "loud"), Event("clicks", "high", "soft")
+    assert len(similar_compositions(Composition("alone", (low,)))) == 7
+    ordered = similar_compositions(Composition("then", (low, high)))
+    assert ordered[:2] == [Composition("then", (high, low)), Composition("while", (low, high))]
+    assert len(ordered) == len(set(ordered)) == 2 + 2 * 7
+    near = Event("tone", "low", "soft")
+    # One event turned into the other would say that it is heard twice.
+    assert len(similar_compositions(Composition("then", (low, near)))) == 2 + 2 * 6
+    joint = similar_compositions(Composition("while", (low, high)))
+    assert [other.relation for other in joint[:3]] == ["then", "then", "while"]
+    for composition in all_compositions():
+        for other in similar_compositions(composition):
+            same_sound = other.relation == "while" and set(other.events) == set(composition.events)
+            assert other != composition
+            assert not (composition.relation == "while" and same_sound)
