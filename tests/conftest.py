@@ -24,6 +24,12 @@ DATA_DIR = Path(
 
 
 @pytest.fixture(scope="session")
+def data_dir() -> Path | None:
+    """Folder of real recordings, None where it is absent: for a test that can do without."""
+    return DATA_DIR if DATA_DIR.is_dir() else None
+
+
+@pytest.fixture(scope="session")
 def real_data_dir() -> Path:
     """Folder of real recordings (ESC-10, FSDD, AudioCaps captions); the test skips where it is absent."""
     if not DATA_DIR.is_dir():

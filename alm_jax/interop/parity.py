@@ -7,13 +7,16 @@ Needs PyTorch, imported where it is used.
 """
 
 import dataclasses
+import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from alm_jax.errors import UserError
 from alm_jax.interop.format import Format, arrays_to_variables
 from alm_jax.interop.safetensors_io import Arrays, read_weights
 
@@ -91,6 +94,19 @@ def measure(case: Parity, real: RealInputs, *, dtype: str) -> ParityError:
         raise ValueError(f"{case.name}: ours has shape {ours.shape}, the oracle {expected.shape}")
     absolute = float(np.max(np.abs(np.asarray(ours, np.float64) - expected)))
     return ParityError(absolute=absolute, relative=absolute / float(np.max(np.abs(expected))))
+
+
+def load_oracle(name: str) -> Any:
+    """The module ``tests/oracles/NAME.py``. Raises UserError outside a checkout, which alone has it."""
+    path = Path(__file__).parents[2] / "tests" / "oracles" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"alm_oracle_{name}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UserError(
+            f"{path}: no such file; oracles come with a checkout of the repository, not with the package"
+        )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def randomise(module: Any) -> None:

@@ -15,16 +15,19 @@ _A = -0.75
 
 
 @functools.lru_cache(maxsize=8)
-def bicubic_matrix(in_size: int, out_size: int) -> Float[np.ndarray, "out_size in_size"]:
-    """The float32 matrix that resizes ``in_size`` samples to ``out_size``, ends aligned to ends.
+def bicubic_matrix(
+    in_size: int, out_size: int, dtype: str = "float32"
+) -> Float[np.ndarray, "out_size in_size"]:
+    """The matrix, float32 or float64, that resizes ``in_size`` samples to ``out_size``, ends aligned to ends.
 
     Equal to `torch.nn.functional.interpolate(mode="bicubic", align_corners=True)` along one axis: Keys'
     cubic convolution kernel with a = -0.75, samples beyond the ends repeating the end.
     """
-    # The position of an output sample is rounded to float32 as in PyTorch: on a log-mel with steps of tens
-    # of decibels the exact position differs by up to 1e-3 dB.
-    scale = np.float32(in_size - 1) / np.float32(max(out_size - 1, 1))
-    position = scale * np.arange(out_size, dtype=np.float32)
+    # The position of an output sample is rounded as in PyTorch, to the dtype of the features: in float32, on a
+    # log-mel with steps of tens of decibels, the exact position differs by up to 1e-3 dB.
+    real = np.dtype(dtype).type
+    scale = real(in_size - 1) / real(max(out_size - 1, 1))
+    position = scale * np.arange(out_size, dtype=dtype)
     left = np.floor(position)
     t = (position - left).astype(np.float64)
 
@@ -40,21 +43,20 @@ def bicubic_matrix(in_size: int, out_size: int) -> Float[np.ndarray, "out_size i
     for offset, weight in zip((-1, 0, 1, 2), weights, strict=True):
         columns = np.clip(left.astype(np.int64) + offset, 0, in_size - 1)
         np.add.at(matrix, (rows, columns), weight)
-    matrix = matrix.astype(np.float32)
+    matrix = matrix.astype(dtype)
     matrix.setflags(write=False)  # the cache hands the same array to every caller
     return matrix
 
 
 def resize_time(features: Float[Array, "*B T F"], num_frames: int) -> Float[Array, "*B num_frames F"]:
-    """Resizes the time axis of ``features`` to ``num_frames``, bicubic with aligned ends, in float32.
+    """Resizes the time axis of ``features`` to ``num_frames``, bicubic with aligned ends, in float32 or wider.
 
     As a matrix product it costs 2 T num_frames F operations a clip, under a percent of the smallest
     published tower, and is as fast backward as forward.
     """
     if features.shape[-2] == num_frames:
         return features
-    matrix = jnp.asarray(bicubic_matrix(features.shape[-2], num_frames))
-    resized = jnp.einsum(
-        "nt,...tf->...nf", matrix, features.astype(jnp.float32), precision=lax.Precision.HIGHEST
-    )
+    dtype = jnp.promote_types(features.dtype, jnp.float32)
+    matrix = jnp.asarray(bicubic_matrix(features.shape[-2], num_frames, str(dtype)))
+    resized = jnp.einsum("nt,...tf->...nf", matrix, features.astype(dtype), precision=lax.Precision.HIGHEST)
     return resized.astype(features.dtype)
