@@ -103,9 +103,12 @@ def _format(name: str, architecture: str) -> Format:
 
 BERT = _format("bert", "BertModel")
 ROBERTA = _format("roberta", "RobertaModel")
+FORMATS = (BERT, ROBERTA)
 
 
-def _parity(layout: Format, config: BertConfig) -> Parity:
+def bert_parity(layout: Format, config: BertConfig) -> Parity:
+    """A model of ours beside transformers', the texts' vectors by ``config.pooling``."""
+
     def build(config: BertConfig) -> Any:
         import transformers
 
@@ -118,6 +121,13 @@ def _parity(layout: Format, config: BertConfig) -> Parity:
         ids, mask = real.token_ids(config.vocab_size, 48)
         return {"ids": np.where(mask, ids, config.pad_id), "mask": mask}
 
+    def theirs(module: Any, given: dict[str, Any]) -> Any:
+        outputs = module(given["ids"], attention_mask=given["mask"].long())
+        if config.pooling == "pooler":
+            return outputs.pooler_output
+        mask = given["mask"][:, :, None]
+        return (outputs.last_hidden_state * mask).sum(1) / mask.sum(1)
+
     return Parity(
         name=f"{layout.name}, nano",
         layout=layout,
@@ -128,11 +138,11 @@ def _parity(layout: Format, config: BertConfig) -> Parity:
         ours=lambda config, variables, given, dtype: family.apply(
             FAMILY, config, variables, given["ids"], given["mask"], dtype=dtype
         ),
-        theirs=lambda module, given: module(given["ids"], attention_mask=given["mask"].long()).pooler_output,
+        theirs=theirs,
     )
 
 
 PARITY = (
-    _parity(BERT, dataclasses.replace(NANO, positions="bert", num_token_types=2, pad_id=0)),
-    _parity(ROBERTA, NANO),
+    bert_parity(BERT, dataclasses.replace(NANO, positions="bert", num_token_types=2, pad_id=0)),
+    bert_parity(ROBERTA, NANO),
 )

@@ -39,9 +39,10 @@ def clip_text_entries(config: ClipTextConfig, *, prefix: str = "") -> Iterator[E
 
 
 def projected_entries(config: ClipTextConfig) -> Iterator[Entry]:
-    """Every key of a CLIPTextModelWithProjection."""
+    """Every key of a CLIPTextModelWithProjection. Raises UserError where the config has no projection."""
+    if config.embed_dim is None:
+        raise UserError("embed_dim is None: a tower without a projection has the format clip_text_states")
     yield from clip_text_entries(config, prefix="text_model.")
-    assert config.embed_dim is not None
     path: Path = ("params", "projection")
     yield from linear("text_projection", path, config.width, config.embed_dim, use_bias=False)
 

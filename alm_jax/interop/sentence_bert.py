@@ -15,9 +15,15 @@ from typing import Any
 import numpy as np
 
 from alm_jax.encoders import family
-from alm_jax.encoders.text.bert import FAMILY, BertConfig
+from alm_jax.encoders.text.bert import FAMILY, NANO, BertConfig
 from alm_jax.errors import UserError
-from alm_jax.interop.bert import bert_entries, position_ids, read_bert_config, write_bert_config
+from alm_jax.interop.bert import (
+    bert_entries,
+    bert_parity,
+    position_ids,
+    read_bert_config,
+    write_bert_config,
+)
 from alm_jax.interop.format import Format, arrays_to_variables
 from alm_jax.interop.safetensors_io import cast_floats, read_weights
 from alm_jax.types import PyTree
@@ -41,6 +47,13 @@ SENTENCE_BERT = Format(
     read_config=_read_config,
     write_config=write_bert_config,
     ignored=(r"pooler\.dense\.(weight|bias)",),
+)
+FORMATS = (SENTENCE_BERT,)
+PARITY = (
+    bert_parity(
+        SENTENCE_BERT,
+        dataclasses.replace(NANO, positions="bert", num_token_types=2, pad_id=0, pooling="mean"),
+    ),
 )
 
 

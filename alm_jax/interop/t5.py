@@ -250,8 +250,8 @@ def _whole(config: T5Config, name: str) -> Parity:
 
 
 PARITY = (
-    _whole(NANO, "flan-t5, nano"),
     _whole(dataclasses.replace(NANO, mlp="relu", tied_head=True, num_decoder_layers=3), "t5, nano"),
+    _whole(NANO, "flan-t5, nano"),
     Parity(
         name="t5 encoder, nano",
         layout=T5_ENCODER,
