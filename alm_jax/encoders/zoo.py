@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from alm_jax.encoders.audio import ast, audio_mae, encodec, htsat, htsat_fusion, wav2vec2, whisper
+from alm_jax.encoders.audio import ast, audio_mae, cav_mae, encodec, htsat, htsat_fusion, wav2vec2, whisper
 from alm_jax.encoders.family import Family
 from alm_jax.encoders.text import bart, bert, clip_text, gpt2, llama, t5, whisper_decoder
 from alm_jax.errors import UserError
@@ -14,6 +14,7 @@ FAMILIES: dict[str, Family] = {
         htsat_fusion.FAMILY,
         audio_mae.FAMILY,
         ast.FAMILY,
+        cav_mae.FAMILY,
         whisper.FAMILY,
         wav2vec2.FAMILY,
         encodec.FAMILY,

@@ -21,6 +21,7 @@ from alm_jax.nn.dense import Dense
 from alm_jax.nn.mlp import gelu
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import declare
+from alm_jax.nn.pooling import masked_mean
 from alm_jax.nn.transformer import PostNormBlock, PreNormBlock
 from alm_jax.ops.window_mask import window_mask
 
@@ -192,11 +193,7 @@ class Wav2Vec2(nn.Module):
             x = norm(x)
         if self.output == "tokens":
             return x
-        wide = x.astype(jnp.promote_types(self.dtype, jnp.float32))
-        if state_mask is None:
-            return jnp.mean(wide, axis=1).astype(self.dtype)
-        total = jnp.sum(jnp.where(state_mask[:, :, None], wide, 0), axis=1)
-        return (total / jnp.maximum(jnp.sum(state_mask, axis=1, keepdims=True), 1)).astype(self.dtype)
+        return masked_mean(x, jnp.ones(x.shape[:2], bool) if state_mask is None else state_mask)
 
     def _convolve(
         self, waveform: Float[Array, "B W"], mask: Bool[Array, "B W"] | None

@@ -21,6 +21,7 @@ from alm_jax.nn.conv import Conv
 from alm_jax.nn.mlp import gelu
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import declare
+from alm_jax.nn.pooling import masked_mean
 from alm_jax.nn.whisper import LAYER_NORM_EPS, WhisperEncoderBlock
 from alm_jax.ops.frontends import ClipSpec, WhisperSpec
 from alm_jax.ops.window_mask import window_mask
@@ -159,21 +160,16 @@ class WhisperEncoder(nn.Module):
         x, _ = blocks(config.num_heads, config.mlp_dim, self.dtype, name="blocks")(
             x, None if mask is None else mask[:, ::2]
         )
-        # A mean loses bits in bfloat16.
-        wide = jnp.promote_types(self.dtype, jnp.float32)
         if config.pool_size > 1:
             num_tokens = x.shape[1] // config.pool_size
-            x = x[:, : num_tokens * config.pool_size].astype(wide)
+            # A mean loses bits in bfloat16.
+            x = x[:, : num_tokens * config.pool_size].astype(jnp.promote_types(self.dtype, jnp.float32))
             x = jnp.mean(x.reshape(x.shape[0], num_tokens, config.pool_size, -1), axis=2)
         x = LayerNorm(self.dtype, LAYER_NORM_EPS, name="norm")(x)
         if self.output == "tokens":
             return x
-        x = x.astype(wide)
-        if mask is None:
-            return jnp.mean(x, axis=1).astype(self.dtype)
-        is_real = compute_token_mask(config, mask)
-        total = jnp.sum(jnp.where(is_real[:, :, None], x, 0), axis=1)
-        return (total / jnp.maximum(jnp.sum(is_real, axis=1, keepdims=True), 1)).astype(self.dtype)
+        is_real = jnp.ones(x.shape[:2], bool) if mask is None else compute_token_mask(config, mask)
+        return masked_mean(x, is_real)
 
 
 FAMILY = Family(
