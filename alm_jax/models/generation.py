@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int
 
 from alm_jax.encoders.family import Family, apply
 from alm_jax.errors import UserError
-from alm_jax.nn.kv_cache import KVCache, make_cache
+from alm_jax.nn.kv_cache import make_cache
 from alm_jax.types import PyTree
 
 
@@ -29,7 +29,7 @@ class _Progress(NamedTuple):
     num_written: Int[Array, ""]
     generated: Generated
     has_ended: Bool[Array, " B"]
-    cache: KVCache
+    cache: PyTree
 
 
 def generate_greedily(
@@ -43,9 +43,10 @@ def generate_greedily(
     end_id: int | Int[Array, ""],
     pad_id: int = 0,
     dtype: DTypeLike = jnp.float32,
+    method: str = "__call__",
     **options: Any,
 ) -> Generated:
-    """The likeliest token, again and again; of a decoder alone that takes ``cache`` and ``output``. Wants `jit`.
+    """The likeliest token, again and again; of a decoder that takes ``cache`` and ``output``. Wants `jit`.
 
     Args:
         ids: prompts, padded left or right; at least one real token a row.
@@ -53,17 +54,18 @@ def generate_greedily(
         num_new_tokens: at most so many. Rows that end earlier wait for the others; no step follows the last end.
         end_id: the token that ends a row; -1 for none.
         dtype: of the matrix products, and of the cache.
-        options: of the pass over the prompt: ``embeds`` and ``embeds_mask``.
+        method: of the model, that reads: "decode" of a model with an encoder.
+        options: of the pass over the prompt: ``embeds`` and ``embeds_mask``, or the encoder's states.
 
     Raises:
         UserError: ``num_new_tokens`` is not positive.
     """
     if num_new_tokens < 1:
         raise UserError(f"num_new_tokens is {num_new_tokens}; it must be at least 1")
-    read = functools.partial(apply, family, config, variables, dtype=dtype, output="next")
+    read = functools.partial(apply, family, config, variables, dtype=dtype, method=method, output="next")
     num_rows, length = ids.shape
 
-    def write(progress: _Progress, logits: Array, cache: KVCache) -> _Progress:
+    def write(progress: _Progress, logits: Array, cache: PyTree) -> _Progress:
         at, has_ended = progress.num_written, progress.has_ended
         token = jnp.where(has_ended, pad_id, jnp.argmax(logits, axis=-1)).astype(ids.dtype)
         generated = Generated(

@@ -79,6 +79,12 @@ def test_what_it_cannot_compute_is_refused(variables):
     nine = jnp.zeros((1, 9), jnp.int32), jnp.ones((1, 9), bool)
     with pytest.raises(UserError, match="9 tokens; this BART has positions for 8"):
         family.apply(FAMILY, MICRO, variables, *nine, method="encode")
+    ten = make_cache(MICRO.cache_shape, 1, 10, jnp.float32)
+    read = {"method": "decode", "source": jnp.zeros((1, 2, 16)), "cache": ten}
+    with pytest.raises(
+        UserError, match="10 tokens; this BART has positions for 8: shorten the text or the cache"
+    ):
+        family.apply(FAMILY, MICRO, variables, nine[0][:, :1], nine[1][:, :1], **read)
     with pytest.raises(UserError, match="give states with the prompt"):
         family.apply(FAMILY, MICRO, variables, *nine, method="decode")
     with pytest.raises(UserError, match="width 16 is not a multiple of num_heads 3"):

@@ -161,13 +161,14 @@ class BartStack(nn.Module):
         train: bool = False,
     ) -> tuple[Float[Array, "B L D"], KVCache | None]:
         """States of ``x``, and the ``cache`` with these tokens; ``source`` is `CrossKeyValue`'s."""
-        config, length = self.config, x.shape[1]
+        config = self.config
+        length = x.shape[1] if cache is None else cache.mask.shape[1]
         if length > config.max_positions:
             raise UserError(
-                f"{length} tokens; this BART has positions for {config.max_positions}: shorten the text"
+                f"{length} tokens; this BART has positions for {config.max_positions}: shorten the text or the cache"
             )
         rate = config.dropout if train else 0.0
-        positions = jnp.arange(length)[None, :]
+        positions = jnp.arange(x.shape[1])[None, :]
         if source is not None:
             cache, positions, visible = look_back(cache, mask)
         rows = config.max_positions + POSITION_OFFSET
@@ -298,9 +299,9 @@ class Bart(nn.Module):
         x, text = self.decoder(
             self.token_embed(ids).astype(self.dtype), mask, source=read, cache=text, train=train
         )
-        if output == "last":
+        if output in ("last", "next"):
             x = take_rows(x, find_last(mask))
-        elif output == "logits":
+        if output in ("logits", "next"):
             x = project(x, self.token_embed.embedding, tied=True)
         return x if text is None else (x, Seq2SeqCache(text, read))
 

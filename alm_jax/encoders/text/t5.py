@@ -368,9 +368,9 @@ class T5(nn.Module):
         x, text = self.decoder(x, mask, source=read, cache=text, train=train)
         if config.tied_head:
             x = x * config.width**-0.5
-        if output == "last":
+        if output in ("last", "next"):
             x = take_rows(x, find_last(mask))
-        elif output == "logits":
+        if output in ("logits", "next"):
             x = project(x, self.token_embed.embedding, tied=True) if config.tied_head else self.head(x)
         return x if text is None else (x, Seq2SeqCache(text, read))
 
