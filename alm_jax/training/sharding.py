@@ -21,11 +21,14 @@ RULES: dict[str, str | None] = {
     "embed": "fsdp",
     # Of convolutions, what the width is of transformers.
     "channels": "fsdp",
+    "channels_in": "tensor",
     # The inner dimensions are cut Megatron's way, so that one all-reduce a layer suffices.
     "mlp": "tensor",
     "heads": "tensor",
     "vocab": "tensor",
     "joint": "tensor",
+    # An LSTM's memory cells, with their gates: a step gathers the state.
+    "state": "tensor",
 }
 """Logical axis -> mesh axis. A name that is absent is kept whole on every device."""
 

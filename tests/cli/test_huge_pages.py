@@ -10,7 +10,12 @@ import pytest
 from alm_jax.cli.main import HUGE_PAGES, TUNABLES
 
 OFFERED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-CODE = "import os; from alm_jax.cli import main as m\nm.dispatch = lambda _: print(os.environ.get(m.TUNABLES)); m.main()"
+CODE = """
+import os
+from alm_jax.cli import main as entry
+entry.dispatch = lambda _: print(os.environ.get(entry.TUNABLES))
+entry.main()
+"""
 
 
 def setting_seen_by_a_command(tunables: str | None) -> str:
