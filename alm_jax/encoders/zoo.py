@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from alm_jax.encoders.audio import ast, audio_mae, cav_mae, encodec, htsat, htsat_fusion, wav2vec2, whisper
+from alm_jax.encoders.audio import (
+    ast,
+    audio_mae,
+    cav_mae,
+    encodec,
+    htsat,
+    htsat_fusion,
+    packed_vit,
+    wav2vec2,
+    whisper,
+)
 from alm_jax.encoders.family import Family
 from alm_jax.encoders.text import bart, bert, clip_text, gpt2, llama, t5, whisper_decoder
 from alm_jax.errors import UserError
@@ -17,6 +27,7 @@ FAMILIES: dict[str, Family] = {
         cav_mae.FAMILY,
         whisper.FAMILY,
         wav2vec2.FAMILY,
+        packed_vit.FAMILY,
         encodec.FAMILY,
         bert.FAMILY,
         t5.ENCODER_FAMILY,

@@ -11,6 +11,8 @@ qkv                     the three of query, key and value
 layers                  a stack of equal layers
 vocab                   tokens of a vocabulary
 positions, token_types  rows of BERT's tables
+time_positions          steps of time and
+frequency_positions     bands that factorised positions are learned for
 relative_positions      offsets between two tokens of a Swin window
 patch                   pixels of a patch
 merged                  the four neighbours that patch merging joins
