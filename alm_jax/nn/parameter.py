@@ -13,7 +13,7 @@ vocab                   tokens of a vocabulary
 positions, token_types  rows of BERT's tables
 time_positions          steps of time and
 frequency_positions     bands that factorised positions are learned for
-relative_positions      offsets between two tokens of a Swin window
+relative_positions      offsets between two tokens of a Swin window, buckets of them in T5
 patch                   pixels of a patch
 merged                  the four neighbours that patch merging joins
 mel                     mel bins
