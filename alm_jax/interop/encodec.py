@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from alm_jax.encoders import family
@@ -13,7 +12,6 @@ from alm_jax.errors import UserError
 from alm_jax.interop.entry import Entry, Path
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
-from alm_jax.types import PyTree
 
 
 def _conv(key: str, path: Path, inputs: int, outputs: int, window: int) -> Iterator[Entry]:
@@ -187,13 +185,7 @@ def _waveforms(config: EncodecConfig, real: RealInputs) -> dict[str, np.ndarray]
     return {"waveforms": real.waveforms(config.sample_rate_hz, seconds)}
 
 
-def _parity(
-    name: str, call: Callable[[dict[str, jax.Array]], dict[str, Any]], theirs: Callable[[Any, Any], Any]
-) -> Parity:
-    def ours(config: EncodecConfig, variables: PyTree, given: dict[str, jax.Array], dtype: Any) -> Any:
-        output = family.apply(FAMILY, config, variables, given["waveforms"], dtype=dtype, **call(given))
-        return output.astype(dtype)
-
+def _parity(name: str, method: str, theirs: Callable[[Any, Any], Any]) -> Parity:
     return Parity(
         name=name,
         layout=ENCODEC,
@@ -201,7 +193,9 @@ def _parity(
         oracle=_build,
         oracle_name="transformers.EncodecModel",
         inputs=_waveforms,
-        ours=ours,
+        ours=lambda config, variables, given, dtype: family.apply(
+            FAMILY, config, variables, given["waveforms"], dtype=dtype, method=method
+        ),
         theirs=theirs,
     )
 
@@ -209,20 +203,13 @@ def _parity(
 PARITY = (
     _parity(
         "encodec latents, nano",
-        lambda _: {"method": "embed"},
+        "embed",
         lambda module, given: module.encoder(given["waveforms"][:, None]).mT,
     ),
-    # Relative to the largest code: any other integer than theirs is an error of at least 1 / 63.
-    _parity(
-        "encodec codes, nano",
-        lambda _: {"method": "encode", "bandwidth_kbps": NANO.bandwidths_kbps[1]},
-        lambda module, given: module.encode(
-            given["waveforms"][:, None], bandwidth=NANO.bandwidths_kbps[1]
-        ).audio_codes[0],
-    ),
+    # Through the codes: another one than theirs would be heard.
     _parity(
         "encodec waveforms, nano",
-        lambda _: {},
+        "__call__",
         lambda module, given: module(
             given["waveforms"][:, None], bandwidth=NANO.bandwidths_kbps[-1]
         ).audio_values[:, 0],

@@ -13,7 +13,8 @@ import transformers
 from alm_jax.encoders import family
 from alm_jax.encoders.audio.encodec import BASE, FAMILY, VARIANTS, EncodecConfig
 from alm_jax.errors import UserError
-from alm_jax.interop.encodec import write_encodec_config
+from alm_jax.interop.encodec import ENCODEC, write_encodec_config
+from alm_jax.interop.format import arrays_to_variables
 
 MICRO = EncodecConfig(
     num_filters=4, strides=(3,), width=8, codebook_size=16, bandwidths_kbps=(32.0, 64.0, 128.0)
@@ -58,6 +59,41 @@ def waveforms() -> jax.Array:
 
 def run(variables, *inputs, **options):
     return family.apply(FAMILY, MICRO, variables, *inputs, **options)
+
+
+def test_codes_are_those_of_the_reference():
+    """Every integer, at each bit rate, and the waveform of the codes. No two entries are near enough for a tie."""
+    config = VARIANTS["nano"]
+    fields = write_encodec_config(config)
+    theirs = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    torch.manual_seed(0)
+    reference = transformers.EncodecModel(theirs).eval()
+    times = np.arange(2 * 803).reshape(2, 803) / config.sample_rate_hz
+    sounds = np.sin(2 * np.pi * (300 + 9000 * times) * times) + np.random.default_rng(0).normal(
+        size=times.shape
+    )
+    waveforms = torch.tensor(0.3 * sounds, dtype=torch.float32)
+    with torch.no_grad():
+        latents = reference.encoder(waveforms[:, None]).mT.flatten(0, 1)
+    # Entries about where the latents are.
+    for i, layer in enumerate(reference.quantizer.layers):
+        layer.codebook.embed.normal_().mul_(latents.std(0)).add_(latents.mean(0) if i == 0 else 0)
+    state = {key: value.numpy() for key, value in reference.state_dict().items()}
+    given = jax.tree.map(jnp.asarray, arrays_to_variables(ENCODEC, config, state))
+    encode = jax.jit(
+        functools.partial(family.apply, FAMILY, config, method="encode"), static_argnames="bandwidth_kbps"
+    )
+    decode = jax.jit(functools.partial(family.apply, FAMILY, config, method="decode"))
+    for rate in config.bandwidths_kbps[1:]:
+        with torch.no_grad():
+            expected, scales, _ = reference.encode(waveforms[:, None], bandwidth=rate, return_dict=False)
+        codes = encode(given, jnp.asarray(waveforms.numpy()), bandwidth_kbps=rate)
+        np.testing.assert_array_equal(codes, expected[0])
+    # Many entries are in use, or equality says little.
+    assert len(np.unique(codes)) > 32
+    with torch.no_grad():
+        heard = reference.decode(expected, scales, return_dict=False)[0]
+    np.testing.assert_allclose(decode(given, codes), heard[:, 0], atol=1e-5)
 
 
 def test_codes_decode_to_the_waveform_that_one_pass_gives(variables, waveforms):
