@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from alm_jax.ops.frontends import FrontendSpec
+from alm_jax.ops.frontends import FrontendSpec, FusionSpec
 from alm_jax.types import PyTree
 
 Kind: TypeAlias = Literal["audio encoder", "text encoder", "language model", "codec"]
@@ -35,7 +35,7 @@ class Family:
     example: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]
     """Config to the positional arguments of a forward pass for two rows, as short as the model allows: floats are
     features or samples, integers are token ids, booleans a mask."""
-    frontend: FrontendSpec | None = None
+    frontend: FrontendSpec | FusionSpec | None = None
     """What the published audio variants are fed by; None where waveforms or token ids go in. The nano one takes
     whatever fits its config."""
     source: str

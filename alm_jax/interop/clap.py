@@ -24,7 +24,7 @@ from alm_jax.interop.clap_weights import CLAP
 from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
 from alm_jax.interop.safetensors_io import cast_floats, read_weights, write_weights
 from alm_jax.models.two_towers import TwoTowersConfig, Variables, encode_audio, encode_text
-from alm_jax.ops.frontends import compute_features, fit_clips
+from alm_jax.ops.frontends import FusionSpec, compute_features, compute_fusion, fit_clips
 
 
 def export_clap(
@@ -65,7 +65,7 @@ def export_clap(
 
 
 def import_clap(folder: str | Path) -> tuple[TwoTowersConfig, Variables, Path]:
-    """Config, variables (NumPy, float32) and path of tokenizer.json of an unfused ClapModel's folder.
+    """Config, variables (NumPy, float32) and path of tokenizer.json of a ClapModel's folder.
 
     Raises:
       UserError: a file is missing or unreadable, or the model is not one that our towers compute.
@@ -94,7 +94,8 @@ def compare_with_transformers(
     """Largest absolute difference between the logits of PyTorch's ClapModel and ours, from ``folder``.
 
     Both start from the waveforms and the texts, each with its own front-end and tokenizer. Waveforms are
-    cut to a clip first, where transformers would cut at random. Needs PyTorch and transformers.
+    cut to a clip first, where transformers would cut at random, and none is called longer, as transformers calls one
+    at random with feature fusion. Needs PyTorch and transformers.
 
     Raises:
       UserError: they are not installed, or ``sample_rate_hz`` is not the model's.
@@ -120,6 +121,8 @@ def compare_with_transformers(
     model = transformers.ClapModel.from_pretrained(folder, local_files_only=True).eval()
     inputs = processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
     inputs |= processor.feature_extractor(clips, sampling_rate=sample_rate_hz, return_tensors="pt")
+    if isinstance(config.frontend, FusionSpec):
+        inputs["is_longer"] = torch.zeros(len(clips), 1, dtype=torch.bool)
     with torch.no_grad():
         theirs = model(**inputs).logits_per_audio.numpy()
     ours = _compute_logits(config, variables, _read_tokenizer(tokenizer_path), clips, texts)
@@ -148,11 +151,14 @@ def _compute_logits(
 
     @jax.jit
     def compute(variables: Variables, waveforms: jax.Array) -> jax.Array:
-        fitted, _ = fit_clips(
-            waveforms, num_samples, clip_samples=spec.clip_samples, crop="first", pad=spec.clip.pad
-        )
-        features = compute_features(fitted[:, 0], spec)
-        audio_emb, _ = encode_audio(config, variables, features)
+        if isinstance(spec, FusionSpec):
+            features, longer = compute_fusion(waveforms, num_samples, spec)
+            audio_emb, _ = encode_audio(config, variables, features, longer=longer)
+        else:
+            fitted, _ = fit_clips(
+                waveforms, num_samples, clip_samples=spec.clip_samples, crop="first", pad=spec.clip.pad
+            )
+            audio_emb, _ = encode_audio(config, variables, compute_features(fitted[:, 0], spec))
         text_emb = encode_text(config, variables, text_ids, text_mask)
         similarity = jnp.matmul(audio_emb, text_emb.T, precision="highest")
         return jnp.exp(variables["params"]["log_logit_scale"]) * similarity

@@ -12,7 +12,7 @@ from alm_jax.encoders.text.bert import BertConfig
 from alm_jax.errors import UserError
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.nn.feature_fusion import REDUCTION
-from alm_jax.ops.frontends import ClapSpec, ClipSpec, FrontendSpec, FusionSpec, TorchlibrosaSpec, TowerSpec
+from alm_jax.ops.frontends import ClapSpec, ClipSpec, FusionSpec, TorchlibrosaSpec, TowerSpec
 from alm_jax.ops.frontends.clip import Pad
 
 _PAD_NAMES: dict[Pad, str] = {"repeat_pad": "repeatpad", "repeat": "repeat", "zero": "pad"}
@@ -198,7 +198,8 @@ def frontend_to_preprocessor(frontend: TowerSpec) -> dict[str, Any]:
                 )
         case _:
             raise UserError(
-                f"ClapFeatureExtractor cannot make this front-end's features: {type(frontend).__name__} is another family"
+                "ClapFeatureExtractor cannot make this front-end's features: "
+                f"{type(frontend).__name__} is another family"
             )
     if not float(frontend.clip.clip_sec).is_integer():
         problems.append(f"clip.clip_sec is {frontend.clip.clip_sec:g}, and it takes whole seconds")

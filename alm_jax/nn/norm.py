@@ -1,4 +1,4 @@
-"""Normalisations: LayerNorm, and FeatureNorm, the BatchNorm over mel bins that HTSAT and CNN14 call bn0."""
+"""Normalisations: LayerNorm, and BatchNorm, over the mel bins (the bn0 of HTSAT and CNN14) or the channels of a map."""
 
 import functools
 from typing import NamedTuple
@@ -63,36 +63,36 @@ def _standardise_backward(epsilon: float, kept: tuple[Array, Array], grad: Array
 standardise.defvjp(_standardise_forward, _standardise_backward)
 
 
-# PyTorch's defaults for BatchNorm, which the published models keep.
-_MOMENTUM = 0.1
+# PyTorch's default for BatchNorm, which the published models keep.
 _EPSILON = 1e-5
 
 
 class Moments(NamedTuple):
-    """Statistics of each mel bin over the real rows of a batch."""
+    """Statistics of each mel bin, or channel, over the real rows of a batch."""
 
     mean: Float[Array, " F"]
     variance: Float[Array, " F"]
     """Biased: the mean squared deviation."""
     total_frames: Float[Array, ""]
-    """Frames that were averaged over: real rows times frames a row."""
+    """Positions that were averaged over: real rows times positions a row."""
 
 
 def feature_moments(
-    features: Float[Array, "B T F"],
+    features: Float[Array, "B *positions F"],
     mask: Bool[Array, " B"] | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Moments:
-    """Mean and variance of each mel bin over time and the real rows, in float32, by two passes.
+    """Mean and variance of each mel bin over all positions of the real rows, in float32 or wider, by two passes.
 
     Args:
         mask: True where a row is real; None when all are.
         axis_name: inside pmap or shard_map, the axes that the batch is split over: the statistics are
             then those of the whole batch.
     """
-    features = features.astype(jnp.float32)
+    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    features = features.reshape(features.shape[0], -1, features.shape[-1])
     num_rows, num_frames, _ = features.shape
-    weights = jnp.ones((num_rows,), jnp.float32) if mask is None else mask.astype(jnp.float32)
+    weights = jnp.ones((num_rows,), features.dtype) if mask is None else mask.astype(features.dtype)
 
     def total(x: Array) -> Array:
         return x if axis_name is None else lax.psum(x, axis_name)
@@ -105,34 +105,40 @@ def feature_moments(
     return Moments(mean, variance, total_frames)
 
 
-class FeatureNorm(nn.Module):
-    """BatchNorm over mel bins with PyTorch's running statistics; float32 or wider.
+class BatchNorm(nn.Module):
+    """BatchNorm over mel bins, or channels, with PyTorch's running statistics; float32 or wider.
 
     In training it normalises by the statistics of the batch and moves the running ones towards them:
-    running = 0.9 running + 0.1 batch, the variance unbiased (n / (n - 1)) in that update only, as
-    `torch.nn.BatchNorm2d` does. Otherwise it normalises by the running statistics.
+    running += momentum (batch - running), the variance unbiased (n / (n - 1)) in that update only, as
+    `torch.nn.BatchNorm2d` does. A batch without a real row moves nothing. Otherwise it normalises by the running
+    statistics.
 
     Parameters: ``scale``, ``bias`` [F]. Collection ``batch_stats``: ``mean``, ``var`` [F].
     """
 
+    axis: str = "mel"
+    """Name of the axis that keeps its own statistics."""
+    momentum: float = 0.1
+    """Share of the new statistics in the running ones; 0.1 is PyTorch's default."""
+
     @nn.compact
     def __call__(
         self,
-        features: Float[Array, "B T F"],
+        features: Float[Array, "B *positions F"],
         *,
         train: bool,
         mask: Bool[Array, " B"] | None = None,
         moments: Moments | None = None,
         axis_name: str | tuple[str, ...] | None = None,
-    ) -> Float[Array, "B T F"]:
+    ) -> Float[Array, "B *positions F"]:
         """Normalises ``features``; ``moments`` replaces the statistics of the rows at hand.
 
         With micro-batches the moments of the WHOLE batch must be given, or accumulated gradients are not
         those of the whole batch.
         """
         shape = (features.shape[-1],)
-        scale = declare(self, "scale", ones, shape, ("mel",))
-        bias = declare(self, "bias", zeros, shape, ("mel",))
+        scale = declare(self, "scale", ones, shape, (self.axis,))
+        bias = declare(self, "bias", zeros, shape, (self.axis,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         if train:
@@ -140,10 +146,12 @@ class FeatureNorm(nn.Module):
             mean, variance = batch.mean, batch.variance
             if not self.is_initializing():
                 unbiased = variance * batch.total_frames / jnp.maximum(batch.total_frames - 1.0, 1.0)
-                running_mean.value += _MOMENTUM * (mean - running_mean.value)
-                running_var.value += _MOMENTUM * (unbiased - running_var.value)
+                momentum = jnp.where(batch.total_frames > 0, self.momentum, 0.0)
+                running_mean.value += momentum * (mean - running_mean.value)
+                running_var.value += momentum * (unbiased - running_var.value)
         else:
             mean, variance = running_mean.value, running_var.value
-        factor = lax.rsqrt(variance + _EPSILON) * scale
-        centred = features.astype(jnp.promote_types(features.dtype, jnp.float32)) - mean[None, None, :]
-        return centred * factor[None, None, :] + bias[None, None, :]
+        leading = tuple(range(features.ndim - 1))
+        factor = jnp.expand_dims(lax.rsqrt(variance + _EPSILON) * scale, leading)
+        wide = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+        return (wide - jnp.expand_dims(mean, leading)) * factor + jnp.expand_dims(bias, leading)

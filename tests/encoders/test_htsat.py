@@ -57,7 +57,7 @@ def test_fold_is_that_of_the_reference():
         encoder = modeling_clap.ClapAudioEncoder(as_clap(NANO))
     image = encoder.reshape_mel2img(torch.tensor(features)[:, None])
     patches = torch.nn.functional.unfold(image, NANO.patch_size, stride=NANO.patch_size)  # B, pixels, patches
-    actual = fold_to_patches(jnp.asarray(features), NANO.num_segments, NANO.patch_size)
+    actual = fold_to_patches(jnp.asarray(features), NANO.num_segments, (NANO.patch_size, NANO.patch_size))
     assert actual.shape == (2, 32, 32, 16)
     np.testing.assert_array_equal(actual.reshape(2, -1, 16), patches.transpose(1, 2))
 

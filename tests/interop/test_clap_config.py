@@ -113,7 +113,7 @@ def test_other_front_ends_cannot_be_exported(spec, match):
         frontend_to_preprocessor(spec)
 
 
-@pytest.mark.parametrize(("field", "value"), [("truncation", "fusion"), ("padding", "reflect")])
+@pytest.mark.parametrize(("field", "value"), [("truncation", "middle"), ("padding", "reflect")])
 def test_other_feature_extractors_are_refused(preprocessor, field, value):
     with pytest.raises(UserError, match=field):
         preprocessor_to_frontend(preprocessor | {field: value})

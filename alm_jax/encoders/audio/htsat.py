@@ -1,12 +1,13 @@
 """HTSAT: a Swin transformer on a folded log-mel, the audio tower of LAION-CLAP.
 
-Chen et al. 2022, https://arxiv.org/abs/2202.00874. log-mel [B T F] -> FeatureNorm (bn0) -> SpecAugment ->
+Chen et al. 2022, https://arxiv.org/abs/2202.00874. log-mel [B T F] -> BatchNorm (bn0) -> SpecAugment ->
 bicubic resize to a fixed number of frames -> fold into a square image, whose rows are segment-major then mel
 -> patches -> Swin stages -> LayerNorm -> mean over tokens. The clip vector is a mean over all tokens, so the
 un-folding of the published code, which only orders them in time, does not appear here.
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -18,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from alm_jax.encoders.family import Family
 from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense
-from alm_jax.nn.norm import FeatureNorm, LayerNorm, Moments
+from alm_jax.nn.norm import BatchNorm, LayerNorm, Moments
 from alm_jax.nn.parameter import KERNEL_INITS
 from alm_jax.nn.swin import PatchMerging, SwinBlock
 from alm_jax.ops.augment import spec_augment
@@ -118,17 +119,20 @@ VARIANTS = {"tiny": TINY, "base": BASE, "large": LARGE, "nano": NANO}
 
 
 def fold_to_patches(
-    features: Float[Array, "B frames F"], num_segments: int, patch: int
+    features: Float[Array, "B frames F"], num_segments: int, patch: tuple[int, int]
 ) -> Float[Array, "B rows columns pixels"]:
-    """Folds a spectrogram into the square image and cuts the image into patches.
+    """Folds a spectrogram into the square image and cuts the image into patches of mel bins by frames.
 
-    Image row = segment * F + mel, column = frame inside the segment; pixels of a patch are row-major.
+    Image row = segment * F + mel, column = frame inside the segment; pixels of a patch are row-major. Frames of a
+    segment that fill no patch are left out.
     """
     b, frames, mels = features.shape
-    columns, bands = frames // num_segments // patch, mels // patch
-    x = features.reshape(b, num_segments, columns, patch, bands, patch)
+    height, width = patch
+    columns, bands = frames // num_segments // width, mels // height
+    x = features.reshape(b, num_segments, -1, mels)[:, :, : columns * width]
+    x = x.reshape(b, num_segments, columns, width, bands, height)
     x = x.transpose(0, 1, 4, 2, 5, 3)  # B, segment, band, column, mel in patch, frame in patch
-    return x.reshape(b, num_segments * bands, columns, patch * patch)
+    return x.reshape(b, num_segments * bands, columns, height * width)
 
 
 class Htsat(nn.Module):
@@ -152,31 +156,58 @@ class Htsat(nn.Module):
         moments: Moments | None = None,
         axis_name: str | tuple[str, ...] | None = None,
     ) -> Float[Array, "B D"]:
+        x = self.prepare(features, train, mask, moments, axis_name)
+        return self.transform(self.embed("patch_embed", x), train)
+
+    def prepare(
+        self,
+        features: Float[Array, "B *maps T F"],
+        train: bool,
+        mask: Bool[Array, " B"] | None,
+        moments: Moments | None,
+        axis_name: str | tuple[str, ...] | None,
+    ) -> Float[Array, "B *maps frames F"]:
+        """Normalised features, with masked stripes in training, of as many frames as the image has."""
         config = self.config
-        _, num_frames, num_mels = features.shape
+        *_, num_frames, num_mels = features.shape
         if num_frames > config.num_frames or num_mels != config.num_mels:
             raise UserError(
                 f"features have {num_frames} frames of {num_mels} mel bins; this encoder takes at most "
                 f"{config.num_frames} frames of {config.num_mels}: fit the clip, hop and mel bins to it"
             )
-        x = FeatureNorm(name="feature_norm")(
+        x = BatchNorm(name="feature_norm")(
             features, train=train, mask=mask, moments=moments, axis_name=axis_name
         )
         if train and config.spec_augment_time_stripes + config.spec_augment_freq_stripes > 0:
-            x = spec_augment(
-                x,
-                self.make_rng("dropout"),
+            augment = functools.partial(
+                spec_augment,
                 time_width=config.spec_augment_time_width,
                 num_time_stripes=config.spec_augment_time_stripes,
                 freq_width=config.spec_augment_freq_width,
                 num_freq_stripes=config.spec_augment_freq_stripes,
             )
-        x = resize_time(x, config.num_frames)
-        x = fold_to_patches(x, config.num_segments, config.patch_size)
-        init = KERNEL_INITS[config.kernel_init]
-        x = Dense((config.embed_dim,), ("patch", "embed"), self.dtype, kernel_init=init, name="patch_embed")(
-            x
-        )
+            for _ in features.shape[1:-2]:  # the maps of a recording share its stripes
+                augment = jax.vmap(augment, in_axes=(1, None), out_axes=1)
+            x = augment(x, self.make_rng("dropout"))
+        return resize_time(x, config.num_frames)
+
+    def embed(
+        self, name: str, x: Float[Array, "B frames F"], num_columns: int = 1
+    ) -> Float[Array, "B rows columns D"]:
+        """The image of a spectrogram through the layer ``name`` on patches ``num_columns`` times as wide as high."""
+        config = self.config
+        patch = (config.patch_size, config.patch_size * num_columns)
+        return Dense(
+            (config.embed_dim,),
+            ("patch", "embed"),
+            self.dtype,
+            kernel_init=KERNEL_INITS[config.kernel_init],
+            name=name,
+        )(fold_to_patches(x, config.num_segments, patch))
+
+    def transform(self, x: Float[Array, "B rows columns D"], train: bool) -> Float[Array, "B width"]:
+        """The Swin stages on embedded patches, and the mean over their tokens."""
+        config, init = self.config, KERNEL_INITS[self.config.kernel_init]
         x = LayerNorm(self.dtype, name="patch_norm")(x)
 
         # `train` is the third argument counting the module itself, and must stay a Python bool under remat.
@@ -199,7 +230,7 @@ class Htsat(nn.Module):
                 x = PatchMerging(self.dtype, init, name=f"stage{stage}_merge")(x)
         x = LayerNorm(self.dtype, name="norm")(x)
         # A mean of many tokens loses bits in bfloat16.
-        return jnp.mean(x.astype(jnp.float32), axis=(1, 2)).astype(self.dtype)
+        return jnp.mean(x.astype(jnp.promote_types(self.dtype, jnp.float32)), axis=(1, 2)).astype(self.dtype)
 
 
 FAMILY = Family(
