@@ -104,5 +104,13 @@ GPT2_MODEL = dataclasses.replace(
     optional=lambda _: frozenset(),
     architectures=("GPT2Model",),
 )
-FORMATS = (GPT2, GPT2_MODEL)
+GPT2_HUB = dataclasses.replace(
+    GPT2_MODEL,
+    name="gpt2-hub",
+    architectures=("GPT2LMHeadModel",),
+    # The triangle of who sees whom, stored once a layer.
+    ignored=(r"h\.\d+\.attn\.bias",),
+)
+"""What lies on the hub as openai-community/gpt2, -medium, -large and -xl: written by an old version of the class."""
+FORMATS = (GPT2, GPT2_MODEL, GPT2_HUB)
 PARITY = (causal_lm_parity("gpt2, nano, logits", GPT2, FAMILY, NANO),)

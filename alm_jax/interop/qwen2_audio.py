@@ -119,7 +119,7 @@ def _inputs(config: Qwen2AudioConfig, real: RealInputs) -> dict[str, np.ndarray]
     features = compute_features(jnp.asarray(np.where(is_heard, waveforms, 0)), spec)
     captions, caption_mask = real.token_ids(config.audio_token_id, 24)
     texts = [
-        expand_audio_tokens(config, [*row[own][:3], config.audio_token_id, *row[own][3:]], [frames])
+        expand_audio_tokens(config, np.insert(row[own], 3, config.audio_token_id).tolist(), [frames])
         for row, own, frames in zip(captions, caption_mask, num_frames, strict=True)
     ]
     length = max(map(len, texts))

@@ -1,7 +1,4 @@
-"""GPT-2: what `save_pretrained` writes comes in, and goes out bit for bit."""
-
-import dataclasses
-import json
+"""GPT-2: the files of the hub, and config.json (tests/interop/test_formats.py has the rest)."""
 
 import numpy as np
 import pytest
@@ -9,26 +6,22 @@ import transformers
 
 from alm_jax.encoders.text.gpt2 import NANO, SMALL
 from alm_jax.errors import UserError
-from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
-from alm_jax.interop.gpt2 import GPT2, GPT2_MODEL, read_gpt2_config
-from alm_jax.interop.safetensors_io import read_safetensors
-
-PUBLISHED_NANO = dataclasses.replace(NANO, kernel_init="normal")
+from alm_jax.interop.format import arrays_to_variables
+from alm_jax.interop.gpt2 import GPT2_HUB, GPT2_MODEL, read_gpt2_config
 
 
-@pytest.mark.parametrize("layout", [GPT2, GPT2_MODEL], ids=["lm_head", "model"])
-def test_export_of_an_import_is_the_saved_model_bit_for_bit(layout, tmp_path):
-    theirs = transformers.AutoConfig.for_model(**layout.write_config(PUBLISHED_NANO))
-    getattr(transformers, layout.architectures[0])(theirs).save_pretrained(tmp_path)
-    saved = read_safetensors(tmp_path / "model.safetensors")
-    assert "lm_head.weight" not in saved
-
-    assert layout.read_config(json.loads((tmp_path / "config.json").read_text())) == PUBLISHED_NANO
-    variables = arrays_to_variables(layout, PUBLISHED_NANO, saved)
-    back = variables_to_arrays(layout, PUBLISHED_NANO, variables)
-    assert back.keys() == saved.keys()
-    for key, value in saved.items():
-        np.testing.assert_array_equal(back[key], value, strict=True)
+def test_files_of_the_hub_come_in_without_their_masks():
+    """Their keys have no prefix, and each layer has a triangle beside its weights."""
+    rng = np.random.default_rng(0)
+    arrays = {e.key: rng.normal(size=e.shape).astype(np.float32) for e in GPT2_MODEL.entries(NANO)}
+    masks = {f"h.{i}.attn.bias": np.tril(np.ones((1, 1, 64, 64), np.float32)) for i in range(2)}
+    variables = arrays_to_variables(GPT2_HUB, NANO, arrays | masks)
+    np.testing.assert_array_equal(
+        variables["params"]["blocks"]["attention"]["qkv"]["kernel"][1].reshape(128, 384),
+        arrays["h.1.attn.c_attn.weight"],
+    )
+    with pytest.raises(UserError, match=r"unknown h\.0\.attn\.bias"):
+        arrays_to_variables(GPT2_MODEL, NANO, arrays | masks)
 
 
 def test_defaults_are_those_of_transformers():

@@ -1,53 +1,35 @@
-"""Llama and Qwen2: what `save_pretrained` writes comes in, and goes out bit for bit."""
+"""Llama and Qwen2: tied heads and config.json (tests/interop/test_formats.py has the rest)."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import transformers
 
-from alm_jax.encoders.text.llama import LLAMA3_2_1B, NANO, QWEN2_NANO
+from alm_jax.encoders.text.llama import LLAMA3_2_1B, QWEN2_NANO, QWEN2_VARIANTS, VARIANTS
 from alm_jax.errors import UserError
-from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
+from alm_jax.interop.format import arrays_to_variables
 from alm_jax.interop.llama import LLAMA, read_llama_config
 from alm_jax.interop.qwen2 import QWEN2, read_qwen2_config
-from alm_jax.interop.safetensors_io import read_safetensors
-from alm_jax.nn.rotary import RopeScaling
 
-PUBLISHED_NANO = dataclasses.replace(NANO, kernel_init="normal")
-SCALED = dataclasses.replace(PUBLISHED_NANO, rope_scaling=RopeScaling(factor=32.0), tied_head=True)
 TIED_QWEN2 = dataclasses.replace(QWEN2_NANO, kernel_init="normal")
-
-
-@pytest.mark.parametrize(
-    ("layout", "config"),
-    [
-        (LLAMA, PUBLISHED_NANO),
-        (LLAMA, SCALED),
-        (QWEN2, TIED_QWEN2),
-        (QWEN2, dataclasses.replace(TIED_QWEN2, tied_head=False)),
-    ],
-    ids=["llama", "llama3.2", "qwen2", "qwen2_untied"],
-)
-def test_export_of_an_import_is_the_saved_model_bit_for_bit(layout, config, tmp_path):
-    theirs = transformers.AutoConfig.for_model(**layout.write_config(config))
-    getattr(transformers, layout.architectures[0])(theirs).save_pretrained(tmp_path)
-    saved = read_safetensors(tmp_path / "model.safetensors")
-    assert ("lm_head.weight" in saved) == (not config.tied_head)
-
-    assert layout.read_config(json.loads((tmp_path / "config.json").read_text())) == config
-    variables = arrays_to_variables(layout, config, saved)
-    back = variables_to_arrays(layout, config, variables)
-    assert back.keys() == saved.keys()
-    for key, value in saved.items():
-        np.testing.assert_array_equal(back[key], value, strict=True)
 
 
 def test_a_file_that_repeats_a_tied_head_comes_in():
     arrays = {entry.key: np.zeros(entry.shape, np.float32) for entry in QWEN2.entries(TIED_QWEN2)}
     arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
     assert "head" not in arrays_to_variables(QWEN2, TIED_QWEN2, arrays)["params"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"), [(LLAMA, name) for name in VARIANTS] + [(QWEN2, name) for name in QWEN2_VARIANTS]
+)
+def test_config_json_of_every_variant_goes_through_transformers(layout, name):
+    """Scaled rotary positions and tied heads among them."""
+    variants = VARIANTS if layout is LLAMA else QWEN2_VARIANTS
+    config = dataclasses.replace(variants[name], kernel_init="normal")
+    theirs = transformers.AutoConfig.for_model(**layout.write_config(config))
+    assert layout.read_config(theirs.to_dict()) == config
 
 
 def test_configs_of_before_transformers_5_are_read():
