@@ -9,7 +9,7 @@ import numpy as np
 from alm_jax.encoders import family
 from alm_jax.encoders.audio.encodec import FAMILY, NANO, EncodecConfig
 from alm_jax.errors import UserError
-from alm_jax.interop.entry import Entry, Path
+from alm_jax.interop.entry import WEIGHT_NORM_FORMER, Entry, Path
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
 
@@ -157,6 +157,7 @@ ENCODEC = Format(
     config_type=EncodecConfig,
     abstract=functools.partial(family.abstract, FAMILY),
     entries=_entries,
+    former=WEIGHT_NORM_FORMER,
     architectures=("EncodecModel",),
     read_config=read_encodec_config,
     write_config=write_encodec_config,

@@ -12,6 +12,11 @@ Path: TypeAlias = tuple[str, ...]
 Index: TypeAlias = tuple[int | slice, ...]
 """Part of it: a layer of a stack, the query of a fused kernel. () is the whole."""
 ALL = slice(None)
+WEIGHT_NORM_FORMER = (
+    (r"\.weight_g$", ".parametrizations.weight.original0"),
+    (r"\.weight_v$", ".parametrizations.weight.original1"),
+)
+"""For `Format.former`: what PyTorch called the two halves of a weight-normed kernel before version 2."""
 
 
 @dataclasses.dataclass(frozen=True)

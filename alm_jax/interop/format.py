@@ -46,6 +46,9 @@ class Format:
     optional: Callable[[Any], frozenset[str]] = lambda _: frozenset()
     """Keys of ``copies`` or ``buffers`` that `save_pretrained` leaves out: not written, and welcome to be there."""
 
+    former: tuple[tuple[str, str], ...] = ()
+    """Names that keys had in older files: a regular expression, and what its match is called now. Read, not written."""
+
     architectures: tuple[str, ...] = ()
     """Classes of transformers, as config.json names them; the first is written. Empty for a format without
     config.json."""
@@ -88,6 +91,7 @@ def arrays_to_variables(layout: Format, config: Any, arrays: Mapping[str, np.nda
             arrays differ in dtype; lists them.
     """
     entries, buffers = list(layout.entries(config)), layout.buffers(config)
+    arrays = rename_former(layout, arrays)
     check_keys(layout, config, entries, buffers, arrays)
     dtypes: dict[Path, np.dtype] = {}
     for entry in entries:
@@ -106,6 +110,17 @@ def arrays_to_variables(layout: Format, config: Any, arrays: Mapping[str, np.nda
         part = get_array(variables, entry.path)[*entry.index, ...]
         part[...] = entry.from_disk(arrays[entry.key], part.shape)
     return variables
+
+
+def rename_former(layout: Format, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """``arrays`` under the names that ``layout`` knows; a former name whose new one is there too stays, a stranger."""
+    renamed = {}
+    for key, array in arrays.items():
+        name = key
+        for pattern, replacement in layout.former:
+            name = re.sub(pattern, replacement, name)
+        renamed[key if name in arrays else name] = array
+    return renamed
 
 
 def check_keys(

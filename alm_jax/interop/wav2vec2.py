@@ -12,18 +12,18 @@ import numpy as np
 from alm_jax.encoders import family
 from alm_jax.encoders.audio.wav2vec2 import FAMILY, NANO, Wav2Vec2Config, compute_state_mask
 from alm_jax.errors import UserError
-from alm_jax.interop.entry import Entry, fused_qkv, linear, norm
+from alm_jax.interop.entry import WEIGHT_NORM_FORMER, Entry, fused_qkv, linear, norm
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
 from alm_jax.types import PyTree
 
 
-def _entries(config: Wav2Vec2Config) -> Iterator[Entry]:
-    """Every key of a Wav2Vec2Model or HubertModel."""
+def _entries(config: Wav2Vec2Config, *, prefix: str = "") -> Iterator[Entry]:
+    """Every key of a Wav2Vec2Model or HubertModel; ``prefix`` is their place inside a larger model."""
     width, root = config.width, ("params",)
     inputs = 1
     for i, (channels, window) in enumerate(zip(config.conv_channels, config.conv_windows, strict=True)):
-        theirs = f"feature_extractor.conv_layers.{i}"
+        theirs = f"{prefix}feature_extractor.conv_layers.{i}"
         yield Entry(
             f"{theirs}.conv.weight", (*root, f"conv_{i}", "kernel"), (channels, inputs, window), "conv"
         )
@@ -32,19 +32,23 @@ def _entries(config: Wav2Vec2Config) -> Iterator[Entry]:
         if i == 0 or config.conv_norm == "layer":
             yield from norm(f"{theirs}.layer_norm", (*root, f"conv_norm_{i}"), channels)
         inputs = channels
-    yield from norm("feature_projection.layer_norm", (*root, "features_norm"), inputs)
-    yield from linear("feature_projection.projection", (*root, "projection"), inputs, width)
+    yield from norm(f"{prefix}feature_projection.layer_norm", (*root, "features_norm"), inputs)
+    yield from linear(f"{prefix}feature_projection.projection", (*root, "projection"), inputs, width)
     if config.has_mask_embed:
-        yield Entry("masked_spec_embed", (*root, "mask_embed"), (width,))
-    theirs, ours, window = "encoder.pos_conv_embed.conv", (*root, "position_conv"), config.position_window
+        yield Entry(f"{prefix}masked_spec_embed", (*root, "mask_embed"), (width,))
+    theirs, ours, window = (
+        f"{prefix}encoder.pos_conv_embed.conv",
+        (*root, "position_conv"),
+        config.position_window,
+    )
     yield Entry(f"{theirs}.parametrizations.weight.original0", (*ours, "gain"), (1, 1, window))
     shape = (width, width // config.position_groups, window)
     yield Entry(f"{theirs}.parametrizations.weight.original1", (*ours, "kernel"), shape, "conv")
     yield Entry(f"{theirs}.bias", (*ours, "bias"), (width,))
-    yield from norm("encoder.layer_norm", (*root, "norm"), width)
+    yield from norm(f"{prefix}encoder.layer_norm", (*root, "norm"), width)
     blocks = (*root, "blocks")
     for i in range(config.num_layers):
-        theirs = f"encoder.layers.{i}"
+        theirs = f"{prefix}encoder.layers.{i}"
         query, key, value = (f"{theirs}.attention.{name}_proj" for name in "qkv")
         yield from fused_qkv((query, key, value), (*blocks, "attention", "qkv"), width, width, (i,))
         yield from linear(f"{theirs}.attention.out_proj", (*blocks, "attention", "out"), width, width, (i,))
@@ -123,15 +127,30 @@ def _format(name: str, architecture: str) -> Format:
         config_type=Wav2Vec2Config,
         abstract=functools.partial(family.abstract, FAMILY),
         entries=_entries,
+        former=WEIGHT_NORM_FORMER,
         architectures=(architecture,),
         read_config=read_wav2vec2_config,
         write_config=functools.partial(_write_config, name),
     )
 
 
+def _inside(layout: Format, architectures: tuple[str, ...]) -> Format:
+    """The same encoder inside a model with heads of its own, which stay behind."""
+    prefix = f"{layout.name}."
+    return dataclasses.replace(
+        layout,
+        name=f"{layout.name}-tower",
+        entries=functools.partial(_entries, prefix=prefix),
+        architectures=architectures,
+        ignored=(rf"(?!{prefix}).*",),
+    )
+
+
 WAV2VEC2 = _format("wav2vec2", "Wav2Vec2Model")
 HUBERT = _format("hubert", "HubertModel")
-FORMATS = (WAV2VEC2, HUBERT)
+WAV2VEC2_TOWER = _inside(WAV2VEC2, ("Wav2Vec2ForPreTraining", "Wav2Vec2ForCTC"))
+HUBERT_TOWER = _inside(HUBERT, ("HubertForCTC",))
+FORMATS = (WAV2VEC2, HUBERT, WAV2VEC2_TOWER, HUBERT_TOWER)
 
 
 def _parity(name: str, layout: Format, config: Wav2Vec2Config, layer: int | None = None) -> Parity:

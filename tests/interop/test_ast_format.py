@@ -1,7 +1,6 @@
-"""AST: what `save_pretrained` writes comes in, and goes out bit for bit; and the authors' archives."""
+"""AST: the authors' archives beside transformers' files."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -10,29 +9,20 @@ import transformers
 
 from alm_jax.encoders.audio.ast import AstConfig
 from alm_jax.errors import UserError
-from alm_jax.interop.ast import AST, AST_ARCHIVE, AST_CLASSIFIER
-from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
+from alm_jax.interop.ast import AST_ARCHIVE, AST_CLASSIFIER
+from alm_jax.interop.format import arrays_to_variables
 from alm_jax.interop.safetensors_io import read_safetensors
 
-MICRO = AstConfig(num_frames=128, num_mels=128, width=64, num_layers=2, num_heads=1, mlp_dim=32)
-CLASSIFIER = dataclasses.replace(MICRO, num_classes=5)
+CLASSIFIER = AstConfig(
+    num_frames=128, num_mels=128, width=64, num_layers=2, num_heads=1, mlp_dim=32, num_classes=5
+)
 
 
-def save(layout, config, folder) -> dict[str, np.ndarray]:
-    fields = layout.write_config(config)
+def save(folder) -> dict[str, np.ndarray]:
+    fields = AST_CLASSIFIER.write_config(CLASSIFIER)
     theirs = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-    getattr(transformers, layout.architectures[0])(theirs).save_pretrained(folder)
+    transformers.ASTForAudioClassification(theirs).save_pretrained(folder)
     return read_safetensors(folder / "model.safetensors")
-
-
-@pytest.mark.parametrize(("layout", "config"), [(AST, MICRO), (AST_CLASSIFIER, CLASSIFIER)])
-def test_export_of_an_import_is_the_saved_model_bit_for_bit(layout, config, tmp_path):
-    saved = save(layout, config, tmp_path)
-    assert layout.read_config(json.loads((tmp_path / "config.json").read_text())) == config
-    back = variables_to_arrays(layout, config, arrays_to_variables(layout, config, saved))
-    assert back.keys() == saved.keys()
-    for key, value in saved.items():
-        np.testing.assert_array_equal(back[key], value, strict=True)
 
 
 def to_archive(saved: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -69,7 +59,7 @@ def to_archive(saved: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def test_an_archive_holds_the_same_model(tmp_path):
-    saved = save(AST_CLASSIFIER, CLASSIFIER, tmp_path)
+    saved = save(tmp_path)
     archive = to_archive(saved)
     config = AST_ARCHIVE.infer_config({key: array.shape for key, array in archive.items()})
     assert config == dataclasses.replace(CLASSIFIER, layer_norm_eps=1e-6, head_norm_eps=1e-5)
@@ -80,8 +70,6 @@ def test_an_archive_holds_the_same_model(tmp_path):
 
 
 def test_positions_of_no_published_grid_are_refused(tmp_path):
-    shapes = {
-        key: array.shape for key, array in to_archive(save(AST_CLASSIFIER, CLASSIFIER, tmp_path)).items()
-    }
+    shapes = {key: array.shape for key, array in to_archive(save(tmp_path)).items()}
     with pytest.raises(UserError, match="say the config"):
         AST_ARCHIVE.infer_config(shapes | {"v.pos_embed": (1, 9, 64)})
