@@ -64,9 +64,16 @@ def test_models_that_our_towers_do_not_compute_are_refused(preprocessor, where, 
         clap_to_config(clap, preprocessor)
 
 
-def test_bert_positions_cannot_be_exported():
-    config = TwoTowersConfig(frontend=FRONTEND, audio=htsat.TINY, text=bert.BERT_BASE)
-    with pytest.raises(UserError, match="roberta"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bert.BERT_BASE, "text.positions is 'bert', and ClapTextModel knows only 'roberta'"),
+        (bert.ALL_MINILM_L6, "text.pooling is 'mean', and ClapTextModel knows only 'pooler'"),
+    ],
+)
+def test_another_text_tower_cannot_be_exported(text, message):
+    config = TwoTowersConfig(frontend=FRONTEND, audio=htsat.TINY, text=text)
+    with pytest.raises(UserError, match=message):
         config_to_clap(config, IDS)
 
 
