@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -21,6 +22,7 @@ from alm_jax.evaluation.contrastive import EvaluationResult, EvaluationSet, eval
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
 from alm_jax.experiment import ExperimentConfig, to_json
 from alm_jax.objectives import build_objective
+from alm_jax.objectives.contrastive_losses import Negatives, contrastive_loss, init_scalars
 from alm_jax.training import mesh as meshes
 from alm_jax.training import sharding
 from alm_jax.training.build import build_parallel
@@ -104,6 +106,7 @@ class Session:
         return EvaluationSet(
             batches=lambda: eval_batches(self.data, name, batch_size=self.eval_batch_size),
             captions=[split.captions(index) for index in range(len(split))],
+            negatives=[texts[: self.config.data.num_negatives] for texts in split.all_negatives],
             ids=list(split.ids),
             class_names=self.data.class_names,
             tokenize=self.tokenize,
@@ -125,11 +128,18 @@ class Session:
             placed = self.place({"ids": ids, "mask": mask})
             return sharding.fetch(embed_captions(self.model, variables, placed["ids"], placed["mask"]))
 
-        scale = float(np.exp(sharding.fetch(variables["params"]["log_logit_scale"])))
+        config = self.config.objective.loss
+        scalars = {
+            name: jnp.asarray(sharding.fetch(variables["params"][name])) for name in init_scalars(config)
+        }
+
+        def loss(audio_emb: Any, text_emb: Any, batch: Any, negatives: Negatives | None) -> tuple[Any, Any]:
+            return contrastive_loss(config, scalars, audio_emb, text_emb, batch, negatives=negatives)[0]
+
         return evaluate(
             encode_audio,
             encode_text,
-            scale,
+            loss,
             data,
             dataclasses.replace(self.config.evaluation, batch_size=self.eval_batch_size),
             loss_batch_size=self.config.training.batch_size,

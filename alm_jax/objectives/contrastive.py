@@ -13,8 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 from alm_jax import batch as contract
 from alm_jax.models import two_towers
 from alm_jax.objectives.contrastive_losses import (
+    HardNegativesConfig,
     InfoNceConfig,
     LossConfig,
+    Negatives,
+    check_negatives,
     contrastive_loss,
     init_scalars,
     project_scalars,
@@ -140,6 +143,19 @@ def augment_waveform(
     return waveform
 
 
+def read_texts(loss: LossConfig, batch: dict[str, Any]) -> tuple[Array, Array]:
+    """Ids and mask of a batch's captions [B 1 L]; with hard negatives [B 1+K L], each caption before its negatives.
+
+    Raises UserError where the loss takes negatives and the batch has none.
+    """
+    check_negatives(loss, batch)
+    ids, mask = batch[contract.TEXT_IDS][:, None], batch[contract.TEXT_MASK][:, None]
+    if isinstance(loss, HardNegativesConfig):
+        ids = jnp.concatenate([ids, batch[contract.NEGATIVE_IDS]], axis=1)
+        mask = jnp.concatenate([mask, batch[contract.NEGATIVE_MASK]], axis=1)
+    return ids, mask
+
+
 def build_contrastive(config: ContrastiveConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
@@ -158,7 +174,7 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
             moments = two_towers.batch_moments(
                 model, inputs.features, batch[contract.MASK], axis_name=axis_name
             )
-        return Inputs((inputs, batch[contract.TEXT_IDS], batch[contract.TEXT_MASK]), moments)
+        return Inputs((inputs, *read_texts(config.loss, batch)), moments)
 
     def encode(
         variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
@@ -176,14 +192,21 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
             moments=inputs.shared,
             axis_name=axis_name,
         )
-        text_emb = two_towers.encode_text(model, variables, text_ids, text_mask, train=train, key=key_text)
-        return (audio_emb, text_emb), batch_stats
+        # All texts of a row side by side, so that rows cut over devices stay where they are.
+        flat = (x.reshape(-1, x.shape[-1]) for x in (text_ids, text_mask))
+        text_emb = two_towers.encode_text(model, variables, *flat, train=train, key=key_text)
+        return (audio_emb, text_emb.reshape(*text_ids.shape[:2], -1)), batch_stats
 
     def combine(
         params: Params, outputs: tuple[Array, Array], batch: dict[str, Any], *, axis_name: str | None = None
     ) -> tuple[Loss, Metrics]:
-        audio_emb, text_emb = outputs
-        loss, scale = contrastive_loss(config.loss, params, audio_emb, text_emb, batch, axis_name=axis_name)
+        audio_emb, texts_emb = outputs
+        text_emb, negatives = texts_emb[:, 0], None
+        if isinstance(config.loss, HardNegativesConfig):
+            negatives = Negatives(texts_emb[:, 1:], jnp.any(batch[contract.NEGATIVE_MASK], axis=-1))
+        loss, scale = contrastive_loss(
+            config.loss, params, audio_emb, text_emb, batch, negatives=negatives, axis_name=axis_name
+        )
         positive = jnp.sum(audio_emb * text_emb, axis=-1)
         cosine = jnp.sum(jnp.where(batch[contract.MASK], positive, 0.0))
         return loss, {

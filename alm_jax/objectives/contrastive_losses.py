@@ -5,7 +5,8 @@ so that what reads a checkpoint need not know the loss; ``tau`` or ``logit_bias`
 """
 
 import dataclasses
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -91,7 +92,31 @@ class SigmoidConfig:
     """The form that runs."""
 
 
-LossConfig: TypeAlias = InfoNceConfig | MultiPositiveConfig | SigmoidConfig
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HardNegativesConfig:
+    """InfoNCE where each audio has wrong captions of its own besides the texts of the batch (CompA).
+
+    ``data.num_negatives`` says how many, and the data set must have such captions.
+    """
+
+    group: Literal["none", "recording", "label"] = "none"
+    """Rows of a group are positives of each other, as in MultiPositiveConfig; none: a row matches only itself."""
+    temperature: ExpTemperature | TauTemperature = ExpTemperature()
+    """What is trained of the temperature."""
+    computation: Computation = Computation()
+    """The form that runs."""
+
+
+LossConfig: TypeAlias = InfoNceConfig | MultiPositiveConfig | SigmoidConfig | HardNegativesConfig
+
+
+class Negatives(NamedTuple):
+    """The wrong captions of a batch's rows."""
+
+    emb: Array
+    """[B K E] float32."""
+    mask: Array
+    """[B K] bool, True where there is one."""
 
 
 def init_scalars(config: LossConfig) -> dict[str, Array]:
@@ -118,16 +143,30 @@ def project_scalars(config: LossConfig, params: Params) -> dict[str, Array]:
     return {"log_logit_scale": temperature.clamp_log_scale(params["log_logit_scale"])}
 
 
+def check_negatives(config: LossConfig, batch: Mapping[str, Any]) -> None:
+    """Raises UserError where the loss takes negative captions and ``batch`` has none."""
+    if isinstance(config, HardNegativesConfig) and contract.NEGATIVE_IDS not in batch:
+        raise UserError(
+            "the loss is HardNegativesConfig, and the batches have no negative captions; set data.num_negatives to one "
+            "or more, on a data set that has such captions, or take InfoNceConfig"
+        )
+
+
 def contrastive_loss(
     config: LossConfig,
     params: Params,
     audio_emb: Array,
     text_emb: Array,
-    batch: dict[str, Array],
+    batch: Mapping[str, Array],
     *,
+    negatives: Negatives | None = None,
     axis_name: str | None = None,
 ) -> tuple[Loss, Array]:
-    """The loss of embeddings [B E] of the rows of ``batch``, and the logit scale in use."""
+    """The loss of embeddings [B E] of the rows of ``batch``, and the logit scale in use.
+
+    Of ``batch`` it reads ``mask``, and ``index`` or ``label`` where the loss groups by them. ``negatives`` are read by
+    HardNegativesConfig alone; None, where no row has any.
+    """
     dtype = jnp.dtype(config.computation.products)
     audio_emb, text_emb = audio_emb.astype(dtype), text_emb.astype(dtype)
     options = config.computation.options(batch[contract.MASK], axis_name)
@@ -139,8 +178,19 @@ def contrastive_loss(
         scale = temperature.inverse_tau(params["tau"])
     else:
         scale = temperature.logit_scale(params["log_logit_scale"])
-    if isinstance(config, MultiPositiveConfig):
-        groups = batch[GROUP_KEYS[config.group]]
+    group = "none" if isinstance(config, InfoNceConfig) else config.group
+    groups = None if group == "none" else batch[GROUP_KEYS[group]]
+    if isinstance(config, HardNegativesConfig) and negatives is not None:
+        loss = contrastive.hard_negative_infonce(
+            audio_emb,
+            text_emb,
+            negatives.emb.astype(dtype),
+            scale,
+            negative_mask=negatives.mask,
+            group_ids=groups,
+            **options,
+        )
+    elif groups is not None:
         loss = contrastive.multi_positive_infonce(audio_emb, text_emb, scale, groups, **options)
     else:
         loss = contrastive.symmetric_infonce(audio_emb, text_emb, scale, **options)

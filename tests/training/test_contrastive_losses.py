@@ -14,8 +14,10 @@ import pytest
 
 from alm_jax.errors import UserError
 from alm_jax.objectives import Objective, build_objective
+from alm_jax.objectives.contrastive import read_texts
 from alm_jax.objectives.contrastive_losses import (
     Computation,
+    HardNegativesConfig,
     InfoNceConfig,
     MultiPositiveConfig,
     SigmoidConfig,
@@ -29,7 +31,7 @@ from alm_jax.training.sharding import place_batch
 from alm_jax.training.state import init_state
 from alm_jax.training.step import build_train_step
 
-ROWS, WIDTH, RATE = 48, 6, 0.02
+ROWS, WIDTH, NEGATIVES, RATE = 48, 6, 3, 0.02
 RING = Computation(impl="ring", tile=2)
 LOSSES = {
     "infonce": InfoNceConfig(computation=RING),
@@ -37,6 +39,10 @@ LOSSES = {
     "bfloat16": InfoNceConfig(computation=Computation(impl="chunked", tile=2, products="bfloat16")),
     "recording": MultiPositiveConfig(computation=RING),
     "label": MultiPositiveConfig(group="label", computation=Computation(impl="grid", tile=2)),
+    "hard negatives": HardNegativesConfig(computation=RING),
+    "hard negatives by recording": HardNegativesConfig(
+        group="recording", computation=Computation(impl="grid", tile=2)
+    ),
     "sigmoid": SigmoidConfig(computation=RING),
     "sigmoid by label": SigmoidConfig(group="label", computation=Computation(impl="grid", tile=2)),
 }
@@ -45,9 +51,16 @@ LOSSES = {
 def make_batch() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     real = np.arange(ROWS) < ROWS - 5
+    texts = rng.standard_normal((ROWS, WIDTH)).astype(np.float32)
+    present = np.arange(NEGATIVES) < np.minimum(np.arange(ROWS), NEGATIVES)[:, None]
     return {
         "audio": rng.standard_normal((ROWS, WIDTH)).astype(np.float32),
-        "text_ids": rng.standard_normal((ROWS, WIDTH)).astype(np.float32),
+        "text_ids": texts,
+        # Nearly the texts themselves; a few rows have fewer, and one has none.
+        "negative_ids": (texts[:, None] + 0.3 * rng.standard_normal((ROWS, NEGATIVES, WIDTH))).astype(
+            np.float32
+        ),
+        "negative_mask": np.broadcast_to(present[:, :, None], (ROWS, NEGATIVES, WIDTH)),
         "mask": real,
         "index": np.where(real, np.arange(ROWS) // 2, -1).astype(np.int32),
         "label": np.where(real, np.arange(ROWS) % 4 - 1, -1).astype(np.int32),
@@ -64,6 +77,9 @@ def two_matrices(config, loss) -> Objective:
             "batch_stats": {},
         }
 
+    def prepare(batch, key, *, train, axis_name=None):
+        return Inputs((batch["audio"], read_texts(loss, batch | {"text_mask": batch["text_ids"]})[0]), None)
+
     def encode(variables, inputs, key, *, train, axis_name=None):
         feats = [
             x @ variables["params"][name] for x, name in zip(inputs.rows, ("audio", "text"), strict=True)
@@ -73,14 +89,12 @@ def two_matrices(config, loss) -> Objective:
     return dataclasses.replace(
         build_objective(dataclasses.replace(config, loss=loss)),
         init=init,
-        prepare=lambda batch, key, *, train, axis_name=None: Inputs(
-            (batch["audio"], batch["text_ids"]), None
-        ),
+        prepare=prepare,
         encode=encode,
     )
 
 
-SLOW = ("bfloat16", "recording", "sigmoid by label", "tau")
+SLOW = ("bfloat16", "hard negatives by recording", "recording", "sigmoid by label", "tau")
 
 
 @pytest.mark.parametrize(
