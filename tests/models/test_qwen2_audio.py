@@ -14,6 +14,7 @@ from alm_jax.encoders.audio import whisper
 from alm_jax.encoders.text import llama
 from alm_jax.errors import DataError, UserError
 from alm_jax.interop.qwen2_audio import write_qwen2_audio_config
+from alm_jax.models import zoo
 from alm_jax.models.qwen2_audio import (
     BASE,
     FAMILY,
@@ -23,6 +24,8 @@ from alm_jax.models.qwen2_audio import (
     expand_audio_tokens,
 )
 from alm_jax.nn.kv_cache import make_cache
+from alm_jax.training.mesh import MeshConfig, build_mesh
+from alm_jax.training.sharding import parameter_shardings, replicated_fraction
 
 AUDIO = 39
 MICRO = Qwen2AudioConfig(
@@ -130,9 +133,11 @@ def test_a_row_whose_slots_do_not_fit_its_recordings_is_not_a_number(variables, 
     """And the other row is what it was."""
     ids, mask = texts
     expected = run(variables, ids, mask, features, FRAME_MASK)
-    actual = run(variables, ids.at[0, 1].set(7), mask, features, FRAME_MASK)
-    assert bool(jnp.all(jnp.isnan(actual[0])))
-    np.testing.assert_array_equal(np.asarray(actual[1])[mask[1]], np.asarray(expected[1])[mask[1]])
+    fewer, none = ids.at[0, 1].set(7), jnp.where(jnp.asarray([[True], [False]]), 7, ids)
+    for wrong in (fewer, none):
+        actual = run(variables, wrong, mask, features, FRAME_MASK)
+        assert bool(jnp.all(jnp.isnan(actual[0])))
+        np.testing.assert_array_equal(np.asarray(actual[1])[mask[1]], np.asarray(expected[1])[mask[1]])
 
 
 def test_texts_and_recordings_that_do_not_agree_are_refused():
@@ -143,3 +148,32 @@ def test_texts_and_recordings_that_do_not_agree_are_refused():
     ids = jnp.ones((1, 3), jnp.int32)
     with pytest.raises(UserError, match="come together"):
         family.apply(FAMILY, MICRO, {}, ids, ids > 0, jnp.zeros((1, 1, 24, 5)))
+
+
+def test_it_is_in_the_zoo():
+    assert zoo.FAMILIES["qwen2_audio"] is zoo.family_of(NANO) is FAMILY
+    assert zoo.family_of(NANO.language_model) is llama.QWEN2
+    with pytest.raises(UserError, match="no config of the zoo"):
+        zoo.family_of(3)
+
+
+def test_the_released_size_is_cut_over_a_mesh():
+    shapes, axes = family.abstract(FAMILY, BASE)["params"], family.axes(FAMILY, BASE)
+    mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    assert replicated_fraction(shapes, parameter_shardings(axes, shapes, mesh)) < 0.02
+
+
+def test_gradients_reach_every_parameter(variables, features, texts):
+    """With rematerialisation, which both halves are given."""
+    ids, mask = texts
+
+    def loss(params):
+        logits = family.apply(
+            FAMILY, MICRO, {"params": params}, ids, mask, features, FRAME_MASK, remat="block"
+        )
+        return jnp.sum(jnp.sin(jnp.where(mask[:, :, None], logits, 0)))
+
+    grads = jax.jit(jax.grad(loss))(variables["params"])
+    for path, grad in jax.tree.leaves_with_path(grads):
+        assert np.isfinite(grad).all(), jax.tree_util.keystr(path)
+        assert np.any(np.asarray(grad) != 0), jax.tree_util.keystr(path)
