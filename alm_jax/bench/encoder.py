@@ -6,7 +6,7 @@ peer has the same shape and its own random weights.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from alm_jax.encoders.text import bert
 from alm_jax.errors import UserError
 from alm_jax.interop.clap_config import config_to_clap
 from alm_jax.models.two_towers import TwoTowersConfig
+from alm_jax.ops.attention import AttentionImpl, attention_form
 from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec
 from alm_jax.training import sharding
 from alm_jax.training.mesh import MeshConfig, build_mesh
@@ -39,6 +40,7 @@ from alm_jax.training.mesh import MeshConfig, build_mesh
 OURS = "alm_jax"
 PEERS = ("transformers", "transformers+compile")
 DTYPES = ("float32", "bfloat16")
+ATTENTION = get_args(AttentionImpl)
 PASSES = ("forward", "backward")
 """``backward`` is the forward pass and the gradients of all parameters."""
 FRAMES_OF_1024 = 1001
@@ -146,6 +148,8 @@ class EncoderCase:
     """One of ``PASSES``."""
     remat: str = "none"
     """``block`` keeps the input of each block alone for the backward pass."""
+    attention: str = "auto"
+    """How attention is computed wherever the encoder leaves it open, which all do."""
 
     @property
     def encoder(self) -> Encoder:
@@ -173,6 +177,8 @@ def check(case: EncoderCase) -> None:
         raise UserError(f"there is no encoder {case.name!r}: known are {', '.join(names())}")
     if case.dtype not in DTYPES:
         raise UserError(f"--dtype is {case.dtype!r}, expected one of {', '.join(DTYPES)}")
+    if case.attention not in ATTENTION:
+        raise UserError(f"--attention is {case.attention!r}, expected one of {', '.join(ATTENTION)}")
     if case.direction not in PASSES:
         raise UserError(f"--pass is {case.direction!r}, expected one of {', '.join(PASSES)}")
 
@@ -204,7 +210,7 @@ def trace(case: EncoderCase, mesh: Mesh) -> tuple[Any, Any]:
     variables = jax.eval_shape(init, jax.random.key(0))
     inputs = [jax.ShapeDtypeStruct((case.batch, *x.shape[1:]), x.dtype) for x in case.inputs(batch=1)]
     placed = (sharding.replicated(mesh), *[sharding.batch_sharding(mesh)] * len(inputs))
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), attention_form(cast(AttentionImpl, case.attention)):
         return jax.jit(function, in_shardings=placed).trace(variables, *inputs), variables
 
 
@@ -218,6 +224,8 @@ def describe(case: EncoderCase, impl: str, num_devices: int, platform: str, topo
         "tokens": case.tokens if case.name.startswith("bert") else None,
         "dtype": case.dtype,
         "remat": case.remat,
+        # A peer has its own.
+        "attention": case.attention if impl == OURS else None,
         "devices": num_devices,
         "platform": platform,
         "topology": topology,

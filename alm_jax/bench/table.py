@@ -112,6 +112,7 @@ ENCODER_COLUMNS: Sequence[Column] = (
     ("tokens", text("tokens")),
     ("dtype", text("dtype")),
     ("remat", text("remat")),
+    ("attention", text("attention")),
     ("on", _where),
     ("parameters", count("parameters")),
     ("examples/s", number("examples_per_s", 2)),

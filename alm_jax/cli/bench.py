@@ -173,18 +173,31 @@ def bench_encoder(args: Sequence[str]) -> None:
     parser.add_argument("--tokens", type=int, default=77, help="length of a caption")
     parser.add_argument("--dtype", type=names, default=["float32"], help="float32, bfloat16")
     parser.add_argument("--remat", choices=["none", "block"], default="none", help="what is computed twice")
+    parser.add_argument(
+        "--attention",
+        type=names,
+        default=["auto"],
+        help=f"how it is computed: {', '.join(encoder.ATTENTION)}",
+    )
     parser.add_argument("--peer", type=names, default=[], help=f"{', '.join(encoder.PEERS)}: the same shape")
     add_common(parser)
     own = parser.parse_args(args)
     topology = prepare_jax(own.topology, 1, with_peers=bool(own.peer))
     cases = [
         encoder.EncoderCase(
-            name=name, batch=batch, tokens=own.tokens, dtype=dtype, direction=direction, remat=own.remat
+            name=name,
+            batch=batch,
+            tokens=own.tokens,
+            dtype=dtype,
+            direction=direction,
+            remat=own.remat,
+            attention=attention,
         )
         for name in own.encoder
         for direction in own.directions
         for dtype in own.dtype
         for batch in own.batch
+        for attention in own.attention
     ]
 
     def rows() -> Iterator[dict[str, Any]]:

@@ -3,6 +3,9 @@
 Letters as in alm_jax/types.py, and inside attention Q queries and S keys.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Literal
 
 import jax
@@ -15,12 +18,24 @@ AttentionImpl = Literal["auto", "reference", "xla", "cudnn"]
 """How attention is computed:
 
 =========  ===================================================================================================
-auto       `choose_attention`'s choice
+auto       `choose_attention`'s choice, or `attention_form`'s
 reference  plain JAX, any leading axes, bias, mask and dropout
 xla        `jax.nn.dot_product_attention`, the same products in XLA
 cudnn      the same through cuDNN's fused kernel on a GPU: float16 or bfloat16, and no Q x S array in memory
 =========  ===================================================================================================
 """
+
+_form: contextvars.ContextVar[AttentionImpl] = contextvars.ContextVar("attention_form", default="auto")
+
+
+@contextlib.contextmanager
+def attention_form(impl: AttentionImpl) -> Iterator[None]:
+    """What ``auto`` stands for in programs that are traced inside, so that forms can be compared in a whole model."""
+    token = _form.set(impl)
+    try:
+        yield
+    finally:
+        _form.reset(token)
 
 
 def attend(
@@ -55,6 +70,8 @@ def attend(
     """
     if dropout_rate == 0.0:
         dropout_key = None
+    if impl == "auto":
+        impl = _form.get()
     if impl == "auto":
         is_plain = bias is None and mask is None and dropout_key is None
         impl = choose_attention(jax.default_backend(), query, key, is_plain=is_plain)

@@ -43,6 +43,21 @@ def test_flops_are_those_of_the_shape(mesh):
     assert encoder.count_jaxpr(traced.jaxpr).flops > 11 * BERT_NANO_FLOPS
 
 
+def test_a_form_of_attention_reaches_every_layer(mesh):
+    """The programs of the forms differ, their FLOPs do not."""
+    case = encoder.EncoderCase(name="bert/nano", batch=2, tokens=8)
+    texts, flops = {}, set()
+    for form in ("auto", "reference", "xla"):
+        traced, figures = encoder._counted(dataclasses.replace(case, attention=form), mesh)
+        texts[form] = str(traced.jaxpr)
+        flops.add(figures["flops"])
+    assert len(flops) == 1
+    assert texts["auto"] == texts["reference"] != texts["xla"]
+    assert encoder.describe(case, "transformers", 1, "cpu", None)["attention"] is None
+    with pytest.raises(UserError, match="neither bias nor mask"):
+        encoder.trace(dataclasses.replace(case, attention="cudnn", name="htsat/nano"), mesh)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert/nano", "htsat/nano", "audio_mae/nano"])
 def test_an_encoder_beside_its_peer(name):
@@ -70,6 +85,7 @@ def test_every_encoder_has_the_parameters_of_its_peer(name, mesh):
     [
         ({"name": "htsat/giant"}, "known are htsat/tiny"),
         ({"dtype": "int8"}, "expected one of float32"),
+        ({"attention": "flash"}, "expected one of auto, reference"),
         ({"direction": "sideways"}, "expected one of forward"),
     ],
 )
