@@ -70,8 +70,6 @@ def test_padding_changes_nothing(variables):
     np.testing.assert_allclose(clips[1], alone[0], atol=1e-5)
     order = jnp.asarray([2, 0, 1])
     np.testing.assert_allclose(draw(filled[order], real[order]), clips[order], atol=1e-6)
-    heard = draw(filled, jnp.ones_like(real))
-    assert float(jnp.abs(heard[1] - clips[1]).max()) > 0.1
 
 
 @pytest.mark.parametrize("num_frames", [46, 80, 128])

@@ -61,18 +61,11 @@ def test_padding_changes_nothing(variables):
     mask = jnp.arange(128)[None, :] < jnp.asarray([[128], [70]])
     filled = jnp.where(mask[:, :, None], features, 77.0)
 
-    @jax.jit
-    def encode(features, mask):
-        return [
-            CavMae(MICRO, FLOAT32, output).apply(variables, features, mask=mask)
-            for output in ("prompt", "clip")
-        ]
-
-    prompt, clip = encode(filled, mask)
-    alone, clip_alone = encode(features[1:2, :64], mask[1:2, :64])
+    encode = jax.jit(CavMae(MICRO, FLOAT32).apply)
+    prompt = encode(variables, filled, mask=mask)
+    alone = encode(variables, features[1:2, :64])
     assert compute_prompt_mask(MICRO, mask).sum(axis=1).tolist() == [4, 2]
     np.testing.assert_allclose(prompt[1, :2], alone[0], atol=1e-5)
-    np.testing.assert_allclose(clip[1], clip_alone[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 144, 32), (1, 16, 32), (1, 120, 32), (1, 128, 16)])

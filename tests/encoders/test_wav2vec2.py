@@ -75,7 +75,7 @@ def waveforms() -> jax.Array:
     return jnp.asarray(np.random.default_rng(1).normal(size=(3, 90)), jnp.float32)
 
 
-@pytest.mark.parametrize("config", [MICRO, LARGE])
+@pytest.mark.parametrize("config", [MICRO, pytest.param(LARGE, marks=pytest.mark.slow)])
 def test_padding_changes_nothing(config, waveforms):
     """A clip of 64 samples alone, and followed by anything under the mask, alone and among others."""
     variables = draw(config)
@@ -93,18 +93,8 @@ def test_padding_changes_nothing(config, waveforms):
 
 
 def test_the_states_of_a_layer_cost_what_the_layers_up_to_it_do(waveforms):
-    """Of the reference's block at that depth, and the remaining blocks are not computed."""
+    """Blocks after it are not computed; that they are the reference's is a comparison of its own."""
     variables = draw(LARGE)
-    encode = jax.jit(functools.partial(Wav2Vec2(LARGE, FLOAT32).apply, layer=1))
-    cut = {
-        name: jax.tree.map(lambda array: array[:1], part) if name == "blocks" else part
-        for name, part in variables["params"].items()
-    }
-    shorter = dataclasses.replace(LARGE, num_layers=1)
-    expected = jax.jit(functools.partial(Wav2Vec2(shorter, FLOAT32).apply, layer=1))(
-        {"params": cut}, waveforms
-    )
-    np.testing.assert_array_equal(encode(variables, waveforms), expected)
 
     def flops(layer: int | None) -> float:
         return count(
