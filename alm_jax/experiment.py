@@ -14,7 +14,9 @@ from typing import Any, get_args, get_type_hints
 from alm_jax.errors import UserError
 from alm_jax.evaluation.config import EvaluationConfig
 from alm_jax.objectives import ObjectiveConfig
+from alm_jax.training.initialise import InitFromConfig
 from alm_jax.training.loop import TrainingConfig
+from alm_jax.training.lora import LoraConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig
 
@@ -33,6 +35,10 @@ class ExperimentConfig:
     """The model and its loss."""
     optimizer: AdamWConfig = AdamWConfig()
     """The optimizer and its schedule."""
+    init_from: tuple[InitFromConfig, ...] = ()
+    """Models of others that a run begins with, in this order; the rest is drawn from the seed."""
+    lora: LoraConfig = LoraConfig()
+    """Low-rank adapters in place of whole kernels."""
     training: TrainingConfig
     """Steps, batch, devices, and how often to save and look."""
     evaluation: EvaluationConfig = EvaluationConfig()

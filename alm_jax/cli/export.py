@@ -1,7 +1,12 @@
-"""``alm export WORKDIR --format transformers --out DIR``: a trained model as a folder others load."""
+"""``alm export SRC --format transformers --out DIR``: a trained or imported model as a folder that others load.
+
+A run of two towers becomes a ClapModel; what ``alm import`` wrote becomes again what it was, bit for bit. With
+``--format stablehlo`` either becomes programs that JAX alone runs (interop/stablehlo.py).
+"""
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,10 +20,16 @@ from rich.console import Console
 from alm_jax.cli.arguments import Parser
 from alm_jax.cli.evaluate import restore_run
 from alm_jax.cli.session import Session, enable_compilation_cache
-from alm_jax.errors import AlmError
+from alm_jax.errors import AlmError, UserError
 from alm_jax.experiment import to_json
 from alm_jax.interop.clap import compare_with_transformers, export_clap
+from alm_jax.interop.folder import CONFIG as HUB_CONFIG
+from alm_jax.interop.folder import ImportedModel, export_model, read_fields, writable
+from alm_jax.interop.format import Format
+from alm_jax.interop.formats import FORMATS
 from alm_jax.interop.model_card import write_model_card
+from alm_jax.model_folder import ORIGINAL, is_model_folder, load_model_folder
+from alm_jax.programs import export_programs
 from alm_jax.training.checkpoint import PACKAGES
 from alm_jax.training.workdir import EVALUATION, TOKENIZER
 
@@ -40,17 +51,70 @@ CARD_METRICS = (
 
 def run(args: Sequence[str]) -> None:
     """The command."""
-    parser = Parser("export", "Write the newest checkpoint of a run in another library's format.")
-    parser.add_argument("workdir", type=Path, help="the folder of an `alm pretrain` run")
+    parser = Parser("export", "Write a trained or imported model in another library's format.")
     parser.add_argument(
-        "--format", choices=["transformers"], default="transformers", help="who is to load it"
+        "source",
+        type=Path,
+        help="the folder of an `alm pretrain` run (its newest checkpoint) or of `alm import`",
+    )
+    parser.add_argument(
+        "--format",
+        choices=["transformers", "stablehlo"],
+        default="transformers",
+        help="who is to load it (default: transformers)",
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument(
-        "--licence", default="other", help="of the weights, for the model card (default: other)"
+        "--licence", default="other", help="of a run's weights, for the model card (default: other)"
     )
     own = parser.parse_args(args)
-    export_run(own.workdir, own.out, licence=own.licence)
+    match is_model_folder(own.source), own.format:
+        case True, "transformers":
+            export_imported(own.source, own.out)
+        case True, "stablehlo":
+            model = load_model_folder(own.source)
+            export_programs(model.config, model.variables, own.out)
+            report_written(own.out)
+        case False, "transformers":
+            export_run(own.source, own.out, licence=own.licence)
+        case False, "stablehlo":
+            session, state = restore_run(own.source)
+            variables = jax.device_get(session.model_variables(state))
+            export_programs(session.model, variables, own.out)
+            shutil.copyfile(own.source / TOKENIZER, own.out / TOKENIZER)
+            report_written(own.out)
+
+
+def export_imported(folder: Path, out: Path) -> None:
+    """Writes what `alm import` wrote as its class of transformers saves it, with the files that came with it."""
+    model = load_model_folder(folder)
+    original = read_fields(folder / ORIGINAL) if HUB_CONFIG in model.files else None
+    export_model(out, model.config, model.variables, choose_layout(model), original)
+    for name, path in model.files.items():
+        if name != HUB_CONFIG:
+            shutil.copyfile(path, out / name)
+    report_written(out)
+
+
+def choose_layout(model: ImportedModel) -> Format:
+    """The format that a model came in, or the first of transformers that holds it. Raises UserError for none."""
+    if model.layout.name in writable(model.config):
+        return model.layout
+    ours = {tuple(step.key for step in path) for path, _ in jax.tree.leaves_with_path(model.variables)}
+    for name in writable(model.config):
+        if {entry.path for entry in FORMATS[name].entries(model.config)} == ours:
+            return FORMATS[name]
+    raise UserError(
+        f"{model.layout.name} was read from an archive, and transformers has no class for it; `--format stablehlo` "
+        "writes it as a program"
+    )
+
+
+def report_written(out: Path) -> None:
+    """Says what lies in ``out``."""
+    Console(file=sys.stdout, highlight=False, markup=False).print(
+        f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}", soft_wrap=True
+    )
 
 
 def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
@@ -62,7 +126,7 @@ def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
     enable_compilation_cache()
     console = Console(file=sys.stdout, highlight=False, markup=False)
     session, state = restore_run(workdir)
-    variables = jax.device_get(state.evaluation_variables)
+    variables = jax.device_get(session.model_variables(state))
 
     def write(export_error: float | None) -> None:
         card = write_model_card(
@@ -81,7 +145,7 @@ def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
         export_clap(out, session.model, variables, workdir / TOKENIZER, card)
 
     write(None)
-    console.print(f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}", soft_wrap=True)
+    report_written(out)
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
         console.print(
             "PyTorch is not installed, so the export was not compared with transformers ([torch] extra)",

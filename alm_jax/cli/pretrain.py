@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -13,10 +14,13 @@ from alm_jax.cli.report import write_run_report
 from alm_jax.cli.session import Session, check_processes_agree, enable_compilation_cache
 from alm_jax.errors import UserError
 from alm_jax.evaluation.contrastive import EvaluationResult
-from alm_jax.experiment import ExperimentConfig, to_json
+from alm_jax.experiment import ExperimentConfig, from_json, to_json
+from alm_jax.interop.folder import import_model
+from alm_jax.model_folder import is_model_folder, load_model_folder
 from alm_jax.training import distributed
 from alm_jax.training import workdir as run_folder
 from alm_jax.training.checkpoint import Checkpoints
+from alm_jax.training.initialise import take_from
 from alm_jax.training.loop import Loop
 from alm_jax.training.metrics import MetricsWriter
 from alm_jax.training.progress import TrainingProgress
@@ -74,7 +78,7 @@ def pretrain(config: ExperimentConfig, workdir: Path) -> EvaluationResult:
     if not is_first:
         return _pretrain(config, workdir, is_first=False)
     with run_folder.locked(workdir):
-        run_folder.check_config(workdir, to_json(config))
+        run_folder.check_config(workdir, to_json(config), read=read_again)
         return _pretrain(config, workdir, is_first=True)
 
 
@@ -92,7 +96,7 @@ def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> Eva
     console.print(describe(session, len(train_split)), highlight=False, soft_wrap=True)
 
     # --- state: the newest good checkpoint, or the beginning
-    state, start_step = restore_or_init(session, checkpoints)
+    state, start_step = restore_or_init(session, checkpoints, console)
     if start_step:
         console.print(f"continuing after step {start_step} of {config.training.num_steps}", highlight=False)
     if start_step > config.training.num_steps:
@@ -142,15 +146,16 @@ def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> Eva
     return results[-1]
 
 
-def restore_or_init(session: Session, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-    """The state to go on from, placed for training, and its step."""
+def restore_or_init(session: Session, checkpoints: Checkpoints, console: Console) -> tuple[TrainState, int]:
+    """The state to go on from, placed for training, and its step; says what a new run takes from elsewhere."""
     parallel = session.parallel
     restored = checkpoints.restore_latest(parallel.abstract())
     if restored is None:
-        return parallel.init(), 0
+        return initialise(session, console), 0
     step = int(restored.step)
     manifest = checkpoints.manifest(step)
-    run_folder.check_resumable(manifest["config"], to_json(session.config), where=str(checkpoints.folder))
+    old = read_again(manifest["config"])
+    run_folder.check_resumable(old, to_json(session.config), where=str(checkpoints.folder))
     saved = manifest["data_fingerprint"]
     if saved != session.data.fingerprint:
         raise UserError(
@@ -159,6 +164,33 @@ def restore_or_init(session: Session, checkpoints: Checkpoints) -> tuple[TrainSt
             "another --workdir"
         )
     return parallel.place(restored), step
+
+
+def read_again(config: dict[str, Any]) -> dict[str, Any]:
+    """A config that was written before, with the fields that have come since, at their defaults."""
+    return to_json(from_json(config))
+
+
+def initialise(session: Session, console: Console) -> TrainState:
+    """The state before the first step: drawn from the seed, then what ``init_from`` names, placed for training.
+
+    Raises UserError where a source cannot be read or does not fit.
+    """
+    parallel = session.parallel
+    state = parallel.init()
+    if not session.config.init_from:
+        return state
+    state = parallel.unplaced(state)
+    for source in session.config.init_from:
+        state, said = take_from(state, read_variables(source.source), source)
+        console.print(f"init_from: {said}", highlight=False, markup=False, soft_wrap=True)
+    return parallel.place(state)
+
+
+def read_variables(source: str) -> dict[str, Any]:
+    """The variables of a model, of a folder that ``alm import`` wrote or of anything that it reads."""
+    model = load_model_folder(source) if is_model_folder(source) else import_model(source)
+    return dict(model.variables)
 
 
 def describe(session: Session, num_train: int) -> str:

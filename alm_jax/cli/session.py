@@ -27,6 +27,7 @@ from alm_jax.training import mesh as meshes
 from alm_jax.training import sharding
 from alm_jax.training.build import build_parallel
 from alm_jax.training.checkpoint import Checkpoints
+from alm_jax.training.lora import add_adapters
 from alm_jax.training.state import TrainState
 from alm_jax.training.workdir import CHECKPOINTS
 from data_pipelines.pipeline import eval_batches, train_batches
@@ -59,7 +60,7 @@ class Session:
         self.eval_batch_size = -(-config.evaluation.batch_size // num_shards) * num_shards
         self.data = prepare_once(config)
         check_vocabulary(config, self.data)
-        self.objective = build_objective(config.objective)
+        self.objective = add_adapters(build_objective(config.objective), config.lora)
         self.parallel = build_parallel(
             self.objective, config.optimizer, training, seed=config.seed, mesh=self.mesh
         )
@@ -112,9 +113,14 @@ class Session:
             tokenize=self.tokenize,
         )
 
+    def model_variables(self, state: TrainState) -> dict[str, Any]:
+        """The variables of the model itself: averaged where there is an average, adapters merged."""
+        variables = state.evaluation_variables
+        return variables | {"params": self.objective.merge(variables["params"])}
+
     def evaluate(self, state: TrainState, data: EvaluationSet) -> EvaluationResult:
         """Measures the state (averaged parameters where there are any) on a split; the same on every process."""
-        variables = state.evaluation_variables
+        variables = self.model_variables(state)
         if self.config.training.parallelism == "pmap":
             variables = jax.device_put(variables, sharding.replicated(self.mesh))
 

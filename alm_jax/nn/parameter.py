@@ -19,10 +19,12 @@ merged                  the four neighbours that patch merging joins
 mel                     mel bins
 window                  taps of a convolution over time
 window_rows, _columns   taps of a convolution over two axes
-gates, state            the four gates of an LSTM, its state
+gates, state            the four gates of an LSTM, its state; the two of BEATs' attention
+summands                numbers that make up one of these two
 channels_in, channels   what a convolution consumes and produces, where that is no width
 pooled                  output of BERT's pooler
 classes                 outputs of a classifier
+rank                    what a low-rank adapter passes through
 joint_hidden, joint     the projection into the space that the towers share
 ======================  ===========================================================================
 

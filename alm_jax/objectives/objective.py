@@ -57,6 +57,10 @@ class Objective:
     """(params, outputs, batch, *, axis_name) -> (Loss, metrics as a dict of Loss)."""
     project: Callable[[Params], Params]
     """params -> params after an optimiser step, such as a clamp on the temperature."""
+    trained: Callable[[Params], Params] = dict
+    """params -> the nested dict of those that train, all of them unless some are frozen (training/trainable.py)."""
+    merge: Callable[[Params], Params] = dict
+    """params -> those of the model alone: what is trained beside them, adapters say, merged into them."""
 
     def loss(
         self,

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from alm_jax.objectives import Objective
 from alm_jax.objectives.objective import Inputs, Loss
+from alm_jax.training.trainable import overlay
 from alm_jax.types import Metrics, Params, PyTree
 
 
@@ -29,6 +30,7 @@ def loss_and_gradients(
 ) -> tuple[Float[Array, ""], Params, Params, Metrics]:
     """Mean loss over the real rows, its gradients, new batch_stats, and metrics (already divided).
 
+    Gradients are those of ``objective.trained`` parameters, and no others are computed.
     ``num_microbatches`` must divide the rows of the batch. Under ``pmap``, ``axis_name`` names the mapped
     axis, ``batch`` is this device's rows, and the results are summed over devices.
     """
@@ -42,16 +44,20 @@ def loss_and_gradients(
         )
     inputs = objective.prepare(batch, key_prepare, train=True, axis_name=axis_name)
 
+    everything = variables["params"]
+
     def encode(params: Params, inputs: Inputs, key: Any) -> tuple[PyTree, Params]:
-        return objective.encode(variables | {"params": params}, inputs, key, train=True, axis_name=axis_name)
+        whole = variables | {"params": overlay(everything, params)}
+        return objective.encode(whole, inputs, key, train=True, axis_name=axis_name)
 
     def combine(params: Params, outputs: PyTree) -> tuple[Array, Metrics]:
-        loss, metrics = objective.combine(params, outputs, batch, axis_name=axis_name)
+        whole = overlay(everything, params)
+        loss, metrics = objective.combine(whole, outputs, batch, axis_name=axis_name)
         # This device's share of the global mean; the weight carries no gradient.
         weight = sum_over_devices(loss.weight, axis_name)
         return loss.sum / jnp.maximum(jax.lax.stop_gradient(weight), 1.0), metrics
 
-    params = variables["params"]
+    params = objective.trained(everything)
     if num_microbatches == 1:
 
         def whole(params: Params) -> tuple[Array, tuple[Metrics, Params]]:

@@ -11,6 +11,7 @@ from alm_jax.training.optimizer import AdamWConfig, build_optimizer, learning_ra
 from alm_jax.training.parallel import PMAP_AXIS, JitParallel, Parallel, PmapParallel
 from alm_jax.training.state import init_state
 from alm_jax.training.step import build_train_step
+from alm_jax.training.trainable import freeze
 
 
 def build_parallel(
@@ -20,8 +21,9 @@ def build_parallel(
 
     Raises UserError where the configs do not fit each other or the mesh.
     """
+    objective = freeze(objective, optimizer.frozen)
     abstract = jax.eval_shape(objective.init, jax.random.key(0))
-    transformation = build_optimizer(optimizer, training.num_steps, abstract["params"])
+    transformation = build_optimizer(optimizer, training.num_steps, objective.trained(abstract["params"]))
     init = functools.partial(init_state, objective, transformation, seed, with_ema=training.ema_decay > 0)
     step = functools.partial(
         build_train_step,

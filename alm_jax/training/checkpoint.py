@@ -196,7 +196,10 @@ class Checkpoints:
             raise DataError(
                 f"{where} is damaged: the checksums of {len(damaged)} array(s) differ, {damaged[0]} first"
             )
-        return TrainState(**{"ema_params": None} | tree)
+        # What has no array was not written: an average that is off, statistics of a model without any.
+        return TrainState(
+            **{name: tree.get(name, getattr(abstract, name)) for name in abstract.__dataclass_fields__}
+        )
 
     def restore_latest(self, abstract: TrainState) -> TrainState | None:
         """The newest checkpoint that is whole, or None where there is none at all.

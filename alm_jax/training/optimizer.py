@@ -1,14 +1,14 @@
 """AdamW with warm-up and cosine decay, clipping, and weight decay chosen by parameter path."""
 
 import dataclasses
-import re
 from typing import Any
 
 import jax
 import optax
 
 from alm_jax.errors import UserError
-from alm_jax.types import Params, PyTree
+from alm_jax.training.parameter_paths import match_paths
+from alm_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,36 +37,10 @@ class AdamWConfig:
     )
     """Regular expressions over parameter paths (``audio/stages_0/...``) that are not decayed."""
     frozen: tuple[str, ...] = ()
-    """Regular expressions over parameter paths that are not trained at all."""
+    """Regular expressions over parameter paths that are not trained at all, ``^text/`` say: those parameters take
+    neither gradients nor moments (alm_jax/training/trainable.py)."""
     clip_norm: float = 1.0
     """Global norm to which gradients are clipped; 0 never clips."""
-
-
-def parameter_paths(params: Params) -> PyTree:
-    """The path of every parameter, ``audio/stages_0/...``, as a tree like ``params``."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "/".join(str(getattr(part, "key", part)) for part in path), params
-    )
-
-
-def match_paths(params: Params, patterns: tuple[str, ...], what: str, *, all_must_match: bool) -> PyTree:
-    """True for every parameter whose path one of ``patterns`` finds.
-
-    Raises UserError where a pattern is no regular expression or, with ``all_must_match``, finds no
-    parameter (a misspelt one would otherwise be ignored without a word).
-    """
-    paths = parameter_paths(params)
-    try:
-        compiled = [re.compile(pattern) for pattern in patterns]
-    except re.error as error:
-        raise UserError(f"{what} holds {error.pattern!r}, which is no regular expression: {error}") from error
-    for pattern in compiled:
-        if all_must_match and not any(pattern.search(path) for path in jax.tree.leaves(paths)):
-            tops = sorted({path.split("/")[0] for path in jax.tree.leaves(paths)})
-            raise UserError(
-                f"{what} holds {pattern.pattern!r}, which matches no parameter; paths begin with {tops}"
-            )
-    return jax.tree.map(lambda path: any(pattern.search(path) for pattern in compiled), paths)
 
 
 def learning_rate(config: AdamWConfig, num_steps: int) -> optax.Schedule:
@@ -86,7 +60,7 @@ def learning_rate(config: AdamWConfig, num_steps: int) -> optax.Schedule:
 
 
 def build_optimizer(config: AdamWConfig, num_steps: int, params: Params) -> optax.GradientTransformation:
-    """The optimizer for parameters shaped like ``params`` (arrays or abstract)."""
+    """The optimizer for parameters shaped like ``params`` (arrays or abstract), all of which it trains."""
     # The default patterns name parameters that only some models have, so not all of them must match.
     kept = match_paths(params, config.no_decay, "optimizer.no_decay", all_must_match=False)
     decayed = jax.tree.map(lambda found: not found, kept)
@@ -98,9 +72,4 @@ def build_optimizer(config: AdamWConfig, num_steps: int, params: Params) -> opta
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(learning_rate(config, num_steps)),
     ]
-    optimizer = optax.chain(*steps)
-    if not config.frozen:
-        return optimizer
-    frozen = match_paths(params, config.frozen, "optimizer.frozen", all_must_match=True)
-    labels = jax.tree.map(lambda found: "frozen" if found else "trained", frozen)
-    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+    return optax.chain(*steps)

@@ -48,12 +48,13 @@ def state_shardings(
 ) -> TrainState:
     """NamedSharding of every array of the state: moments and averages lie with their parameters."""
     params = sharding.parameter_shardings(objective.axes(), abstract.params, mesh)
+    trained = objective.trained(params)
     whole = sharding.replicated(mesh)
     opt_state = optax.tree.map_params(
         optimizer,
         lambda _, cut: cut,
         abstract.opt_state,
-        params,
+        trained,
         transform_non_params=lambda _: whole,
     )
     return TrainState(
@@ -61,7 +62,7 @@ def state_shardings(
         params=params,
         batch_stats=jax.tree.map(lambda _: whole, abstract.batch_stats),
         opt_state=opt_state,
-        ema_params=None if abstract.ema_params is None else params,
+        ema_params=None if abstract.ema_params is None else trained,
         key=whole,
         num_skipped=whole,
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from alm_jax.objectives import Objective
+from alm_jax.training.trainable import overlay
 from alm_jax.types import Params, PyTree
 
 
@@ -28,7 +29,7 @@ class TrainState:
     opt_state: PyTree
     """The optimizer's state."""
     ema_params: Params | None
-    """Exponential moving average of params; None where it is switched off."""
+    """Exponential moving average of the parameters that train; None where it is switched off."""
     key: Any
     """uint32 [2]: raw data of the PRNG key; each step folds its number into it and never changes it."""
     num_skipped: Any
@@ -42,7 +43,7 @@ class TrainState:
     @property
     def evaluation_variables(self) -> dict[str, Any]:
         """As ``variables``, with the averaged parameters where there are any."""
-        params = self.params if self.ema_params is None else self.ema_params
+        params = self.params if self.ema_params is None else overlay(self.params, self.ema_params)
         return {"params": params, "batch_stats": self.batch_stats}
 
 
@@ -57,9 +58,9 @@ def init_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(objective.trained(params)),
         # A copy, since donated buffers must not be shared between two leaves.
-        ema_params=jax.tree.map(jnp.copy, params) if with_ema else None,
+        ema_params=jax.tree.map(jnp.copy, objective.trained(params)) if with_ema else None,
         key=jax.random.key_data(key_train),
         num_skipped=jnp.zeros((), jnp.int32),
     )

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from alm_jax.objectives import Objective
 from alm_jax.training.accumulation import loss_and_gradients
 from alm_jax.training.state import TrainState
+from alm_jax.training.trainable import overlay
 from alm_jax.types import Metrics, PyTree
 
 TrainStep = Callable[[TrainState, dict[str, Array]], tuple[TrainState, Metrics]]
@@ -40,14 +41,15 @@ def build_train_step(
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         def update(state: TrainState) -> TrainState:
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = objective.project(optax.apply_updates(state.params, updates))
+            trained = objective.trained(state.params)
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+            params = objective.project(overlay(state.params, optax.apply_updates(trained, updates)))
             return dataclasses.replace(
                 state,
                 params=params,
                 batch_stats=batch_stats,
                 opt_state=opt_state,
-                ema_params=average(state.ema_params, params, ema_decay, state.step),
+                ema_params=average(state.ema_params, objective.trained(params), ema_decay, state.step),
             )
 
         # A branch, not a select of every array: that would read old and new state side by side, and XLA would

@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,16 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def check_config(workdir: Path, config: dict[str, Any]) -> None:
-    """Raises UserError with a table where ``workdir`` was started with a config that this one may not continue."""
+def check_config(
+    workdir: Path, config: dict[str, Any], *, read: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    """Raises UserError with a table where ``workdir`` was started with a config that this one may not continue.
+
+    ``read`` brings a config that another version wrote to the fields of this one.
+    """
     path = workdir / CONFIG
     if path.exists():
-        check_resumable(json.loads(path.read_text()), config, where=str(workdir))
+        check_resumable(read(json.loads(path.read_text())), config, where=str(workdir))
 
 
 def check_resumable(old: dict[str, Any], new: dict[str, Any], *, where: str) -> None:

@@ -5,7 +5,8 @@ import optax
 import pytest
 
 from alm_jax.errors import UserError
-from alm_jax.training.optimizer import AdamWConfig, build_optimizer, learning_rate, match_paths
+from alm_jax.training.optimizer import AdamWConfig, build_optimizer, learning_rate
+from alm_jax.training.parameter_paths import match_paths
 
 PARAMS = {
     "audio": {"block": {"kernel": np.full((2, 2), 2.0, np.float32), "bias": np.full(2, 2.0, np.float32)}},

@@ -1,0 +1,120 @@
+"""Parameters from elsewhere in place of the drawn ones, before the first step."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alm_jax.errors import UserError
+from alm_jax.training.state import TrainState
+from alm_jax.training.trainable import overlay
+from alm_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitFromConfig:
+    """One model, or a part of one, that parameters are taken from when a run begins."""
+
+    source: str
+    """What `alm import` reads or has written: a folder, an archive of PyTorch, or an id of the Hub."""
+    into: str = ""
+    """Path of the parameters that are replaced: ``text`` for the text tower; empty for all."""
+    part: str = ""
+    """Path of what is taken inside the source: ``audio`` of two towers, say; empty for all."""
+
+
+def take_from(
+    state: TrainState, variables: Mapping[str, Any], config: InitFromConfig
+) -> tuple[TrainState, str]:
+    """The state with ``config.into`` replaced by ``variables`` {"params": ..., "batch_stats": ...} of the source.
+
+    Every parameter under ``into`` is replaced, in float32 and where it lies; what the source has besides, a head or a
+    pooler that the tower has no use for, is left out and named. The moving average starts there too. Returns the state
+    and what was done, in words.
+
+    Raises:
+        UserError: a parameter under ``into`` is missing in the source, or has another shape.
+    """
+    taken, unused = {}, []
+    for kind in ("params", "batch_stats"):
+        wanted = _flatten(
+            _descend(getattr(state, kind), config.into, "init_from.into", is_needed=kind == "params")
+        )
+        given = _flatten(
+            _descend(variables.get(kind, {}), config.part, "init_from.part", is_needed=kind == "params")
+        )
+        problems = [
+            f"  {path} {list(leaf.shape)}: missing" for path, leaf in wanted.items() if path not in given
+        ]
+        problems += [
+            f"  {path} {list(leaf.shape)}: has shape {list(given[path].shape)}"
+            for path, leaf in wanted.items()
+            if path in given and given[path].shape != leaf.shape
+        ]
+        if problems:
+            more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
+            raise UserError(
+                f"init_from: {config.source} does not fit {config.into or 'the model'}:\n"
+                + "\n".join(problems[:20])
+                + more
+                + "\nGive the tower the config of that model."
+            )
+        unused += sorted(set(given) - set(wanted))
+        placed = {path: _place(given[path], leaf) for path, leaf in wanted.items()}
+        tree = getattr(state, kind)
+        taken[kind] = overlay(tree, _nest(placed, config.into)) if placed else tree
+    count = sum(
+        leaf.size for leaf in jax.tree.leaves(_descend(taken["params"], config.into, "", is_needed=True))
+    )
+    said = f"{config.into or 'model'}: {count:,} parameters from {config.source}"
+    if unused:
+        said += f"; not used: {', '.join(unused[:8])}" + (
+            f" and {len(unused) - 8} more" if len(unused) > 8 else ""
+        )
+    average = state.ema_params
+    if average is not None:
+        # Copies: a donated buffer must not be two leaves.
+        average = jax.tree.map(jnp.copy, _like(taken["params"], average))
+    return dataclasses.replace(
+        state, params=taken["params"], batch_stats=taken["batch_stats"], ema_params=average
+    ), said
+
+
+def _place(value: Any, leaf: Any) -> jax.Array:
+    return jax.device_put(np.asarray(value).astype(leaf.dtype), leaf.sharding)
+
+
+def _descend(tree: Params, path: str, what: str, *, is_needed: bool) -> Any:
+    for name in filter(None, path.split("/")):
+        if not isinstance(tree, Mapping) or name not in tree:
+            if is_needed:
+                raise UserError(f"{what} is {path!r}; there is no {name!r} among {sorted(tree)}")
+            return {}
+        tree = tree[name]
+    return tree
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {"/".join(str(part.key) for part in path): leaf for path, leaf in leaves}
+
+
+def _nest(flat: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *branches, name = [*filter(None, prefix.split("/")), *path.split("/")]
+        tree = nested
+        for branch in branches:
+            tree = tree.setdefault(branch, {})
+        tree[name] = value
+    return nested
+
+
+def _like(tree: Params, selection: Params) -> dict[str, Any]:
+    return {
+        name: _like(tree[name], value) if isinstance(value, Mapping) else tree[name]
+        for name, value in selection.items()
+    }
