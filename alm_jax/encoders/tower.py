@@ -59,7 +59,7 @@ def takes(config: Any, option: str) -> bool:
 
 def takes_frame_mask(config: Any) -> bool:
     """Whether an audio tower can be told which frames are padding."""
-    return takes(config, "mask") and not takes(config, "moments")
+    return takes(config, "frame_mask") or (takes(config, "mask") and not takes(config, "moments"))
 
 
 def init_audio_tower(config: Any, key: Array, features: Float[Array, "B *features"]) -> tuple[PyTree, int]:
@@ -102,6 +102,7 @@ def apply_audio_tower(
         moments: of the whole batch, for families that normalise by them.
     """
     options: dict[str, Any] = {"train": train, "longer": longer, "moments": moments, "axis_name": axis_name}
+    options["frame_mask"] = frame_mask
     options["mask"] = row_mask if takes(config, "moments") else _to_tokens(config, frame_mask)
     module = build_tower(config, dtype, remat)
     known = inspect.signature(type(module).__call__).parameters

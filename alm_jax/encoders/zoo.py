@@ -5,7 +5,10 @@ from typing import Any
 from alm_jax.encoders.audio import (
     ast,
     audio_mae,
+    beats,
     cav_mae,
+    ced,
+    cnn14,
     encodec,
     htsat,
     htsat_fusion,
@@ -22,6 +25,9 @@ FAMILIES: dict[str, Family] = {
     for family in (
         htsat.FAMILY,
         htsat_fusion.FAMILY,
+        cnn14.FAMILY,
+        beats.FAMILY,
+        ced.FAMILY,
         audio_mae.FAMILY,
         ast.FAMILY,
         cav_mae.FAMILY,

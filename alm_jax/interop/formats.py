@@ -9,10 +9,13 @@ from alm_jax.errors import UserError
 from alm_jax.interop import (
     ast,
     bart,
+    beats,
     bert,
     cav_mae,
+    ced,
     clap_weights,
     clip_text,
+    cnn14,
     encodec,
     gpt2,
     llama,
@@ -30,6 +33,9 @@ FORMATS: dict[str, Format] = {
     layout.name: layout
     for layout in (
         *clap_weights.FORMATS,
+        *cnn14.FORMATS,
+        *beats.FORMATS,
+        *ced.FORMATS,
         *ast.FORMATS,
         *cav_mae.FORMATS,
         *whisper.FORMATS,
@@ -50,6 +56,9 @@ FORMATS: dict[str, Format] = {
 
 PARITY: tuple[Parity, ...] = (
     *clap_weights.PARITY,
+    *cnn14.PARITY,
+    *beats.PARITY,
+    *ced.PARITY,
     *ast.PARITY,
     *cav_mae.PARITY,
     *whisper.PARITY,
