@@ -19,6 +19,7 @@ CORE = [
     "jaxtyping>=0.3.7,<0.4",
     "safetensors>=0.6,<1",
     "tokenizers>=0.22,<0.24",
+    "huggingface_hub>=1.0,<3",
     "soundfile>=0.13,<0.15",
     "soxr>=1.0,<2",
     "tyro>=1.0,<2",

@@ -1,9 +1,10 @@
-"""A trained model in three lines: load a folder, embed recordings, embed texts."""
+"""A trained model in three lines: load it, embed recordings and texts, or call the encoder."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import soxr
@@ -11,25 +12,103 @@ from jaxtyping import Float
 from tokenizers import Tokenizer
 
 from alm_jax import batch as contract
+from alm_jax.encoders import family
+from alm_jax.encoders.family import Family
 from alm_jax.errors import DataError, UserError
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
-from alm_jax.interop.clap import import_clap
+from alm_jax.interop.folder import ImportedModel, import_model
+from alm_jax.interop.safetensors_io import cast_floats
+from alm_jax.model_folder import is_model_folder, load_model_folder
 from alm_jax.models.two_towers import TwoTowersConfig
+from alm_jax.models.zoo import family_of
+from alm_jax.types import PyTree
 from data_pipelines.decode import read_audio
 from data_pipelines.text import encode, load_tokenizer
 
+_TOKENIZER = "tokenizer.json"
 
-def from_pretrained(folder: str | Path) -> "PretrainedTwoTowers":
-    """The model of a folder that ``alm export`` or transformers' ``save_pretrained`` wrote.
+
+def from_pretrained(
+    source: str | Path, *, dtype: str | None = None
+) -> "PretrainedTwoTowers | PretrainedEncoder":
+    """A model with its weights: two towers of a CLAP, or any one encoder or language model of the zoo.
 
     >>> model = alm_jax.from_pretrained("exported")  # doctest: +SKIP
     >>> audio = model.embed_audio(["dog.wav"])  # doctest: +SKIP
     >>> similarity = audio @ model.embed_text(["a dog barking", "rain"]).T  # doctest: +SKIP
 
-    Raises UserError where the folder is not such a model, with what is missing or does not fit.
+    Args:
+        source: a folder of ``alm export``, ``alm import`` or transformers' ``save_pretrained``, an archive of
+            ``torch.save``, or an id of the Hugging Face Hub.
+        dtype: of every float array; None leaves each what the file has. Two towers are always float32.
+
+    Raises UserError where it is not such a model, with what is missing or does not fit.
     """
-    config, variables, tokenizer_path = import_clap(folder)
-    return PretrainedTwoTowers(config, variables, load_tokenizer(tokenizer_path))
+    model = load_model_folder(source) if is_model_folder(source) else import_model(source, dtype=dtype)
+    tokenizer_path = model.files.get(_TOKENIZER)
+    tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path)
+    if not isinstance(model.config, TwoTowersConfig):
+        return PretrainedEncoder(model.config, _cast(model, dtype), tokenizer)
+    if tokenizer is None:
+        raise UserError(
+            f"{source} has no {_TOKENIZER}, and two towers read texts; put the one that the model was trained with "
+            "into the folder (for an archive: into original/ of the folder that `alm import` writes)"
+        )
+    return PretrainedTwoTowers(model.config, _cast(model, "float32"), tokenizer)
+
+
+def _cast(model: ImportedModel, dtype: str | None) -> PyTree:
+    """The variables with floats in ``dtype``."""
+    if dtype is None:
+        return model.variables
+    leaves, structure = jax.tree.flatten(model.variables)
+    cast = cast_floats({str(i): leaf for i, leaf in enumerate(leaves)}, dtype)
+    return jax.tree.unflatten(structure, cast.values())
+
+
+class PretrainedEncoder:
+    """An encoder or language model of the zoo with its weights; a call is a compiled forward pass.
+
+    >>> whisper = alm_jax.from_pretrained("openai/whisper-tiny")  # doctest: +SKIP
+    >>> states = whisper(features, method="encode")  # doctest: +SKIP
+    """
+
+    config: Any
+    """The config of its family."""
+    variables: PyTree
+    """``{"params": ...}``, and ``"batch_stats"`` where there are any."""
+    tokenizer: Tokenizer | None
+    """Where one came with the weights."""
+
+    def __init__(self, config: Any, variables: PyTree, tokenizer: Tokenizer | None = None):
+        self.config = config
+        self.variables = variables
+        self.tokenizer = tokenizer
+        self._compiled: dict[tuple[str, str], Any] = {}
+
+    @property
+    def family(self) -> Family:
+        """What the zoo knows of such models: its variants, its front-end, its source."""
+        return family_of(self.config)
+
+    def __call__(self, *inputs: Any, dtype: Any = jnp.float32, **options: Any) -> Any:
+        """The module's output for its inputs (`Family.example` has their shapes).
+
+        Args:
+            dtype: of the matrix products.
+            options: the module's own keyword arguments: arrays, or anything else as it is.
+        """
+        arrays = {name: value for name, value in options.items() if hasattr(value, "shape")}
+        fixed = {name: value for name, value in options.items() if name not in arrays}
+        key = (str(jnp.dtype(dtype)), repr(sorted(fixed.items())))
+        if key not in self._compiled:
+            of = self.family
+            self._compiled[key] = jax.jit(
+                lambda variables, inputs, arrays: family.apply(
+                    of, self.config, variables, *inputs, dtype=dtype, **fixed, **arrays
+                )
+            )
+        return self._compiled[key](self.variables, inputs, arrays)
 
 
 class PretrainedTwoTowers:

@@ -19,10 +19,15 @@ from alm_jax.version import __version__
 COMMANDS = {
     "pretrain": "train a model from a config; continues where the run folder left off",
     "evaluate": "zero-shot accuracy and retrieval of a trained model",
-    "export": "write a trained model as a folder that transformers loads",
+    "import": "read published weights as a model of the zoo",
+    "export": "write a trained or imported model for transformers, or as StableHLO",
+    "zoo": "every encoder and language model there is, and how far each is from its oracle",
     "bench": "speed and memory of losses, encoders, front-ends and training steps, beside their peers",
     "data": "build a config's data set ahead of time and show what is in it",
 }
+
+MODULES = {"import": "import_"}
+"""Where a command's name is a word of Python."""
 
 EXTRAS = {
     "tensorflow": "data",
@@ -102,7 +107,7 @@ def dispatch(argv: list[str]) -> int:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     logging.basicConfig(level=logging.WARNING, format="alm: %(message)s", stream=sys.stderr)
     try:
-        importlib.import_module(f"alm_jax.cli.{command}").run(args)
+        importlib.import_module(f"alm_jax.cli.{MODULES.get(command, command)}").run(args)
     except AlmError as error:
         print(f"alm {command}: {error}", file=sys.stderr)
         return error.exit_code

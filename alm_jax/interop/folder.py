@@ -1,0 +1,196 @@
+"""Models of others, wherever they lie: a folder with config.json, an archive of torch.save, or an id of the Hub."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alm_jax.errors import UserError
+from alm_jax.interop import hub
+from alm_jax.interop.format import PREPROCESSOR, Format, arrays_to_variables, variables_to_arrays
+from alm_jax.interop.formats import FORMATS, format_of_architecture
+from alm_jax.interop.safetensors_io import INDEX, WEIGHTS, Arrays, cast_floats, read_weights, write_weights
+from alm_jax.interop.sentence_bert import SENTENCE_BERT, import_sentence_bert
+from alm_jax.interop.torch_archive import find_tensors, read_tensors, read_torch_archive
+from alm_jax.types import PyTree
+
+CONFIG = "config.json"
+PICKLED_WEIGHTS = "pytorch_model.bin"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportedModel:
+    """A model of others as ours."""
+
+    layout: Format
+    """What it was stored as."""
+    config: Any
+    """Our config."""
+    variables: PyTree
+    """NumPy arrays, in the dtypes that they had or that were asked for."""
+    files: Mapping[str, Path]
+    """What else lay there, by name: config.json, the tokenizer's and preprocessor's files, the card."""
+
+
+def import_model(
+    source: str | Path, *, dtype: str | None = None, layout: Format | None = None
+) -> ImportedModel:
+    """Reads a model.
+
+    Args:
+        source: a folder, a file of `torch.save` (.pt, .pth, .ckpt), or a Hub id "owner/name".
+        dtype: of every float array ("float32"); None leaves each what it is.
+        layout: what it is stored as, where that is not to be found out.
+
+    Raises:
+        UserError: it is not there, is of a kind that is not known, or a key is unknown, missing or misshapen.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _import_folder(path, dtype, layout)
+    if path.is_file():
+        return _import_archive(path, dtype, layout)
+    if hub.is_hub_id(str(source)):
+        return _import_folder(hub.fetch_folder(str(source)), dtype, layout)
+    raise UserError(
+        f"{source}: no such folder or file; expected a folder with {CONFIG}, an archive of torch.save, or a Hub id "
+        "(owner/name)"
+    )
+
+
+def _import_folder(folder: Path, dtype: str | None, layout: Format | None) -> ImportedModel:
+    files = {
+        path.name: path
+        for pattern in hub.FILES
+        for path in sorted(folder.glob(pattern))
+        if path.suffix != ".safetensors" and path.name != INDEX
+    }
+    if layout is None and (folder / "modules.json").is_file():
+        layout = SENTENCE_BERT
+    if layout is SENTENCE_BERT:
+        config, variables, _ = import_sentence_bert(folder)
+        return ImportedModel(layout=layout, config=config, variables=variables, files=files)
+    fields = read_fields(folder)
+    if layout is None:
+        layout = _find_layout(folder, fields)
+    if layout.read_config is None:
+        raise UserError(f"{folder}: the format {layout.name} is one of archives, not of folders")
+    config = layout.read_config(fields)
+    arrays = _read_arrays(folder)
+    if dtype is not None:
+        arrays = cast_floats(arrays, dtype)
+    return ImportedModel(
+        layout=layout, config=config, variables=arrays_to_variables(layout, config, arrays), files=files
+    )
+
+
+def _find_layout(folder: Path, fields: Mapping[str, Any]) -> Format:
+    architectures = fields.get("architectures") or []
+    if len(architectures) != 1:
+        raise UserError(
+            f"{folder / CONFIG} names the architectures {architectures}, expected one; say which format it is: "
+            f"{', '.join(name for name, layout in FORMATS.items() if layout.architectures)}"
+        )
+    return format_of_architecture(architectures[0])
+
+
+def _read_arrays(folder: Path) -> Arrays:
+    """The weights of a folder, safetensors before pickled ones."""
+    pickled = folder / PICKLED_WEIGHTS
+    if pickled.is_file() and not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
+        return read_tensors(find_tensors(read_torch_archive(pickled)))
+    return read_weights(folder)
+
+
+def _import_archive(path: Path, dtype: str | None, layout: Format | None) -> ImportedModel:
+    archive = read_torch_archive(path)
+    kinds = [kind for kind in FORMATS.values() if kind.infer_config is not None]
+    for kind in kinds if layout is None else [layout]:
+        tensors = find_tensors(archive, kind.archive_entry, kind.key_prefix)
+        if kind.signature in tensors or (layout is not None and tensors):
+            break
+    else:
+        raise UserError(
+            f"{path}: the state dict of no model that alm_jax knows; it reads archives of "
+            f"{', '.join(kind.name for kind in kinds)}"
+        )
+    if kind.infer_config is None:
+        raise UserError(f"{path}: the format {kind.name} is one of folders, not of archives")
+    config = kind.infer_config({key: tensor.shape for key, tensor in tensors.items()})
+    arrays = read_tensors(tensors)
+    if dtype is not None:
+        arrays = cast_floats(arrays, dtype)
+    return ImportedModel(
+        layout=kind, config=config, variables=arrays_to_variables(kind, config, arrays), files={}
+    )
+
+
+def export_model(
+    folder: str | Path,
+    config: Any,
+    variables: PyTree,
+    layout: Format,
+    original: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes config.json and the weights of a model as its class of transformers saves them.
+
+    Args:
+        folder: made where it is missing.
+        original: the config.json that the model came with; kept word for word where it says the same model.
+
+    Raises:
+        UserError: the format is not one of transformers, or holds only a part of what it needs.
+    """
+    if layout.read_config is None or layout.write_config is None or layout.ignored:
+        raise UserError(
+            f"the format {layout.name} can be read and not written; "
+            f"{type(config).__name__} is written as {', '.join(writable(config)) or 'nothing'}"
+        )
+    folder = Path(folder)
+    arrays = variables_to_arrays(layout, config, variables)
+    if original is None or layout.read_config(original) != config:
+        fields = {"architectures": [layout.architectures[0]], **layout.write_config(config)}
+    else:
+        fields = {key: value for key, value in original.items() if key != PREPROCESSOR}
+    floats = {str(array.dtype) for array in arrays.values() if array.dtype.kind not in "iub"}
+    if len(floats) == 1:
+        fields.pop("torch_dtype", None)  # the name of this field before transformers 5
+        fields["dtype"] = floats.pop()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    write_weights(folder, arrays)
+
+
+def writable(config: Any) -> list[str]:
+    """Names of the formats that hold the whole of such a model, and can be written."""
+    return [
+        layout.name
+        for layout in FORMATS.values()
+        if layout.config_type is type(config) and layout.write_config is not None and not layout.ignored
+    ]
+
+
+def read_fields(folder: Path) -> dict[str, Any]:
+    """config.json, and in it as `PREPROCESSOR` the object of preprocessor_config.json where there is one.
+
+    Raises UserError where config.json is missing, or one of them is no JSON object.
+    """
+    fields = _read_object(folder / CONFIG)
+    if (folder / "processor_config.json").is_file():  # what processors of transformers write since version 5
+        fields[PREPROCESSOR] = _read_object(folder / "processor_config.json").get("feature_extractor", {})
+    elif (folder / "preprocessor_config.json").is_file():
+        fields[PREPROCESSOR] = _read_object(folder / "preprocessor_config.json")
+    return fields
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; expected the folder of a model") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
+    return content

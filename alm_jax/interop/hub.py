@@ -1,0 +1,43 @@
+"""Models of the Hugging Face Hub: downloads the files of a model once, and finds them in the cache after that."""
+
+import re
+from pathlib import Path
+
+from alm_jax.errors import UserError
+
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md", "LICENSE*")
+"""What is fetched: configs, weights, tokenizers, card and licence; no weights in other formats."""
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether ``source`` has the form of a Hub id, "owner/name"."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not source.startswith(".")
+
+
+def fetch_folder(hub_id: str) -> Path:
+    """The folder of a model's files, from the cache (HF_HOME) where they are there.
+
+    Raises:
+        UserError: there is no such model, it asks for a licence to be accepted, or the Hub cannot be reached.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(FILES)))
+    except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
+        raise UserError(
+            f"{hub_id}: the Hub has no such model, or shows it only to those who accepted its licence; check the name, "
+            "accept the licence on its page, and log in with `hf auth login`"
+        ) from error
+    except (
+        errors.HfHubHTTPError,
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        OSError,
+    ) as error:
+        raise UserError(
+            f"{hub_id}: no such folder here, not in the Hub's cache, and the Hub cannot be reached "
+            f"({type(error).__name__}). Where there is a network, run `hf download {hub_id}`; then copy the folder "
+            "that it prints, and import that"
+        ) from error

@@ -1,0 +1,88 @@
+"""A model of the zoo in a folder of our own: what ``alm import`` writes.
+
+``alm_config.json`` has the config, what the model was stored as, and the versions that wrote it; ``model.safetensors``
+the arrays under their paths ("params/blocks/mlp/up/kernel"); ``original/`` what else came with the model: its
+config.json, its tokenizer, its card. Nothing is lost: ``alm export`` writes the original back, bit for bit.
+"""
+
+import json
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from alm_jax.errors import UserError
+from alm_jax.experiment import from_json, to_json
+from alm_jax.interop.folder import ImportedModel
+from alm_jax.interop.formats import format_named
+from alm_jax.interop.safetensors_io import read_weights, write_weights
+from alm_jax.version import __version__
+
+CONFIG = "alm_config.json"
+ORIGINAL = "original"
+
+
+def is_model_folder(folder: str | Path) -> bool:
+    """Whether ``alm import`` wrote this folder."""
+    return (Path(folder) / CONFIG).is_file()
+
+
+def save_model_folder(folder: str | Path, model: ImportedModel) -> None:
+    """Writes a model. Raises UserError where the folder has anything in it."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already and not empty; name another folder, or remove it")
+    (folder / ORIGINAL).mkdir(parents=True)
+    description = {
+        "format": model.layout.name,
+        "config": to_json(model.config),
+        "versions": {"alm_jax": __version__}
+        | {name: metadata.version(name) for name in ("jax", "flax", "numpy", "safetensors")},
+    }
+    for name, path in model.files.items():
+        shutil.copyfile(path, folder / ORIGINAL / name)
+    arrays = {_name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(model.variables)}
+    write_weights(folder, arrays)
+    # Last, so that a folder that has it is whole.
+    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def load_model_folder(folder: str | Path) -> ImportedModel:
+    """Reads what `save_model_folder` wrote.
+
+    Raises:
+        UserError: a file is missing or damaged, or config and weights do not belong together.
+    """
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        name, fields = description["format"], description["config"]
+    except FileNotFoundError as error:
+        raise UserError(f"{folder / CONFIG}: no such file; expected a folder of `alm import`") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / CONFIG}: not the config of a model ({error!r}); import it again"
+        ) from error
+    layout = format_named(name)
+    config = from_json(fields, layout.config_type)
+    arrays = read_weights(folder)
+    expected = layout.abstract(config)
+    shapes = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(expected)}
+    wrong = sorted(shapes.keys() ^ arrays.keys()) + sorted(
+        key for key in shapes.keys() & arrays.keys() if shapes[key] != arrays[key].shape
+    )
+    if wrong:
+        raise UserError(
+            f"{folder}: weights and {CONFIG} differ in {len(wrong)} arrays ({', '.join(wrong[:3])}, ...): they are of "
+            "different models, or of another version of alm_jax; import the original again"
+        )
+    variables = jax.tree.map_with_path(lambda path, _: arrays[_name(path)], expected)
+    files = {path.name: path for path in sorted((folder / ORIGINAL).glob("*"))}
+    return ImportedModel(layout=layout, config=config, variables=variables, files=files)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(str(step.key) for step in path)
