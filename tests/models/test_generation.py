@@ -16,7 +16,7 @@ from alm_jax.interop.qwen2_audio import PARITY, QWEN2_AUDIO
 from alm_jax.models import qwen2_audio
 from alm_jax.models.generation import generate_greedily
 
-NEW = 12
+NEW = 8
 LENGTHS = np.array([6, 3, 1])
 MASK = np.arange(6)[None, :] >= 6 - LENGTHS[:, None]
 SIZES = {"vocab_size": 50, "width": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 48, "max_positions": 32}
