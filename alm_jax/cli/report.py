@@ -12,7 +12,7 @@ from alm_jax.cli.session import Session
 from alm_jax.evaluation.contrastive import EvaluationResult, EvaluationSet
 from alm_jax.evaluation.report import write_report
 from alm_jax.experiment import to_json
-from alm_jax.objectives.contrastive import cut_clips
+from alm_jax.objectives.recordings import cut_clips
 from alm_jax.ops.frontends import (
     ClapSpec,
     FrontendSpec,
@@ -88,7 +88,7 @@ def clip_features(session: Session, data: EvaluationSet, indices: np.ndarray) ->
         wanted = [row for row in range(len(batch[contract.INDEX])) if batch[contract.INDEX][row] in indices]
         if wanted:
             clips, _, _ = cut_clips(
-                session.model,
+                session.model.frontend,
                 {
                     key: jnp.asarray(batch[key][wanted])
                     for key in (contract.AUDIO, contract.AUDIO_NUM_SAMPLES)

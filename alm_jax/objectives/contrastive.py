@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array
 
 from alm_jax import batch as contract
 from alm_jax.models import two_towers
@@ -23,21 +23,14 @@ from alm_jax.objectives.contrastive_losses import (
     project_scalars,
 )
 from alm_jax.objectives.objective import Inputs, Loss, Objective
-from alm_jax.ops import augment
+from alm_jax.objectives.recordings import (
+    WaveformAugmentConfig,
+    augment_waveform,
+    cut_clips,
+    read_recordings,
+)
 from alm_jax.ops.frontends import FusionSpec, WaveformSpec, compute_features, compute_fusion, compute_waveform
-from alm_jax.ops.frontends.clip import filled_length, fit_clips, trim_zeros
-from alm_jax.ops.frontends.pcm import pcm_to_float
 from alm_jax.types import Metrics, Params
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WaveformAugmentConfig:
-    """Augmentation of the waveform in training; each is drawn anew for every clip and step."""
-
-    gain_db: float = 0.0
-    """Gain drawn uniformly from plus or minus this many decibels; 0 leaves the level alone."""
-    roll: bool = False
-    """Rotate each recording in time by a random amount."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,12 +73,12 @@ def compute_inputs(
     spec = config.frontend
     key_fusion = None if key is None else jax.random.fold_in(key, 3)
     if isinstance(spec, FusionSpec):
-        waveform, num_samples = read_recordings(config, batch)
+        waveform, num_samples = read_recordings(spec, batch)
         if augmentation is not None:
             waveform = augment_waveform(waveform, key, augmentation, num_samples)
         maps, longer = compute_fusion(waveform, num_samples, spec, key_fusion)
         return AudioInputs(maps[:, None], None, longer[:, None]), num_samples[:, None] > 0
-    clips, chunk_mask, num_real = cut_clips(config, batch, crop=crop, key=key)
+    clips, chunk_mask, num_real = cut_clips(spec, batch, crop=crop, key=key)
     rows, chunks, samples = clips.shape
     clips = clips.reshape(rows * chunks, samples)
     num_real = jnp.repeat(num_real, chunks)
@@ -97,50 +90,6 @@ def compute_inputs(
     )
     inputs = AudioInputs(features, frame_mask, None)
     return jax.tree.map(lambda x: x.reshape(rows, chunks, *x.shape[1:]), inputs), chunk_mask
-
-
-def read_recordings(
-    config: two_towers.TwoTowersConfig, batch: dict[str, Any]
-) -> tuple[Float[Array, "B S"], Int[Array, " B"]]:
-    """A batch's recordings as floats, and how many of their samples are real."""
-    waveform, num_samples = pcm_to_float(batch[contract.AUDIO]), batch[contract.AUDIO_NUM_SAMPLES]
-    return waveform, trim_zeros(waveform, num_samples) if config.frontend.clip.trim_zeros else num_samples
-
-
-def cut_clips(
-    config: two_towers.TwoTowersConfig, batch: dict[str, Any], *, crop: str, key: Any = None
-) -> tuple[Float[Array, "B C W"], Bool[Array, "B C"], Int[Array, " B"]]:
-    """A batch's recordings as clips of the front-end's length, on the device.
-
-    Returns waveforms, a mask of the C chunks of each recording (one, unless ``crop`` is "chunks"), and the samples that
-    the sound fills of a recording's clips. ``key`` is needed where ``crop`` is "random".
-    """
-    waveform, num_samples = read_recordings(config, batch)
-    clip_samples, pad = config.frontend.clip_samples, config.frontend.clip.pad
-    clips, mask = fit_clips(
-        waveform,
-        num_samples,
-        clip_samples=clip_samples,
-        crop=crop,
-        pad=pad,
-        key=None if key is None else jax.random.fold_in(key, 2),
-    )
-    filled = filled_length(jnp.minimum(num_samples, clip_samples), clip_samples, pad)
-    return clips, mask, jnp.where(num_samples > 0, filled, 0)
-
-
-def augment_waveform(
-    waveform: Float[Array, "B W"],
-    key: Any,
-    config: WaveformAugmentConfig,
-    num_samples: Int[Array, " B"] | None = None,
-) -> Float[Array, "B W"]:
-    """Waveforms, augmented clip by clip; ``num_samples``: those that are rotated, None for the padding too."""
-    if config.gain_db:
-        waveform = augment.random_gain(waveform, jax.random.fold_in(key, 0), max_db=config.gain_db)
-    if config.roll:
-        waveform = augment.roll_time(waveform, jax.random.fold_in(key, 1), num_samples)
-    return waveform
 
 
 def read_texts(loss: LossConfig, batch: dict[str, Any]) -> tuple[Array, Array]:
