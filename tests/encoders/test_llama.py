@@ -162,3 +162,20 @@ def test_vectors_stand_in_for_tokens(variables, ids, full):
 def test_shapes_that_do_not_fit_are_refused(changes, match):
     with pytest.raises(UserError, match=match):
         LlamaConfig(**changes)
+
+
+def test_a_step_writes_a_donated_cache_in_place():
+    """The compiler's memory: keys and values of one layer beside the cache, and not of all eight."""
+    config = dataclasses.replace(MICRO, num_layers=8)
+    cache = jax.eval_shape(lambda: make_cache(config.cache_shape, 4, 1024, jnp.float32))
+    token, is_real = jax.ShapeDtypeStruct((4, 1), jnp.int32), jax.ShapeDtypeStruct((4, 1), jnp.bool_)
+    step = jax.jit(
+        lambda variables, ids, mask, cache: family.apply(
+            QWEN2, config, variables, ids, mask, cache=cache, output="next"
+        ),
+        donate_argnums=3,
+    )
+    memory = step.lower(family.abstract(QWEN2, config), token, is_real, cache).compile().memory_analysis()
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    assert memory.alias_size_in_bytes >= size
+    assert memory.temp_size_in_bytes < size / 3
