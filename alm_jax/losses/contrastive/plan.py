@@ -103,7 +103,7 @@ AUTO: tuple[Rule, ...] = (
 TILES: dict[str, dict[str, int]] = {
     "cpu": {"default": 1024},
     "tpu": {"default": 4096, "ring": 2048},
-    "gpu": {"default": 4096},
+    "gpu": {"default": 4096, "ring": 2048},
 }
 """Rows and columns of a tile, by platform and form."""
 
