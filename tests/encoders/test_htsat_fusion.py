@@ -19,6 +19,7 @@ from alm_jax.encoders.audio.htsat import Htsat
 from alm_jax.encoders.audio.htsat_fusion import FAMILY, VARIANTS, HtsatFusion, HtsatFusionConfig
 from alm_jax.errors import UserError
 from alm_jax.nn.feature_fusion import FeatureFusion
+from alm_jax.nn.norm import feature_moments
 
 FLOAT32 = jnp.dtype("float32")
 MICRO = HtsatFusionConfig(
@@ -138,6 +139,26 @@ def test_training_statistics_of_the_fusion_are_those_of_pytorch():
             np.testing.assert_allclose(actual["var"], norm.running_var, rtol=1e-5)
     _, kept = train(x, y, np.zeros(6, np.bool_))
     jax.tree.map(np.testing.assert_array_equal, kept["batch_stats"], stats)
+
+
+def test_only_real_rows_that_are_longer_count_in_the_statistics_of_the_fusion(variables, features):
+    moments = feature_moments(features)
+
+    @jax.jit
+    def train(features, longer, mask):
+        module = HtsatFusion(MICRO, FLOAT32)
+        options = {"train": True, "mask": mask, "moments": moments, "mutable": ["batch_stats"]}
+        return module.apply(variables, features, longer, **options)[1]["batch_stats"]["fusion"]
+
+    longer, mask = jnp.asarray([True, True, True, False]), jnp.asarray([True, True, False, True])
+    actual = train(features, longer, mask)
+    twice = jnp.concatenate([features[:2], features[:2]])
+    # The same rows twice have the same mean.
+    expected = train(twice, jnp.ones(4, jnp.bool_), jnp.ones(4, jnp.bool_))
+    for name in ("local", "global"):
+        mean, other = actual[name]["down_norm"]["mean"], expected[name]["down_norm"]["mean"]
+        np.testing.assert_allclose(mean, other, atol=1e-5)
+        assert np.any(mean != variables["batch_stats"]["fusion"][name]["down_norm"]["mean"])
 
 
 def test_the_maps_of_a_recording_share_its_masked_stripes(variables):

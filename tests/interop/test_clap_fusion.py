@@ -56,6 +56,7 @@ def test_the_extractor_of_transformers_reads_the_front_end():
     assert preprocessor_to_frontend(fields) == FUSION.frontend
 
 
+@pytest.mark.slow
 def test_transformers_computes_our_logits_from_raw_clips(
     folder, tokenizer_json, read_clips, captions, tmp_path
 ):

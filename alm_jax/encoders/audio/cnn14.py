@@ -66,7 +66,7 @@ class Cnn14Config:
 
 CNN14 = Cnn14Config()
 AUDIOSET = dataclasses.replace(CNN14, num_classes=527)
-# For tests and demonstrations on a CPU: 0.2 M parameters.
+# For tests and demonstrations on a CPU: 0.3 M parameters.
 NANO = Cnn14Config(channels=(16, 32, 64, 128), has_dropout=False, spec_augment_time_width=16)
 VARIANTS = {"cnn14": CNN14, "audioset": AUDIOSET, "nano": NANO}
 
