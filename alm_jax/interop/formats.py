@@ -18,6 +18,7 @@ from alm_jax.interop import (
     cnn14,
     encodec,
     gpt2,
+    laion,
     llama,
     qwen2,
     qwen2_audio,
@@ -33,6 +34,7 @@ FORMATS: dict[str, Format] = {
     layout.name: layout
     for layout in (
         *clap_weights.FORMATS,
+        *laion.FORMATS,
         *cnn14.FORMATS,
         *beats.FORMATS,
         *ced.FORMATS,
