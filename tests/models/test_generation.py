@@ -25,7 +25,7 @@ SIZES = {"vocab_size": 50, "width": 32, "num_layers": 2, "num_heads": 4, "mlp_di
 @pytest.mark.parametrize(
     ("layout", "family", "config"),
     [
-        (GPT2, gpt2.FAMILY, gpt2.Gpt2Config(**SIZES)),
+        pytest.param(GPT2, gpt2.FAMILY, gpt2.Gpt2Config(**SIZES), marks=pytest.mark.slow),
         (LLAMA, llama.FAMILY, llama.LlamaConfig(num_kv_heads=2, **SIZES)),
     ],
     ids=["gpt2", "llama"],
