@@ -7,8 +7,9 @@ import jax
 import pytest
 
 from alm_jax.bench import encoder, frontend, resident
+from alm_jax.bench.chips import chip_of
 from alm_jax.bench.figures import UNMEASURED
-from alm_jax.bench.topology import resolve
+from alm_jax.bench.topology import Topology, resolve
 from alm_jax.errors import UserError
 from alm_jax.training.mesh import MeshConfig, build_mesh
 
@@ -56,6 +57,21 @@ def test_a_form_of_attention_reaches_every_layer(mesh):
     assert encoder.describe(case, "transformers", 1, "cpu", None)["attention"] is None
     with pytest.raises(UserError, match="neither bias nor mask"):
         encoder.trace(dataclasses.replace(case, attention="cudnn", name="htsat/nano"), mesh)
+
+
+def test_a_form_that_has_no_kernel_for_a_shape_is_a_row(monkeypatch):
+    def refuse(case, mesh):
+        raise NotImplementedError("Unsupported sequence length\nQ 513.")
+
+    monkeypatch.setattr(encoder, "_counted", refuse)
+    chip = chip_of("NVIDIA H100 80GB HBM3")
+    assert chip is not None
+    row = encoder.compile_row(
+        encoder.EncoderCase(name="audio_mae/nano", batch=1, attention="cudnn"),
+        Topology("h100:1", tuple(jax.devices()[:1]), chip),
+    )
+    assert row["error"] == "Unsupported sequence length Q 513."
+    assert row["fits"] is row["flops"] is None
 
 
 @pytest.mark.slow
