@@ -36,7 +36,8 @@ class ExperimentConfig:
     optimizer: AdamWConfig = AdamWConfig()
     """The optimizer and its schedule."""
     init_from: tuple[InitFromConfig, ...] = ()
-    """Models of others that a run begins with, in this order; the rest is drawn from the seed."""
+    """Models that a run begins with, in this order; the rest is drawn from the seed. Said in the config file: the
+    command line changes single fields."""
     lora: LoraConfig = LoraConfig()
     """Low-rank adapters in place of whole kernels."""
     training: TrainingConfig
