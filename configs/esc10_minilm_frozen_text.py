@@ -5,6 +5,13 @@
 
 The text tower is all-MiniLM-L6-v2 with its own weights and tokenizer, which that package carries (84 MB); it stays as
 it is, and only the audio tower and both projections train.
+
+Zero-shot accuracy on the 80 clips of fold 4 by the second command, in per cent (chance 10; one seed):
+
+    seed   after      100     200     300     400     500     600 steps
+    0                51.2    66.2    75.0    81.2    83.8    85.0
+
+Its 600 steps took 17 minutes on 2 busy cores.
 """
 
 import dataclasses
