@@ -37,6 +37,8 @@ TORCH = ["torch>=2.8,<3", "transformers>=5.0,<6"]
 AOT = ["libtpu>=0.0.42,<0.0.60; platform_system == 'Linux' and platform_machine == 'x86_64'"]
 # open_clip's loss is read without importing the package, so that its torchvision need not fit the torch at hand.
 BENCH = ["open_clip_torch>=3.0,<4"]
+# Linear probes.
+EVAL = ["scikit-learn>=1.7,<2"]
 TENSORBOARD = ["tensorboard>=2.20,<3"]
 DEV = [
     "pytest>=8.4,<10",
@@ -65,8 +67,9 @@ setup(
         "torch": TORCH,
         "aot": AOT,
         "bench": TORCH + BENCH,
+        "eval": EVAL,
         "tensorboard": TENSORBOARD,
-        "dev": DEV + DATA + TORCH + AOT + TENSORBOARD,
+        "dev": DEV + DATA + TORCH + AOT + EVAL + TENSORBOARD,
     },
     entry_points={"console_scripts": ["alm = alm_jax.cli.main:main"]},
     classifiers=[

@@ -32,6 +32,7 @@ from alm_jax.bench.topology import Topology
 from alm_jax.errors import UserError
 from alm_jax.experiment import ExperimentConfig, from_json, to_json
 from alm_jax.interop.clap_config import config_to_clap
+from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives import build_objective
 from alm_jax.training.build import build_parallel
 from alm_jax.training.mesh import build_mesh, check_batch_size
@@ -49,13 +50,13 @@ def example_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     rows = config.training.batch_size
     samples = round(config.data.source_sec * config.objective.model.frontend.sample_rate_hz)
-    length = config.data.tokenizer.max_length
+    model, length = config.objective.model, config.data.tokenizer.max_length
+    # An objective that hears alone takes whatever ids there are.
+    num_ids = model.text.vocab_size if isinstance(model, TwoTowersConfig) else FIRST_WORD + 1
     batch = {
         contract.AUDIO: rng.integers(-8192, 8192, (rows, samples), np.int16),
         contract.AUDIO_NUM_SAMPLES: np.full(rows, samples, np.int32),
-        contract.TEXT_IDS: rng.integers(
-            FIRST_WORD, config.objective.model.text.vocab_size, (rows, length), np.int32
-        ),
+        contract.TEXT_IDS: rng.integers(FIRST_WORD, num_ids, (rows, length), np.int32),
         contract.TEXT_MASK: np.ones((rows, length), bool),
         contract.MASK: np.ones(rows, bool),
         contract.INDEX: np.arange(rows, dtype=np.int32),
@@ -120,8 +121,9 @@ def describe(
 
 def model_flops(config: ExperimentConfig, mesh: Mesh) -> float:
     """FLOPs of a step on one device, none of them done twice: rematerialisation is not counted."""
-    model = dataclasses.replace(config.objective.model, remat="none")
-    plain = dataclasses.replace(config, objective=dataclasses.replace(config.objective, model=model))
+    objective: Any = config.objective
+    model = dataclasses.replace(objective.model, remat="none")
+    plain = dataclasses.replace(config, objective=dataclasses.replace(objective, model=model))
     traced = build(plain, mesh).trace_step(abstract_batch(plain))
     return count_jaxpr(traced.jaxpr, num_devices=mesh.size).flops
 
@@ -204,6 +206,8 @@ def torch_step(config: ExperimentConfig, peer: str) -> tuple[Callable[[], None],
     torch.manual_seed(0)
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     model_config = config.objective.model
+    if not isinstance(model_config, TwoTowersConfig):
+        raise UserError(f"{peer} is a two-tower model; {config.name} has no such peer")
     clap = config_to_clap(model_config, {"bos_token": 0, "eos_token": 2})
     model: Any = ClapModel(ClapConfig.from_dict(clap)).train()
     model.to(device)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alm_jax.cli.arguments import Parser, load_run
+from alm_jax.cli.evaluations import evaluation_of
 from alm_jax.cli.session import Session, enable_compilation_cache
 from alm_jax.training.state import TrainState
 from alm_jax.training.workdir import EVALUATION
@@ -17,7 +18,7 @@ from alm_jax.training.workdir import EVALUATION
 
 def run(args: Sequence[str]) -> None:
     """The command."""
-    parser = Parser("evaluate", "Zero-shot accuracy and retrieval of the newest checkpoint of a run.")
+    parser = Parser("evaluate", "Measure the newest checkpoint of a run as its objective is measured.")
     parser.add_argument("workdir", type=Path, help="the folder of an `alm pretrain` run")
     parser.add_argument("--split", help="the split(s) to measure, by default the config's data.eval_split")
     parser.add_argument(
@@ -39,7 +40,7 @@ def evaluate_run(workdir: Path, *, split: str | None = None) -> dict[str, float 
     enable_compilation_cache()
     session, state = restore_run(workdir)
     name = split or session.config.data.eval_split
-    result = session.evaluate(state, session.evaluation_set(name))
+    result = evaluation_of(session.config.objective).evaluate(session, state, name)
     metrics: dict[str, float | int | str] = {"split": name, "step": int(state.step), **result.metrics}
     if split is None:
         (workdir / EVALUATION).write_text(json.dumps(metrics, indent=2) + "\n")

@@ -18,7 +18,7 @@ from alm_jax.version import __version__
 
 COMMANDS = {
     "pretrain": "train a model from a config; continues where the run folder left off",
-    "evaluate": "zero-shot accuracy and retrieval of a trained model",
+    "evaluate": "a trained model on a split: retrieval and zero-shot, or a linear probe",
     "import": "read published weights as a model of the zoo",
     "export": "write a trained or imported model for transformers, or as StableHLO",
     "zoo": "every encoder and language model there is, and how far each is from its oracle",
@@ -35,6 +35,7 @@ EXTRAS = {
     "array_record": "data",
     "torch": "torch",
     "transformers": "torch",
+    "sklearn": "eval",
 }
 """Packages that a command may need, and the extra that brings each."""
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ import jax
 from rich.console import Console
 
 from alm_jax.cli.arguments import Parser, read_config
-from alm_jax.cli.report import write_run_report
+from alm_jax.cli.evaluations import Result, evaluation_of
 from alm_jax.cli.session import Session, check_processes_agree, enable_compilation_cache
 from alm_jax.errors import UserError
-from alm_jax.evaluation.contrastive import EvaluationResult
 from alm_jax.experiment import ExperimentConfig, from_json, to_json
 from alm_jax.interop.folder import import_model
 from alm_jax.model_folder import is_model_folder, load_model_folder
@@ -61,7 +60,7 @@ def split_arguments(parser: Parser, args: Sequence[str]) -> tuple:
     return parser.parse_known_args(args)
 
 
-def pretrain(config: ExperimentConfig, workdir: Path) -> EvaluationResult:
+def pretrain(config: ExperimentConfig, workdir: Path) -> Result:
     """Trains ``config`` in ``workdir`` to its last step, from wherever it stands.
 
     Leaves there ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``tokenizer.json``,
@@ -82,11 +81,13 @@ def pretrain(config: ExperimentConfig, workdir: Path) -> EvaluationResult:
         return _pretrain(config, workdir, is_first=True)
 
 
-def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> EvaluationResult:
+def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> Result:
     console = Console(stderr=True, quiet=not is_first)
 
     # --- config, devices, data
     session = Session(config)
+    evaluation = evaluation_of(config.objective)
+    evaluation.check(session)
     check_processes_agree(config, session.data)
     checkpoints = session.checkpoints(workdir)
     if is_first:
@@ -105,11 +106,10 @@ def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> Eva
         )
 
     # --- the loop
-    evaluation_set = session.evaluation_set()
-    results: list[EvaluationResult] = []
+    results: list[Result] = []
 
-    def evaluate(state: TrainState) -> dict[str, float | int]:
-        results.append(session.evaluate(state, evaluation_set))
+    def evaluate(state: TrainState) -> Mapping[str, float | int]:
+        results.append(evaluation.evaluate(session, state, config.data.eval_split))
         return results[-1].metrics
 
     progress = TrainingProgress(
@@ -141,7 +141,7 @@ def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> Eva
     if not results:
         evaluate(state)
     if is_first:
-        write_run_report(workdir, session, state, results[-1], evaluation_set)
+        evaluation.write_report(workdir, session, state, results[-1])
         console.print(f"report: {workdir / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     return results[-1]
 

@@ -1,4 +1,4 @@
-"""What a finished run leaves for people: ``evaluation.json`` and ``report.html``."""
+"""What a finished contrastive run leaves for people: ``evaluation.json`` and ``report.html``."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from alm_jax import batch as contract
+from alm_jax.cli.bands import band_centres_hz
 from alm_jax.cli.session import Session
+from alm_jax.cli.two_towers import evaluation_set
 from alm_jax.evaluation.contrastive import EvaluationResult, EvaluationSet
 from alm_jax.evaluation.report import write_report
 from alm_jax.experiment import to_json
@@ -33,11 +35,10 @@ NUM_RETRIEVED = 3
 """Captions that are shown for a clip."""
 
 
-def write_run_report(
-    workdir: Path, session: Session, state: TrainState, result: EvaluationResult, data: EvaluationSet
-) -> None:
+def write_run_report(workdir: Path, session: Session, state: TrainState, result: EvaluationResult) -> None:
     """Writes a run's last figures and its report page."""
     config = session.config
+    data = evaluation_set(session, config.data.eval_split)
     metrics = {"split": config.data.eval_split, "step": int(state.step), **result.metrics}
     (workdir / EVALUATION).write_text(json.dumps(metrics, indent=2) + "\n")
 
@@ -114,13 +115,3 @@ def picture_frontend(frontend: TowerSpec) -> FrontendSpec:
         fmax_hz=min(14000.0, rate_hz / 2),
         clip=frontend.clip,
     )
-
-
-def band_centres_hz(frontend: FrontendSpec) -> np.ndarray:
-    """Centre of mass of each mel band, Hz; a band that no bin falls into lies between its neighbours."""
-    bank = frontend.filter_bank
-    # The bank is that of another rate where a published model mislabels its audio; the audio's own rate counts.
-    frequencies = np.linspace(0, frontend.sample_rate_hz / 2, bank.shape[1])
-    weight = bank.sum(axis=1)
-    filled = np.flatnonzero(weight)
-    return np.interp(np.arange(len(bank)), filled, bank[filled] @ frequencies / weight[filled])

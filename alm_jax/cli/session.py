@@ -1,6 +1,5 @@
 """One run, wired: what ``pretrain``, ``evaluate`` and ``export`` build alike from a config."""
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -11,18 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from alm_jax import batch as contract
-from alm_jax.encoders.tower import text_limits
 from alm_jax.errors import UserError
-from alm_jax.evaluation.contrastive import EvaluationResult, EvaluationSet, evaluate
-from alm_jax.evaluation.encoders import embed_captions, embed_recordings
 from alm_jax.experiment import ExperimentConfig, to_json
 from alm_jax.objectives import build_objective
-from alm_jax.objectives.contrastive_losses import Negatives, contrastive_loss, init_scalars
 from alm_jax.training import mesh as meshes
 from alm_jax.training import sharding
 from alm_jax.training.build import build_parallel
@@ -32,7 +25,6 @@ from alm_jax.training.state import TrainState
 from alm_jax.training.workdir import CHECKPOINTS
 from data_pipelines.pipeline import eval_batches, train_batches
 from data_pipelines.prepare import Prepared, prepare
-from data_pipelines.text import encode
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +51,6 @@ class Session:
         meshes.check_batch_size(training.batch_size, training.num_microbatches, num_shards)
         self.eval_batch_size = -(-config.evaluation.batch_size // num_shards) * num_shards
         self.data = prepare_once(config)
-        check_vocabulary(config, self.data)
         self.objective = add_adapters(build_objective(config.objective), config.lora)
         self.parallel = build_parallel(
             self.objective, config.optimizer, training, seed=config.seed, mesh=self.mesh
@@ -96,60 +87,20 @@ class Session:
             process_count=jax.process_count(),
         )
 
-    def tokenize(self, texts: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Captions -> ids [M L] int32 and mask [M L] bool."""
-        return encode(self.data.tokenizer, list(texts), self.config.data.tokenizer.max_length)
-
-    def evaluation_set(self, split_name: str | None = None) -> EvaluationSet:
-        """A split of the data as evaluation sees it; by default the config's ``eval_split``."""
-        name = split_name or self.config.data.eval_split
-        split = self.data.split(name)
-        return EvaluationSet(
-            batches=lambda: eval_batches(self.data, name, batch_size=self.eval_batch_size),
-            captions=[split.captions(index) for index in range(len(split))],
-            negatives=[texts[: self.config.data.num_negatives] for texts in split.all_negatives],
-            ids=list(split.ids),
-            class_names=self.data.class_names,
-            tokenize=self.tokenize,
-        )
+    def evaluation_batches(self, split: str) -> Iterator[dict[str, np.ndarray]]:
+        """A split's recordings in order, whole on every process; the last batch is padded."""
+        return eval_batches(self.data, split, batch_size=self.eval_batch_size)
 
     def model_variables(self, state: TrainState) -> dict[str, Any]:
         """The variables of the model itself: averaged where there is an average, adapters merged."""
         variables = state.evaluation_variables
         return variables | {"params": self.objective.merge(variables["params"])}
 
-    def evaluate(self, state: TrainState, data: EvaluationSet) -> EvaluationResult:
-        """Measures the state (averaged parameters where there are any) on a split; the same on every process."""
-        variables = self.model_variables(state)
+    def replicate(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Variables where evaluation wants them: as they are, but after ``pmap`` on all devices."""
         if self.config.training.parallelism == "pmap":
-            variables = jax.device_put(variables, sharding.replicated(self.mesh))
-
-        def encode_audio(batch: Any) -> np.ndarray:
-            placed = self.place(
-                {key: np.asarray(batch[key]) for key in (contract.AUDIO, contract.AUDIO_NUM_SAMPLES)}
-            )
-            return sharding.fetch(embed_recordings(self.model, variables, placed))
-
-        def encode_text(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-            placed = self.place({"ids": ids, "mask": mask})
-            return sharding.fetch(embed_captions(self.model, variables, placed["ids"], placed["mask"]))
-
-        config = self.config.objective.loss
-        scalars = {
-            name: jnp.asarray(sharding.fetch(variables["params"][name])) for name in init_scalars(config)
-        }
-
-        def loss(audio_emb: Any, text_emb: Any, batch: Any, negatives: Negatives | None) -> tuple[Any, Any]:
-            return contrastive_loss(config, scalars, audio_emb, text_emb, batch, negatives=negatives)[0]
-
-        return evaluate(
-            encode_audio,
-            encode_text,
-            loss,
-            data,
-            dataclasses.replace(self.config.evaluation, batch_size=self.eval_batch_size),
-            loss_batch_size=self.config.training.batch_size,
-        )
+            return dict(jax.device_put(variables, sharding.replicated(self.mesh)))
+        return variables
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """A batch that every process holds whole, cut over the mesh where its rows divide."""
@@ -183,19 +134,3 @@ def check_processes_agree(config: ExperimentConfig, data: Prepared) -> None:
             "the processes of this run do not have the same config and data; start all of them with the same "
             "command, on the same prepared data set"
         ) from error
-
-
-def check_vocabulary(config: ExperimentConfig, data: Prepared) -> None:
-    """Raises UserError where the text tower cannot take what the tokenizer makes."""
-    vocab_size, max_length = text_limits(config.objective.model.text)
-    tokenizer = data.tokenizer
-    if tokenizer.get_vocab_size() > vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the text tower embeds {vocab_size}: "
-            "raise objective.model.text.vocab_size or lower data.tokenizer.vocab_size"
-        )
-    if max_length is not None and config.data.tokenizer.max_length > max_length:
-        raise UserError(
-            f"captions are cut to {config.data.tokenizer.max_length} tokens, the text tower takes {max_length}: "
-            "raise objective.model.text.max_positions or lower data.tokenizer.max_length"
-        )

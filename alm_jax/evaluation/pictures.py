@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -80,6 +80,14 @@ PANELS = (
     ),
     Panel(
         title="Zero-shot accuracy on held-out clips", series={"zero_shot/accuracy": "accuracy"}, percent=True
+    ),
+    Panel(
+        title="Linear probe on held-out clips",
+        series={
+            "linear_probe/accuracy": "this encoder",
+            "linear_probe/random_accuracy": "untrained encoder",
+        },
+        percent=True,
     ),
     Panel(title="Learning rate", series={"learning_rate": "learning rate"}),
     Panel(title="Logit scale (1 / temperature)", series={"logit_scale": "logit scale"}),
@@ -206,6 +214,37 @@ def draw_overview(
             colour = GREEN if is_right else MUTED
             _write(figure, left, top - 0.262 - 0.034 * rank, line, fontsize=12, color=colour)
     return _png(figure, tight=False)
+
+
+@matplotlib.rc_context(STYLE)
+def draw_reconstruction(
+    features: Float[np.ndarray, "T F"],
+    hidden: Bool[np.ndarray, "T F"],
+    drawn: Float[np.ndarray, "T F"],
+    *,
+    title: str,
+    frame_sec: float,
+    mel_frequencies_hz: Float[np.ndarray, " F"],
+) -> bytes:
+    """A spectrogram, what the encoder sees of it, and what the decoder makes of that, in one colour scale.
+
+    ``hidden`` is True where the encoder sees nothing; elsewhere the last picture shows the input.
+    """
+    figure = Figure(figsize=(11, 2.6), layout=ConstrainedLayoutEngine(w_pad=0.1))
+    axes = figure.subplots(1, 3, sharey=True)
+    figure.suptitle(drawable(title, 120), x=0.01, ha="left", fontsize=10, parse_math=False)
+    seen = np.where(hidden, np.nan, features)
+    together = np.where(hidden, drawn, features)
+    low, high = (float(value) for value in np.percentile(features, (1, 99.5)))
+    for place, name, picture in zip(
+        axes, ("input", "what the encoder sees", "reconstruction"), (features, seen, together), strict=True
+    ):
+        place.set_facecolor(GRID)
+        image = _draw_spectrogram(place, picture, frame_sec, mel_frequencies_hz, high)
+        image.set_clim(low, max(high, low + 1e-6))
+        place.set_title(name)
+    axes[0].set_ylabel("Hz")
+    return _png(figure)
 
 
 def spectrogram_top(features: Float[np.ndarray, "k T F"]) -> float:

@@ -47,6 +47,7 @@ def write_report(
     own_captions: Sequence[Sequence[str]] | None = None,
     confusion: Int[np.ndarray, "C C"] | None = None,
     class_names: Sequence[str] = (),
+    reconstructions: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Writes ``workdir/report.html`` and its pictures, ``workdir/report/*.png``. Returns the page's path.
 
@@ -66,6 +67,7 @@ def write_report(
       mel_frequencies_hz: centre of each mel band.
       retrieved: for each of the k clips, the captions that the model puts first, best first.
       own_captions: for each of the k clips, all captions that are right; by default the one in ``captions``.
+      reconstructions: pictures of `draw_reconstruction`, by the id of the clip.
       confusion: zero-shot counts, true classes by predicted ones, with their ``class_names``.
     """
     folder = Path(workdir) / PICTURES_FOLDER
@@ -108,6 +110,13 @@ def write_report(
             for k, png in enumerate(spectrograms)
         ]
         sections.append(_section("What the model hears", f'<div class="clips">{"".join(cards)}</div>'))
+    if reconstructions:
+        images = "".join(
+            _image(folder / f"reconstruction_{k:02d}.png", png, f"{name}: input, mask and reconstruction")
+            for k, (name, png) in enumerate(reconstructions.items())
+        )
+        note = "What the encoder is not shown, the decoder draws; the rest stands as it is."
+        sections.append(_section("What the model draws", f"<p>{note}</p>{images}"))
     if confusion is not None:
         image = _image(
             folder / "confusion.png",
@@ -159,16 +168,23 @@ HEADLINES = {
     "retrieval/text_to_audio/map@10": "mAP@10, text → audio",
     "retrieval/audio_to_text/map@10": "mAP@10, audio → text",
     "zero_shot/accuracy": "zero-shot accuracy",
+    "linear_probe/accuracy": "linear probe",
+    "linear_probe/random_accuracy": "linear probe, untrained encoder",
 }
 
 
 def _headlines(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The figures that one looks for first: label, value, and chance where that is known."""
-    chance_of = {"r@1": "retrieval/chance_r@1", "accuracy": "zero_shot/chance"}
+    chance_of = {
+        "retrieval/text_to_audio/r@1": "retrieval/chance_r@1",
+        "retrieval/audio_to_text/r@1": "retrieval/chance_r@1",
+        "zero_shot/accuracy": "zero_shot/chance",
+        "linear_probe/accuracy": "linear_probe/chance",
+    }
     headlines = []
     for key, label in HEADLINES.items():
         if key in evaluation:
-            chance = evaluation.get(chance_of.get(key.rsplit("/", 1)[1], ""))
+            chance = evaluation.get(chance_of.get(key, ""))
             said = "" if chance is None else f"chance {_figure('chance', chance)}"
             headlines.append((label, _figure(key, evaluation[key]), said))
     return headlines

@@ -8,6 +8,7 @@ from typing import Any
 from alm_jax.errors import UserError
 from alm_jax.interop import (
     ast,
+    audio_mae,
     bart,
     beats,
     bert,
@@ -39,6 +40,7 @@ FORMATS: dict[str, Format] = {
         *beats.FORMATS,
         *ced.FORMATS,
         *ast.FORMATS,
+        *audio_mae.FORMATS,
         *cav_mae.FORMATS,
         *whisper.FORMATS,
         *wav2vec2.FORMATS,
@@ -62,6 +64,7 @@ PARITY: tuple[Parity, ...] = (
     *beats.PARITY,
     *ced.PARITY,
     *ast.PARITY,
+    *audio_mae.PARITY,
     *cav_mae.PARITY,
     *whisper.PARITY,
     *wav2vec2.PARITY,

@@ -4,7 +4,7 @@
 name                    axis
 ======================  ===========================================================================
 embed                   a tower's width
-audio_embed             an audio encoder's width, where a layer takes it into a language model
+audio_embed             an audio encoder's width, where a layer takes it into a language model or a decoder
 mlp                     hidden width of a feed-forward half
 heads, head_dim         attention heads, size of one
 qkv                     the three of query, key and value
@@ -13,6 +13,8 @@ vocab                   tokens of a vocabulary
 positions, token_types  rows of BERT's tables
 time_positions          steps of time and
 frequency_positions     bands that factorised positions are learned for
+coordinates             time and frequency, in the network that makes a bias of a distance, and
+bias_hidden             its hidden size
 relative_positions      offsets between two tokens of a Swin window, buckets of them in T5
 patch                   pixels of a patch
 merged                  the four neighbours that patch merging joins

@@ -207,6 +207,8 @@ class Loop:
 SHOWN = (
     "validation/loss",
     "zero_shot/accuracy",
+    "linear_probe/accuracy",
+    "linear_probe/random_accuracy",
     "retrieval/text_to_audio/r@1",
     "retrieval/audio_to_text/r@1",
 )

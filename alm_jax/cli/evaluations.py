@@ -1,0 +1,49 @@
+"""Which evaluation belongs to which objective: what a run needs, what is measured of it, and its report."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from alm_jax.cli import masked_spectrogram, report, two_towers
+from alm_jax.cli.session import Session
+from alm_jax.objectives import ContrastiveConfig, MaskedSpectrogramConfig, ObjectiveConfig
+from alm_jax.training.state import TrainState
+
+
+class Result(Protocol):
+    """What every evaluation returns, beside what its report draws."""
+
+    @property
+    def metrics(self) -> Mapping[str, float | int]:
+        """Flat figures by name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How runs of one objective are checked, measured and shown."""
+
+    check: Callable[[Session], None]
+    """Raises UserError, before anything is compiled, where objective and data do not fit each other."""
+    evaluate: Callable[[Session, TrainState, str], Any]
+    """(session, state, split) -> `Result`; the same on every process."""
+    write_report: Callable[[Path, Session, TrainState, Any], None]
+    """(workdir, session, state, the last result) -> ``evaluation.json`` and ``report.html``."""
+
+
+EVALUATIONS: Mapping[type, Evaluation] = {
+    ContrastiveConfig: Evaluation(
+        check=two_towers.check, evaluate=two_towers.evaluate, write_report=report.write_run_report
+    ),
+    MaskedSpectrogramConfig: Evaluation(
+        check=masked_spectrogram.check,
+        evaluate=masked_spectrogram.evaluate,
+        write_report=masked_spectrogram.write_run_report,
+    ),
+}
+"""By the type of the objective's config."""
+
+
+def evaluation_of(config: ObjectiveConfig) -> Evaluation:
+    """The evaluation of an objective."""
+    return EVALUATIONS[type(config)]

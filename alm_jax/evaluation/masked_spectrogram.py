@@ -1,0 +1,109 @@
+"""Evaluation of a masked autoencoder: its loss on a split, a linear probe of its encoder, and what it draws."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from alm_jax import batch as contract
+from alm_jax.evaluation.embed import Batch
+from alm_jax.models.masked_autoencoder import MaskedAutoencoderConfig, encode_clips, reconstruct
+from alm_jax.objectives import Objective
+from alm_jax.objectives.masked_spectrogram import (
+    MaskedSpectrogramConfig,
+    clip_features,
+    evaluation_masks,
+)
+from alm_jax.ops.patchify import patchify, unpatchify
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def embed_clips(
+    config: MaskedAutoencoderConfig, variables: dict[str, Any], batch: dict[str, Array]
+) -> Float[Array, "B D"]:
+    """The mean of the encoder's states of all patches of each recording; nothing is hidden."""
+    return encode_clips(config, variables, clip_features(config, batch, crop=evaluation_crop(config)))
+
+
+def evaluation_crop(config: MaskedAutoencoderConfig) -> str:
+    """Where longer recordings are cut: as the front-end says, one chunk alone."""
+    crop = config.frontend.clip.eval_crop
+    return "centre" if crop == "chunks" else crop
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def batch_loss(
+    objective: Objective, variables: dict[str, Any], batch: dict[str, Array]
+) -> tuple[Array, Array]:
+    """Sum and weight of an objective's loss on a batch, without noise."""
+    loss, _ = objective.loss(variables, batch, None, train=False)
+    return loss.sum, loss.weight
+
+
+def validation_loss(
+    objective: Objective,
+    variables: dict[str, Any],
+    batches: Iterable[Batch],
+    place: Callable[[dict[str, np.ndarray]], dict[str, Array]],
+) -> float:
+    """The mean of the loss over a split."""
+    total = weight = 0.0
+    for batch in batches:
+        found = batch_loss(
+            objective, variables, place({key: np.array(value) for key, value in batch.items()})
+        )
+        total, weight = total + float(found[0]), weight + float(found[1])
+    return total / max(weight, 1.0)
+
+
+class Reconstruction(NamedTuple):
+    """What a model draws of some clips, as maps of the front-end's features."""
+
+    features: Any
+    """[B T F] float32, the input."""
+    hidden: Any
+    """[B T F] bool, True where the encoder saw nothing."""
+    drawn: Any
+    """[B T F] float32, the decoder's pixels, visible patches too, in the units of the input."""
+
+
+def draw(
+    config: MaskedSpectrogramConfig, variables: dict[str, Any], batch: Mapping[str, np.ndarray]
+) -> Reconstruction:
+    """The reconstruction of a batch's recordings, with the masks of the validation loss.
+
+    Where patches are drawn by their own mean and deviation, these are put back: they are the input's.
+    """
+    placed = {
+        key: jnp.asarray(batch[key]) for key in (contract.AUDIO, contract.AUDIO_NUM_SAMPLES, contract.INDEX)
+    }
+    return jax.tree.map(np.asarray, _draw(config, variables, placed))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(
+    config: MaskedSpectrogramConfig, variables: dict[str, Any], batch: dict[str, Array]
+) -> Reconstruction:
+    model = config.model
+    features = clip_features(model, batch)
+    masked = evaluation_masks(config, batch[contract.INDEX])
+    pixels = reconstruct(model, variables, features, masked).astype(jnp.float32)
+    size = model.encoder.patch_size
+    patches = patchify(features, size)
+    if config.normalize_target:
+        deviation = jnp.sqrt(jnp.var(patches, axis=-1, keepdims=True, ddof=1) + 1e-6)
+        pixels = pixels * deviation + jnp.mean(patches, axis=-1, keepdims=True)
+    hidden = jnp.broadcast_to(masked.hidden[..., None], patches.shape).astype(jnp.float32)
+    num_mels = features.shape[-1]
+    return Reconstruction(
+        features, unpatchify(hidden, size, num_mels) > 0.5, unpatchify(pixels, size, num_mels)
+    )
+
+
+def probe_classes(labels: Int[np.ndarray, " N"], test_labels: Int[np.ndarray, " M"]) -> bool:
+    """Whether every clip has a class and the training clips have two: what a linear probe needs."""
+    return bool((labels >= 0).all() and (test_labels >= 0).all() and len(np.unique(labels)) > 1)
