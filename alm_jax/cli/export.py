@@ -29,6 +29,8 @@ from alm_jax.interop.format import Format
 from alm_jax.interop.formats import FORMATS
 from alm_jax.interop.model_card import write_model_card
 from alm_jax.model_folder import ORIGINAL, is_model_folder, load_model_folder
+from alm_jax.models.two_towers import TwoTowersConfig
+from alm_jax.objectives import ContrastiveConfig
 from alm_jax.programs import export_programs
 from alm_jax.training.checkpoint import PACKAGES
 from alm_jax.training.workdir import EVALUATION, TOKENIZER
@@ -100,6 +102,11 @@ def choose_layout(model: ImportedModel) -> Format:
     """The format that a model came in, or the first of transformers that holds it. Raises UserError for none."""
     if model.layout.name in writable(model.config):
         return model.layout
+    if isinstance(model.config, TwoTowersConfig):
+        raise UserError(
+            f"{model.layout.name} has a front-end that ClapFeatureExtractor does not have (16-bit samples); "
+            "`--format stablehlo` writes the model with its own"
+        )
     ours = {tuple(step.key for step in path) for path, _ in jax.tree.leaves_with_path(model.variables)}
     for name in writable(model.config):
         if {entry.path for entry in FORMATS[name].entries(model.config)} == ours:
@@ -126,6 +133,11 @@ def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
     enable_compilation_cache()
     console = Console(file=sys.stdout, highlight=False, markup=False)
     session, state = restore_run(workdir)
+    if not isinstance(session.config.objective, ContrastiveConfig):
+        raise UserError(
+            f"{workdir} trained a {type(session.config.objective).__name__}, which transformers has no class for; "
+            "two towers, of a ContrastiveConfig, are what is written"
+        )
     variables = jax.device_get(session.model_variables(state))
 
     def write(export_error: float | None) -> None:

@@ -146,6 +146,8 @@ def write_parity_page(rows: Sequence[dict[str, Any]]) -> str:
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """Prints the rows as a table."""
     console = Console(file=sys.stdout, highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 240  # a file has no width to keep to
     table = Table(box=None, pad_edge=False)
     for column in rows[0]:
         table.add_column(column, overflow="fold")

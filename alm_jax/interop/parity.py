@@ -126,6 +126,9 @@ def randomise(module: Any) -> None:
 def saved_arrays(case: Parity, module: Any) -> Arrays:
     """The oracle's weights as files hold them."""
     if case.layout.architectures:
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
         with tempfile.TemporaryDirectory() as folder:
             module.save_pretrained(folder)
             return read_weights(folder)

@@ -192,6 +192,15 @@ def test_export_is_what_transformers_loads(trained, tmp_path, capsys):
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+def test_a_run_becomes_programs(trained, tmp_path, capsys):
+    out = tmp_path / "programs"
+    assert dispatch(["export", str(trained), "--out", str(out), "--format", "stablehlo"]) == 0
+    written = {path.name for path in out.iterdir()}
+    assert written == {"audio.stablehlo", "text.stablehlo", "signature.json", "tokenizer.json"}
+    assert "audio.stablehlo, signature.json, text.stablehlo, tokenizer.json" in capsys.readouterr().out
+    assert json.loads((out / "signature.json").read_text())["sample_rate_hz"] == 16000
+
+
 def test_an_export_without_pytorch_says_that_it_was_not_compared(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("alm_jax.cli.export.importlib.util.find_spec", lambda name: None)
     assert dispatch(["export", str(trained), "--out", str(tmp_path / "exported")]) == 0

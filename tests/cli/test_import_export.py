@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,11 +13,15 @@ import transformers
 
 import alm_jax
 from alm_jax.cli.main import dispatch
+from alm_jax.encoders.text import whisper_decoder
 from alm_jax.encoders.text.bert import NANO
 from alm_jax.errors import UserError
 from alm_jax.interop.bert import write_bert_config
+from alm_jax.interop.folder import import_model
+from alm_jax.interop.format import variables_to_arrays
 from alm_jax.interop.parity import ParityError
 from alm_jax.interop.safetensors_io import read_weights
+from alm_jax.interop.whisper import WHISPER_ARCHIVE
 from alm_jax.model_folder import load_model_folder
 from alm_jax.pretrained import PretrainedEncoder
 
@@ -58,6 +63,26 @@ def test_what_was_imported_is_exported_bit_for_bit(source, imported, tmp_path, c
         np.testing.assert_array_equal(written[key], value, strict=True)
     for name in ("config.json", "README.md"):
         assert (tmp_path / name).read_text().split() == (source / name).read_text().split()
+
+
+def test_an_archive_becomes_the_class_that_holds_it(tmp_path, capsys):
+    """OpenAI's archive of a Whisper goes out as transformers' class, with the same numbers."""
+    config = whisper_decoder.VARIANTS["nano"]
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), WHISPER_ARCHIVE.abstract(config)
+    )
+    arrays = variables_to_arrays(WHISPER_ARCHIVE, config, variables)
+    state = {"dims": {}, "model_state_dict": {key: torch.tensor(array) for key, array in arrays.items()}}
+    torch.save(state, tmp_path / "nano.pt")
+    steps = (["import", str(tmp_path / "nano.pt"), "--out", str(tmp_path / "ours")],)
+    steps += (["export", str(tmp_path / "ours"), "--out", str(tmp_path / "theirs")],)
+    assert [dispatch(step) for step in steps] == [0, 0]
+    back = import_model(tmp_path / "theirs")
+    again = variables_to_arrays(WHISPER_ARCHIVE, back.config, back.variables)
+    assert again.keys() == arrays.keys()
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(again[key], array, strict=True, err_msg=key)
 
 
 def test_a_dtype_is_asked_for(source, tmp_path, capsys):
