@@ -32,7 +32,7 @@ class AdamWConfig:
     no_decay: tuple[str, ...] = (
         r"/bias$",
         r"/scale$",
-        r"relative_position_bias",
+        r"relative_(position_)?bias",
         r"^(log_logit_scale|logit_bias|tau)$",
     )
     """Regular expressions over parameter paths (``audio/stages_0/...``) that are not decayed."""
