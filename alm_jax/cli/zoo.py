@@ -17,11 +17,11 @@ from rich.table import Table
 
 from alm_jax.cli.arguments import Parser
 from alm_jax.encoders import family as families
-from alm_jax.encoders.zoo import FAMILIES
 from alm_jax.errors import AlmError, UserError
-from alm_jax.interop.formats import PARITY, formats_of
+from alm_jax.interop.formats import PARITY, formats_around
 from alm_jax.interop.parity import measure
 from alm_jax.interop.real_inputs import load_real_inputs
+from alm_jax.models.zoo import FAMILIES
 
 FLOAT64_TOLERANCE = 1e-8
 """Above this relative difference in float64 a model is not its oracle: rounding there is under 1e-12."""
@@ -66,7 +66,7 @@ def list_zoo() -> list[dict[str, Any]]:
     rows = []
     for family in FAMILIES.values():
         for name, config in family.variants.items():
-            layouts = formats_of(config)
+            layouts = formats_around(config)
             shapes = families.abstract(family, config)["params"]
             rows.append(
                 {

@@ -5,6 +5,7 @@ A family's file ends with ``FORMATS`` and ``PARITY``; here is one line for each.
 
 from typing import Any
 
+from alm_jax.encoders.audio.htsat import HtsatConfig
 from alm_jax.errors import UserError
 from alm_jax.interop import (
     ast,
@@ -30,6 +31,7 @@ from alm_jax.interop import (
 )
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity
+from alm_jax.models.two_towers import TwoTowersConfig
 
 FORMATS: dict[str, Format] = {
     layout.name: layout
@@ -103,3 +105,12 @@ def format_of_architecture(architecture: str) -> Format:
 def formats_of(config: Any) -> tuple[Format, ...]:
     """Every format that holds models of this config's type."""
     return tuple(layout for layout in FORMATS.values() if layout.config_type is type(config))
+
+
+def formats_around(config: Any) -> tuple[Format, ...]:
+    """Every format that holds models of this config's type, or two towers whose audio tower is one."""
+    is_clap_tower = isinstance(config, HtsatConfig)
+    towers = (
+        layout for layout in FORMATS.values() if is_clap_tower and layout.config_type is TwoTowersConfig
+    )
+    return (*formats_of(config), *towers)
