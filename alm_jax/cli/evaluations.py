@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from alm_jax.cli import masked_spectrogram, report, two_towers
 from alm_jax.cli.session import Session
@@ -11,6 +11,7 @@ from alm_jax.objectives import ContrastiveConfig, MaskedSpectrogramConfig, Objec
 from alm_jax.training.state import TrainState
 
 
+@runtime_checkable
 class Result(Protocol):
     """What every evaluation returns, beside what its report draws."""
 
