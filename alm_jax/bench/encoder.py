@@ -32,6 +32,7 @@ from alm_jax.encoders.text import bert
 from alm_jax.errors import UserError
 from alm_jax.interop.clap_config import config_to_clap
 from alm_jax.models.two_towers import TwoTowersConfig
+from alm_jax.nn.rematerialise import Remat
 from alm_jax.ops.attention import AttentionImpl, attention_form
 from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec
 from alm_jax.training import sharding
@@ -146,8 +147,8 @@ class EncoderCase:
     """Of the matrix products."""
     direction: str = "forward"
     """One of ``PASSES``."""
-    remat: str = "none"
-    """``block`` keeps the input of each block alone for the backward pass."""
+    remat: Remat = "none"
+    """What the backward pass computes again."""
     attention: str = "auto"
     """How attention is computed wherever the encoder leaves it open, which all do."""
 

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
@@ -25,6 +25,7 @@ from alm_jax.bench.table import print_rows
 from alm_jax.bench.topology import Topology, resolve
 from alm_jax.cli.arguments import Parser, read_config
 from alm_jax.errors import UserError
+from alm_jax.nn.rematerialise import Remat
 
 USAGE = """usage: alm bench WHAT ...
 
@@ -172,7 +173,7 @@ def bench_encoder(args: Sequence[str]) -> None:
     parser.add_argument("--batch", type=numbers, default=[4], help="clips or captions")
     parser.add_argument("--tokens", type=int, default=77, help="length of a caption")
     parser.add_argument("--dtype", type=names, default=["float32"], help="float32, bfloat16")
-    parser.add_argument("--remat", choices=["none", "block"], default="none", help="what is computed twice")
+    parser.add_argument("--remat", choices=get_args(Remat), default="none", help="what is computed twice")
     parser.add_argument(
         "--attention",
         type=names,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from alm_jax.nn.rematerialise import Remat
 from alm_jax.ops.frontends import FrontendSpec, FusionSpec
 from alm_jax.types import PyTree
 
@@ -29,7 +30,7 @@ class Family:
     config_type: type
     """The frozen dataclass that says everything about a model of this family."""
     build: Callable[..., nn.Module]
-    """``build(config, dtype, remat)``; dtype is that of the matrix products, remat "none" or "block"."""
+    """``build(config, dtype, remat)``; dtype is that of the matrix products, remat a `Remat`."""
     variants: Mapping[str, Any]
     """Configs by name: the published ones, and "nano" for tests."""
     example: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]
@@ -68,7 +69,7 @@ def apply(
     variables: PyTree,
     *inputs: Array,
     dtype: Any = jnp.float32,
-    remat: Literal["none", "block"] = "none",
+    remat: Remat = "none",
     **options: Any,
 ) -> Any:
     """The forward pass; ``options`` are the module's own keyword arguments."""

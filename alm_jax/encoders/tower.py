@@ -7,7 +7,7 @@ model's last state); states of tokens that no paper joins are averaged over the 
 import functools
 import inspect
 import operator
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from alm_jax.encoders.zoo import FAMILIES, family_of
 from alm_jax.errors import UserError
 from alm_jax.nn.norm import Moments
 from alm_jax.nn.pooling import masked_mean
+from alm_jax.nn.rematerialise import Remat
 from alm_jax.ops.window_mask import window_mask
 from alm_jax.types import PyTree
 
@@ -43,7 +44,7 @@ else:
     TextTowerConfig = functools.reduce(operator.or_, (family.config_type for family in TEXT_FAMILIES))
 
 
-def build_tower(config: Any, dtype: Any = jnp.float32, remat: Literal["none", "block"] = "none") -> nn.Module:
+def build_tower(config: Any, dtype: Any = jnp.float32, remat: Remat = "none") -> nn.Module:
     """The module of ``config``'s family, its output a clip's vector where it has the choice.
 
     Raises UserError for a config that is not of the zoo.
@@ -84,7 +85,7 @@ def apply_audio_tower(
     features: Float[Array, "B *features"],
     *,
     dtype: Any,
-    remat: Literal["none", "block"],
+    remat: Remat,
     train: bool,
     key: Array | None,
     row_mask: Bool[Array, " B"] | None,
@@ -125,7 +126,7 @@ def apply_text_tower(
     mask: Bool[Array, "B L"],
     *,
     dtype: Any,
-    remat: Literal["none", "block"],
+    remat: Remat,
     train: bool,
     key: Array | None,
 ) -> Float[Array, "B D"]:

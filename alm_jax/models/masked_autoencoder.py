@@ -19,6 +19,7 @@ from alm_jax.encoders import tower
 from alm_jax.encoders.audio.audio_mae import AudioMae, AudioMaeConfig
 from alm_jax.errors import UserError
 from alm_jax.models.patch_decoders import DecoderConfig, LocalDecoderConfig, PatchDecoder, check_grid
+from alm_jax.nn.rematerialise import Remat
 from alm_jax.ops.frontends import AstSpec, ClipSpec, FrontendSpec
 from alm_jax.ops.patch_masking import PatchMask
 from alm_jax.types import PyTree
@@ -38,8 +39,8 @@ class MaskedAutoencoderConfig:
     """The decoder, which only pre-training needs."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; parameters, norms, softmax and the loss stay float32."""
-    remat: Literal["none", "block"] = "none"
-    """block: keep only each block's input (of a pair of blocks, in the local decoder) and compute the rest again."""
+    remat: Remat = "none"
+    """What the backward pass computes again; in the local decoder a block is a pair of Swin blocks."""
 
     def __post_init__(self) -> None:
         tower.check_features(self.encoder, self.frontend.num_frames, self.frontend.num_features)

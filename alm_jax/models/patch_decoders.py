@@ -7,7 +7,7 @@ https://arxiv.org/abs/2207.06405, section 3).
 """
 
 import dataclasses
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import declare
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.swin_v2 import SwinV2Block
 from alm_jax.nn.transformer import PreNormBlock
 from alm_jax.ops.patch_masking import take_patches
@@ -104,7 +105,7 @@ class PatchDecoder(nn.Module):
     transposed_positions: bool
     """As `AudioMaeConfig.compat` lays them."""
     dtype: jnp.dtype
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -141,7 +142,7 @@ class PatchDecoder(nn.Module):
     def _decode_globally(
         self, config: GlobalDecoderConfig, x: Float[Array, "B N D"], init: nn.initializers.Initializer
     ) -> Float[Array, "B N D"]:
-        block = nn.remat(PreNormBlock, prevent_cse=False) if self.remat == "block" else PreNormBlock
+        block = rematerialise(PreNormBlock, self.remat)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -160,7 +161,7 @@ class PatchDecoder(nn.Module):
         train: bool,
         init: nn.initializers.Initializer,
     ) -> Float[Array, "B N D"]:
-        pair = nn.remat(_SwinPair, prevent_cse=False) if self.remat == "block" else _SwinPair
+        pair = rematerialise(_SwinPair, self.remat)
         pairs = nn.scan(
             pair,
             variable_axes={"params": 0},

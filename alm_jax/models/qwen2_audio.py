@@ -6,7 +6,6 @@ makes as many of each as the recording has states, and the model puts the states
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -22,6 +21,7 @@ from alm_jax.errors import DataError, UserError
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.kv_cache import CacheShape, KVCache
 from alm_jax.nn.language_model import Output
+from alm_jax.nn.rematerialise import Remat
 from alm_jax.ops.frontends import ClipSpec, WhisperSpec
 
 
@@ -108,7 +108,7 @@ class Qwen2Audio(nn.Module):
 
     config: Qwen2AudioConfig
     dtype: jnp.dtype
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(

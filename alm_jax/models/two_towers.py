@@ -30,6 +30,7 @@ from alm_jax.errors import UserError
 from alm_jax.losses.contrastive.temperature import LOG_SCALE_INIT
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import Moments, feature_moments
+from alm_jax.nn.rematerialise import Remat
 from alm_jax.ops.frontends import FusionSpec, TowerSpec, feature_shape
 from alm_jax.types import PyTree
 
@@ -62,8 +63,8 @@ class TwoTowersConfig:
     """Size of the joint space."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the towers' matrix products; parameters, norms, softmax and the joint space stay float32."""
-    remat: Literal["none", "block"] = "none"
-    """block: keep only each block's input and compute the rest again in the backward pass."""
+    remat: Remat = "none"
+    """What the backward pass computes again: nothing, all but the products with weights, or whole blocks."""
     padding: Literal["heard", "masked"] = "heard"
     """What the audio tower makes of a clip's filling where the recording is shorter: heard, as most systems publish it,
     or masked, which takes a tower whose clips may differ in length."""

@@ -20,6 +20,7 @@ from alm_jax.nn.conv import Conv, conv_length
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import declare, truncated_normal
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PreNormBlock
 from alm_jax.ops.frontends import AstSpec, ClipSpec
 from alm_jax.ops.window_mask import window_mask
@@ -101,7 +102,7 @@ class Ast(nn.Module):
     output: Literal["tokens", "clip", "logits"] = "clip"
     """tokens: class token, distillation token and patches, frequency-major [B 2+N D], normalised; clip: the mean of the
     first two [B D]; logits: the classifier's, float32 [B num_classes]."""
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -155,7 +156,7 @@ class Ast(nn.Module):
             real = jnp.tile(window_mask(mask, config.patch_size, config.time_stride), (1, rows))
             token_mask = jnp.pad(real, ((0, 0), (2, 0)), constant_values=True)
 
-        block = nn.remat(PreNormBlock, prevent_cse=False) if self.remat == "block" else PreNormBlock
+        block = rematerialise(PreNormBlock, self.remat)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

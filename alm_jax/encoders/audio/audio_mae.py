@@ -19,6 +19,7 @@ from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import declare
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PreNormBlock
 from alm_jax.ops.frontends import AstSpec, ClipSpec
 from alm_jax.ops.patch_masking import take_patches
@@ -96,7 +97,7 @@ class AudioMae(nn.Module):
     output: Literal["tokens", "clip"] = "clip"
     """tokens: the class token and the visible patches [B 1+n D], normalised, as pre-training takes them; clip: the
     norm of the mean over the patches [B D], as fine-tuning takes it (its ``fc_norm``)."""
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -137,7 +138,7 @@ class AudioMae(nn.Module):
         x = jnp.concatenate([cls_token, x], axis=1)
         token_mask = None if mask is None else jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
 
-        block = nn.remat(PreNormBlock, prevent_cse=False) if self.remat == "block" else PreNormBlock
+        block = rematerialise(PreNormBlock, self.remat)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

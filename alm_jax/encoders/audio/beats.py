@@ -22,6 +22,7 @@ from alm_jax.nn.mlp import Mlp, gelu
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.pooling import masked_mean
 from alm_jax.nn.relative_bias import RelativeBias
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.ops.frontends import BeatsSpec, ClipSpec
 from alm_jax.ops.patchify import patchify
 from alm_jax.ops.window_mask import window_mask
@@ -124,7 +125,7 @@ class Beats(nn.Module):
     output: Literal["tokens", "clip", "logits"] = "clip"
     """tokens: the patches, time-major [B N D]; clip: their mean over real audio [B D]; logits: the classifier's of that
     mean, float32 [B num_classes]; their sigmoids are probabilities."""
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -162,7 +163,7 @@ class Beats(nn.Module):
             embedding_init=nn.initializers.xavier_normal(),
             name="relative_bias",
         )(positions, positions)[None]
-        block = nn.remat(_Block, prevent_cse=False) if self.remat == "block" else _Block
+        block = rematerialise(_Block, self.remat)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -21,6 +21,7 @@ from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import LayerNorm, standardise
 from alm_jax.nn.parameter import declare
 from alm_jax.nn.pooling import masked_mean
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PreNormBlock
 from alm_jax.ops.frontends import AstSpec, ClipSpec
 from alm_jax.ops.positions import sincos_grid
@@ -98,7 +99,7 @@ class CavMae(nn.Module):
     output: Literal["prompt", "tokens", "clip"] = "prompt"
     """prompt: [B N prompt_width], one vector for ``pool_size`` columns of patches; tokens: the patches, frequency-major
     [B N D], normalised; clip: their mean [B D]."""
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -147,7 +148,7 @@ class CavMae(nn.Module):
             is_real = window_mask(mask, config.patch_size, config.patch_size)
         token_mask = None if mask is None else jnp.tile(is_real, (1, rows))
 
-        block = nn.remat(PreNormBlock, prevent_cse=False) if self.remat == "block" else PreNormBlock
+        block = rematerialise(PreNormBlock, self.remat)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

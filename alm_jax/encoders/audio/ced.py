@@ -20,6 +20,7 @@ from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import BatchNorm, LayerNorm, Moments
 from alm_jax.nn.parameter import declare, truncated_normal
 from alm_jax.nn.pooling import masked_mean
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PreNormBlock
 from alm_jax.ops.frontends import CedSpec, ClipSpec
 from alm_jax.ops.window_mask import window_mask
@@ -99,7 +100,7 @@ class Ced(nn.Module):
     output: Literal["tokens", "clip", "logits"] = "clip"
     """tokens: the patches chunk by chunk, frequency-major in each [B N D], normalised; clip: their mean over real audio
     [B D]; logits: the classifier's, float32 [B num_classes]; their sigmoids are probabilities."""
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -150,7 +151,7 @@ class Ced(nn.Module):
                 frame_mask = jnp.pad(frame_mask, ((0, 0), (0, missing))).reshape(-1, config.chunk_frames)
         x, token_mask = self._embed(x, frame_mask)
 
-        block = nn.remat(PreNormBlock, prevent_cse=False) if self.remat == "block" else PreNormBlock
+        block = rematerialise(PreNormBlock, self.remat)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -19,6 +19,7 @@ from alm_jax.nn.conv import Conv
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.dropout import dropout
 from alm_jax.nn.norm import BatchNorm, Moments
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.ops.augment import spec_augment
 from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec
 
@@ -92,7 +93,7 @@ class Cnn14(nn.Module):
     output: Literal["tokens", "clip", "logits"] = "clip"
     """tokens: the last map's mean over frequency [B T // shrinkage D]; clip: the clip vector [B D]; logits: the
     classifier's, float32 [B num_classes]; their sigmoids are probabilities."""
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -138,7 +139,7 @@ class Cnn14(nn.Module):
                 num_freq_stripes=config.spec_augment_freq_stripes,
             )
         # `train` is the third argument counting the module itself, and must stay a Python bool under remat.
-        block = nn.remat(_ConvBlock, static_argnums=(2,)) if self.remat == "block" else _ConvBlock
+        block = rematerialise(_ConvBlock, self.remat, is_scanned=False, static_argnums=(2,))
         maps = x[..., None]
         for i, channels in enumerate(config.channels):
             is_last = i == len(config.channels) - 1

@@ -21,6 +21,7 @@ from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import BatchNorm, LayerNorm, Moments
 from alm_jax.nn.parameter import KERNEL_INITS
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.swin import PatchMerging, SwinBlock
 from alm_jax.ops.augment import spec_augment
 from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec
@@ -144,7 +145,7 @@ class Htsat(nn.Module):
 
     config: HtsatConfig
     dtype: jnp.dtype
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -211,7 +212,7 @@ class Htsat(nn.Module):
         x = LayerNorm(self.dtype, name="patch_norm")(x)
 
         # `train` is the third argument counting the module itself, and must stay a Python bool under remat.
-        block = nn.remat(SwinBlock, static_argnums=(2,)) if self.remat == "block" else SwinBlock
+        block = rematerialise(SwinBlock, self.remat, is_scanned=False, static_argnums=(2,))
         drop_path_rates = iter(np.linspace(0.0, config.drop_path_rate, sum(config.depths)).tolist())
         for stage, (depth, num_heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
             for i in range(depth):

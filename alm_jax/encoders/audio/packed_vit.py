@@ -20,6 +20,7 @@ from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import KERNEL_INITS, declare, truncated_normal
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PreNormBlock
 from alm_jax.ops.frontends import BeatsSpec, ClipSpec
 from alm_jax.ops.packing import Packing, cut_to_budget, pack, plan_packing, same_segment, segment_mean
@@ -106,7 +107,7 @@ class PackedVit(nn.Module):
 
     config: PackedVitConfig
     dtype: jnp.dtype
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -151,7 +152,7 @@ class PackedVit(nn.Module):
         x = self._embed(patches, packing).reshape(num_rows, budget * num_bands, config.width)
         segment = jnp.repeat(packing.segment, num_bands, axis=1)
 
-        block = nn.remat(PreNormBlock, prevent_cse=False) if self.remat == "block" else PreNormBlock
+        block = rematerialise(PreNormBlock, self.remat)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -22,6 +22,7 @@ from alm_jax.nn.mlp import gelu
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import declare
 from alm_jax.nn.pooling import masked_mean
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PostNormBlock, PreNormBlock
 from alm_jax.ops.window_mask import window_mask
 
@@ -131,7 +132,7 @@ class Wav2Vec2(nn.Module):
     dtype: jnp.dtype
     output: Literal["tokens", "clip"] = "tokens"
     """tokens: the states [B N D]; clip: their mean over real audio [B D]."""
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -227,9 +228,7 @@ class Wav2Vec2(nn.Module):
         """The blocks, up to ``layer``."""
         config = self.config
         options = (config.num_heads, config.mlp_dim, config.layer_norm_eps)
-        block: type[nn.Module] = PreNormBlock if config.pre_norm else PostNormBlock
-        if self.remat == "block":
-            block = nn.remat(block, prevent_cse=False)
+        block = rematerialise(PreNormBlock if config.pre_norm else PostNormBlock, self.remat)
         num_layers = config.num_layers if layer is None else layer
         blocks = nn.scan(
             block,

@@ -22,6 +22,7 @@ from alm_jax.nn.mlp import gelu
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import declare
 from alm_jax.nn.pooling import masked_mean
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.whisper import LAYER_NORM_EPS, WhisperEncoderBlock
 from alm_jax.ops.frontends import ClipSpec, WhisperSpec
 from alm_jax.ops.window_mask import window_mask
@@ -104,7 +105,7 @@ class WhisperEncoder(nn.Module):
     dtype: jnp.dtype
     output: Literal["tokens", "clip"] = "tokens"
     """tokens: the states [B N D], N = ceil(T / 2) // pool_size, normalised; clip: their mean over real audio [B D]."""
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -146,9 +147,7 @@ class WhisperEncoder(nn.Module):
         positions = declare(self, "position_embed", init_positions, shape, ("positions", "embed"))
         x = x + positions[None, : x.shape[1]].astype(self.dtype)
 
-        block = (
-            nn.remat(WhisperEncoderBlock, prevent_cse=False) if self.remat == "block" else WhisperEncoderBlock
-        )
+        block = rematerialise(WhisperEncoderBlock, self.remat)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -23,6 +23,7 @@ from alm_jax.nn.language_model import Output, find_last, insert, project, take_r
 from alm_jax.nn.mlp import Mlp
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import KERNEL_INITS
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PostNormBlock
 
 # torch.nn.LayerNorm's, which the released code keeps.
@@ -148,7 +149,7 @@ class BartStack(nn.Module):
 
     config: BartConfig
     dtype: jnp.dtype
-    remat: Literal["none", "block"]
+    remat: Remat
 
     @nn.compact
     def __call__(
@@ -179,7 +180,7 @@ class BartStack(nn.Module):
 
         def repeat(block: type[nn.Module], num_layers: int, in_axes: object) -> type[nn.Module]:
             return nn.scan(
-                nn.remat(block, prevent_cse=False) if self.remat == "block" else block,
+                rematerialise(block, self.remat),
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=in_axes,
@@ -210,7 +211,7 @@ class Bart(nn.Module):
 
     config: BartConfig
     dtype: jnp.dtype
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     def setup(self) -> None:
         """Embeddings, both stacks and what joins them."""

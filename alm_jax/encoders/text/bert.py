@@ -20,6 +20,7 @@ from alm_jax.nn.dropout import dropout
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import KERNEL_INITS
 from alm_jax.nn.pooling import masked_mean
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PostNormBlock
 
 
@@ -97,7 +98,7 @@ class Bert(nn.Module):
 
     config: BertConfig
     dtype: jnp.dtype
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -120,7 +121,7 @@ class Bert(nn.Module):
         x = LayerNorm(self.dtype, config.layer_norm_eps, name="embed_norm")(x)
         x = dropout(x, rate, self.make_rng("dropout") if rate else None)
 
-        block = nn.remat(PostNormBlock, prevent_cse=False) if self.remat == "block" else PostNormBlock
+        block = rematerialise(PostNormBlock, self.remat)
         init = KERNEL_INITS[config.kernel_init]
         blocks = nn.scan(
             block,

@@ -19,6 +19,7 @@ from alm_jax.nn.language_model import take_rows
 from alm_jax.nn.mlp import quick_gelu
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import KERNEL_INITS
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PreNormBlock
 from alm_jax.ops.attention_masks import causal_mask
 
@@ -80,7 +81,7 @@ class ClipText(nn.Module):
 
     config: ClipTextConfig
     dtype: jnp.dtype
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -106,7 +107,7 @@ class ClipText(nn.Module):
         positions = Embed(config.max_positions, config.width, ("positions", "embed"), name="position_embed")
         x = (x + positions(jnp.arange(ids.shape[1]))[None]).astype(self.dtype)
         blocks = nn.scan(
-            nn.remat(PreNormBlock, prevent_cse=False) if self.remat == "block" else PreNormBlock,
+            rematerialise(PreNormBlock, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,

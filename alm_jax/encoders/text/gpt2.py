@@ -22,6 +22,7 @@ from alm_jax.nn.language_model import Output, find_last, insert, project, take_r
 from alm_jax.nn.mlp import Mlp, gelu_tanh
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import KERNEL_INITS
+from alm_jax.nn.rematerialise import Remat, rematerialise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ class Gpt2(nn.Module):
 
     config: Gpt2Config
     dtype: jnp.dtype
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -160,7 +161,7 @@ class Gpt2(nn.Module):
         x = x + position_embed(positions).astype(self.dtype)
         x = dropout(x, rate, self.make_rng("dropout") if rate else None)
 
-        block = nn.remat(Gpt2Block, prevent_cse=False) if self.remat == "block" else Gpt2Block
+        block = rematerialise(Gpt2Block, self.remat)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -21,6 +21,7 @@ from alm_jax.nn.gated_mlp import GatedMlp
 from alm_jax.nn.kv_cache import CacheShape, KVCache
 from alm_jax.nn.language_model import Head, Output, find_last, insert, project, take_rows
 from alm_jax.nn.parameter import KERNEL_INITS
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.rms_norm import RmsNorm
 from alm_jax.nn.rotary import RopeScaling, RotaryTables, inverse_frequencies, rotary_tables
 
@@ -207,7 +208,7 @@ class Llama(nn.Module):
 
     config: LlamaConfig
     dtype: jnp.dtype
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -240,7 +241,7 @@ class Llama(nn.Module):
         frequencies = inverse_frequencies(
             config.width // config.num_heads, config.rope_theta, config.rope_scaling
         )
-        block = nn.remat(LlamaBlock, prevent_cse=False) if self.remat == "block" else LlamaBlock
+        block = rematerialise(LlamaBlock, self.remat)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -8,7 +8,7 @@ start as in the published code.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -28,9 +28,8 @@ from alm_jax.nn.mlp import Mlp, gelu_tanh
 from alm_jax.nn.pooling import masked_mean
 from alm_jax.nn.relative_attention import FAN_IN, RelativeAttention, query_init
 from alm_jax.nn.relative_bias import RelativeBias
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.rms_norm import RmsNorm
-
-Remat: TypeAlias = Literal["none", "block"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,7 +221,7 @@ class T5Stack(nn.Module):
             name="relative_bias",
         )(positions, key_positions)
 
-        block = nn.remat(T5Block, prevent_cse=False) if self.remat == "block" else T5Block
+        block = rematerialise(T5Block, self.remat)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

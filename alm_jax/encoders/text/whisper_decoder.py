@@ -5,7 +5,7 @@ self-attention, attention to the encoder's states and a feed-forward half -> nor
 """
 
 import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -32,6 +32,7 @@ from alm_jax.nn.kv_cache import CacheShape, KVCache
 from alm_jax.nn.language_model import Output, find_last, project, take_rows
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import declare, truncated_normal
+from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.whisper import LAYER_NORM_EPS, WhisperDecoderBlock
 from alm_jax.ops.frontends import ClipSpec, WhisperSpec
 
@@ -92,7 +93,7 @@ class WhisperDecoder(nn.Module):
 
     config: WhisperConfig
     dtype: jnp.dtype
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -132,9 +133,7 @@ class WhisperDecoder(nn.Module):
         positions = declare(self, "position_embed", truncated_normal, shape, ("positions", "embed"))
         x = (embed(ids) + jnp.take(positions, places, axis=0, mode="clip")).astype(self.dtype)
 
-        block = (
-            nn.remat(WhisperDecoderBlock, prevent_cse=False) if self.remat == "block" else WhisperDecoderBlock
-        )
+        block = rematerialise(WhisperDecoderBlock, self.remat)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -166,7 +165,7 @@ class Whisper(nn.Module):
 
     config: WhisperConfig
     dtype: jnp.dtype
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     def setup(self) -> None:
         """Encoder and decoder."""
