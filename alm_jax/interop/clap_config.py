@@ -37,6 +37,8 @@ def config_to_clap(config: TwoTowersConfig, special_ids: Mapping[str, int]) -> d
             f"the towers are of {type(audio).__name__} and {type(text).__name__}, and ClapModel knows only HtsatConfig "
             "and BertConfig"
         )
+    if config.projection != "mlp":
+        raise UserError(f"projection is {config.projection!r}, and ClapModel knows only 'mlp'")
     if text.pooling != "pooler":
         raise UserError(
             f"text.pooling is {text.pooling!r}, and ClapTextModel knows only 'pooler'; "

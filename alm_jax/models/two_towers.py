@@ -1,14 +1,16 @@
 """The two-tower (CLAP) model: audio and text encoded apart, projected into one space, L2-normalised.
 
 Free functions of a config and a tree of arrays; no Flax module is seen above this file. Projections are
-LAION-CLAP's, W2 relu(W1 x + b1) + b2 (Wu et al. 2022, https://arxiv.org/abs/2211.06687).
+LAION-CLAP's, W2 relu(W1 x + b1) + b2 (Wu et al. 2022, https://arxiv.org/abs/2211.06687), or MS-CLAP's,
+LayerNorm(e + W2 gelu(e)) with e = W1 x (Elizalde et al. 2022, https://arxiv.org/abs/2206.04769, and its code).
 
 Variables are ``{"params": {...}, "batch_stats": {...}}``, plain nested dicts of float32 arrays:
 
 ==========================  ==============================================================
 params/audio                the audio tower, as its family names its parameters
 params/text                 the text tower, likewise
-params/audio_projection     ``hidden`` and ``out``, each ``kernel`` and ``bias``
+params/audio_projection     LAION-CLAP's: ``hidden`` and ``out``, each ``kernel`` and ``bias``;
+                            MS-CLAP's: ``linear`` and ``residual``, each ``kernel``, and ``norm``
 params/text_projection      the same
 params/log_logit_scale      scalar, starts at ln(1 / 0.07)
 batch_stats/audio           running statistics of the audio tower's BatchNorm, empty where it has none
@@ -29,7 +31,9 @@ from alm_jax.encoders import tower
 from alm_jax.errors import UserError
 from alm_jax.losses.contrastive.temperature import LOG_SCALE_INIT
 from alm_jax.nn.dense import Dense
-from alm_jax.nn.norm import Moments, feature_moments
+from alm_jax.nn.dropout import dropout
+from alm_jax.nn.mlp import gelu
+from alm_jax.nn.norm import LayerNorm, Moments, feature_moments
 from alm_jax.nn.rematerialise import Remat
 from alm_jax.ops.frontends import FusionSpec, TowerSpec, feature_shape
 from alm_jax.types import PyTree
@@ -61,8 +65,11 @@ class TwoTowersConfig:
     """The text tower: the config of any encoder or language model of the zoo that reads token ids."""
     embed_dim: int = 512
     """Size of the joint space."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the towers' matrix products; parameters, norms, softmax and the joint space stay float32."""
+    projection: Literal["mlp", "residual"] = "mlp"
+    """From a tower's output to the joint space: LAION-CLAP's two layers, or MS-CLAP's layer with a residual one."""
+    compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of the towers' matrix products; parameters, norms, softmax and the joint space stay float32. float64 is for
+    comparisons, of float64 variables under `jax.enable_x64`, and then everything is."""
     remat: Remat = "none"
     """What the backward pass computes again: nothing, all but the products with weights, or whole blocks."""
     padding: Literal["heard", "masked"] = "heard"
@@ -83,21 +90,45 @@ class TwoTowersConfig:
             )
 
 
-class Projection(nn.Module):
-    """A tower's output to the joint space: W2 relu(W1 x + b1) + b2, then x / ||x||."""
+# The published initialisation of both projections is PyTorch's, uniform in +-1/sqrt(fan-in).
+_PROJECTION_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+_RESIDUAL_DROPOUT = 0.5
+
+
+class MlpProjection(nn.Module):
+    """LAION-CLAP's W2 relu(W1 x + b1) + b2. Parameters: ``hidden`` and ``out``."""
 
     embed_dim: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B E"]:
-        # The published initialisation of these layers is PyTorch's, uniform in +-1/sqrt(fan-in).
-        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        size = (self.embed_dim,)
+    def __call__(self, x: Float[Array, "B D"], *, train: bool) -> Float[Array, "B E"]:
+        size, init = (self.embed_dim,), _PROJECTION_INIT
         x = Dense(size, ("embed", "joint_hidden"), self.dtype, kernel_init=init, name="hidden")(x)
-        x = Dense(size, ("joint_hidden", "joint"), self.dtype, kernel_init=init, name="out")(nn.relu(x))
-        x = x.astype(jnp.float32)
-        return x * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
+        return Dense(size, ("joint_hidden", "joint"), self.dtype, kernel_init=init, name="out")(nn.relu(x))
+
+
+class ResidualProjection(nn.Module):
+    """MS-CLAP's LayerNorm(e + dropout(W2 gelu(e))), e = W1 x. Parameters: ``linear``, ``residual``, ``norm``.
+
+    Training drops half of the residual branch, by the stream "dropout".
+    """
+
+    embed_dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B D"], *, train: bool) -> Float[Array, "B E"]:
+        def linear(axes: tuple[str, ...], name: str) -> Dense:
+            return Dense(
+                (self.embed_dim,), axes, self.dtype, use_bias=False, kernel_init=_PROJECTION_INIT, name=name
+            )
+
+        x = linear(("embed", "joint"), "linear")(x)
+        branch = linear(("joint_hidden", "joint"), "residual")(gelu(x))
+        branch = dropout(branch, _RESIDUAL_DROPOUT, self.make_rng("dropout") if train else None)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        return LayerNorm(wide, axis="joint", name="norm")(x + branch)
 
 
 def encode_audio(
@@ -143,7 +174,7 @@ def encode_audio(
         moments=moments,
         axis_name=axis_name,
     )
-    emb = _apply(_projection(config), {"params": variables["params"]["audio_projection"]}, feat)
+    emb = _project(config, variables["params"]["audio_projection"], feat, train=train, key=key)
     return emb, {"audio": batch_stats}
 
 
@@ -170,7 +201,7 @@ def encode_text(
         train=train,
         key=key,
     )
-    return _apply(_projection(config), {"params": variables["params"]["text_projection"]}, feat)
+    return _project(config, variables["params"]["text_projection"], feat, train=train, key=key)
 
 
 def batch_moments(
@@ -219,13 +250,20 @@ def two_towers_axes(config: TwoTowersConfig) -> PyTree:
     )
 
 
-def _projection(config: TwoTowersConfig) -> Projection:
-    return Projection(config.embed_dim, jnp.dtype(config.compute_dtype))
+def _projection(config: TwoTowersConfig) -> MlpProjection | ResidualProjection:
+    kind = MlpProjection if config.projection == "mlp" else ResidualProjection
+    return kind(config.embed_dim, jnp.dtype(config.compute_dtype))
 
 
-def _apply(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """`module.apply`, whose declared result is a union over its arguments."""
-    return module.apply(*args, **kwargs)
+def _project(
+    config: TwoTowersConfig, params: PyTree, x: Float[Array, "B D"], *, train: bool, key: Array | None
+) -> Float[Array, "B E"]:
+    """A tower's output in the joint space, x / ||x||."""
+    # The tower has drawn from the key itself.
+    rngs = None if key is None else {"dropout": jax.random.fold_in(key, 1)}
+    y: Any = _projection(config).apply({"params": params}, x, train=train, rngs=rngs)
+    y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    return y * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(y), axis=-1, keepdims=True), 1e-24))
 
 
 def _init_boxed(config: TwoTowersConfig, key: Array) -> Variables:
@@ -239,8 +277,8 @@ def _init_boxed(config: TwoTowersConfig, key: Array) -> Variables:
         "params": {
             "audio": audio["params"],
             "text": text["params"],
-            "audio_projection": projection.init(keys[2], jnp.zeros((1, audio_width)))["params"],
-            "text_projection": projection.init(keys[3], jnp.zeros((1, text_width)))["params"],
+            "audio_projection": projection.init(keys[2], jnp.zeros((1, audio_width)), train=False)["params"],
+            "text_projection": projection.init(keys[3], jnp.zeros((1, text_width)), train=False)["params"],
             "log_logit_scale": jnp.asarray(LOG_SCALE_INIT, jnp.float32),
         },
         "batch_stats": {"audio": audio.get("batch_stats", {})},

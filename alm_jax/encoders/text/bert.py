@@ -1,8 +1,9 @@
 """BERT and RoBERTa: one module, two conventions of positions.
 
 Devlin et al. 2018 (https://arxiv.org/abs/1810.04805), Liu et al. 2019 (https://arxiv.org/abs/1907.11692).
-The output is the pooler's, tanh(W h_0 + b) of the first token's last state, what LAION-CLAP projects; or the mean of
-the real tokens' last states, a sentence encoder's (Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084).
+The output is the pooler's, tanh(W h_0 + b) of the first token's last state, what LAION-CLAP projects; that state
+itself, what MS-CLAP projects; or the mean of the real tokens' last states, a sentence encoder's (Reimers and Gurevych
+2019, https://arxiv.org/abs/1908.10084).
 """
 
 import dataclasses
@@ -50,9 +51,9 @@ class BertConfig:
     """Rate for embeddings, attention weights and residual branches in training."""
     pad_id: int = 1
     """Id of the padding token."""
-    pooling: Literal["pooler", "mean"] = "pooler"
-    """What becomes of the last states: the pooler's output of the first, or the mean over real tokens. The mean has
-    no pooler among its parameters."""
+    pooling: Literal["pooler", "first", "mean"] = "pooler"
+    """What becomes of the last states: the pooler's output of the first, the first itself, or the mean over real
+    tokens. Only the pooler has parameters."""
     kernel_init: Literal["normal", "fan_in"] = "normal"
     """How kernels start: N(0, 0.02^2) as published, or N(0, 1 / fan-in), from which a narrow tower learns faster."""
 
@@ -93,7 +94,7 @@ class Bert(nn.Module):
     """Token ids and their mask to one vector a text [B D], in ``dtype``.
 
     Parameters: ``token_embed``, ``position_embed``, ``type_embed``, ``embed_norm``, ``blocks`` (every array
-    with a leading axis of layers), and ``pooler`` unless the config takes the mean.
+    with a leading axis of layers), and ``pooler`` where the config takes its output.
     """
 
     config: BertConfig
@@ -136,6 +137,8 @@ class Bert(nn.Module):
         )(x, mask)
         if config.pooling == "mean":
             return masked_mean(x, mask)
+        if config.pooling == "first":
+            return x[:, 0]
         pooler = Dense((config.width,), ("embed", "pooled"), self.dtype, kernel_init=init, name="pooler")
         return jnp.tanh(pooler(x[:, 0]))
 
