@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from alm_jax import batch as contract
 from alm_jax.encoders import family
 from alm_jax.encoders.family import Family
+from alm_jax.encoders.tower import LONGEST_TEXT, text_limits
 from alm_jax.errors import DataError, UserError
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
 from alm_jax.interop.folder import ImportedModel, import_model
@@ -140,7 +141,8 @@ class PretrainedTwoTowers:
 
     def embed_text(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
         """L2-normalised embeddings of texts; those longer than the text tower takes are cut."""
-        ids, mask = encode(self.tokenizer, list(texts), self.config.text.max_length)
+        _, longest = text_limits(self.config.text)
+        ids, mask = encode(self.tokenizer, list(texts), longest or LONGEST_TEXT)
         # No column that is padding in every text need be computed.
         length = max(int(mask.sum(axis=1).max()), 1)
         return np.asarray(

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from alm_jax import batch as contract
 from alm_jax.encoders import family
+from alm_jax.encoders.tower import LONGEST_TEXT, text_limits
 from alm_jax.encoders.zoo import family_of
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
 from alm_jax.interop.stablehlo import export_function, write_programs
@@ -50,7 +51,8 @@ def _export_two_towers(config: TwoTowersConfig, variables: PyTree, folder: str |
     def read(variables: PyTree, ids: Array, mask: Array) -> Array:
         return embed_captions(config, variables, ids, mask)
 
-    samples, length = config.frontend.clip_samples, config.text.max_length
+    _, longest = text_limits(config.text)
+    samples, length = config.frontend.clip_samples, longest or LONGEST_TEXT
     inputs = {
         "audio": {
             "waveforms": jax.ShapeDtypeStruct((1, samples), jnp.float32),
@@ -67,7 +69,8 @@ def _export_two_towers(config: TwoTowersConfig, variables: PyTree, folder: str |
     }
     notes = {
         "sample_rate_hz": config.frontend.sample_rate_hz,
-        "pad_id": config.text.pad_id,
+        # Language models have no padding of their own; 0 is what MS-CLAP's counts by.
+        "pad_id": getattr(config.text, "pad_id", 0),
         "logit_scale": float(jnp.exp(variables["params"]["log_logit_scale"])),
     }
     write_programs(folder, programs, inputs, notes)

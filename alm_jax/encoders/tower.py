@@ -23,6 +23,9 @@ from alm_jax.nn.rematerialise import Remat
 from alm_jax.ops.window_mask import window_mask
 from alm_jax.types import PyTree
 
+LONGEST_TEXT = 512
+"""Tokens that a text is cut at where its tower takes any number (`text_limits`)."""
+
 
 def is_text_family(family: Family) -> bool:
     """Whether token ids and their mask are all that the family reads."""
