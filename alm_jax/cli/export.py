@@ -104,8 +104,8 @@ def choose_layout(model: ImportedModel) -> Format:
         return model.layout
     if isinstance(model.config, TwoTowersConfig):
         raise UserError(
-            f"{model.layout.name} has a front-end that ClapFeatureExtractor does not have (16-bit samples); "
-            "`--format stablehlo` writes the model with its own"
+            f"{model.layout.name} was read from an archive, and ClapModel with its feature extractor is not the same "
+            "model; `--format stablehlo` writes it as programs, with its own front-end"
         )
     ours = {tuple(step.key for step in path) for path, _ in jax.tree.leaves_with_path(model.variables)}
     for name in writable(model.config):

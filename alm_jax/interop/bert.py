@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,6 +46,24 @@ def bert_entries(config: BertConfig, *, prefix: str = "", path: Path = ("params"
 def position_ids(config: BertConfig) -> Arrays:
     """0, 1, 2, ..., which early releases of transformers wrote into every file and later ones leave out."""
     return {"embeddings.position_ids": np.arange(config.max_positions)[None, :]}
+
+
+def infer_bert_config(
+    shapes: Mapping[str, tuple[int, ...]], like: BertConfig, *, prefix: str = ""
+) -> BertConfig:
+    """The config of an archive's BERT from its shapes; what they do not show is as in ``like``, heads of 64."""
+    vocab_size, width = shapes[f"{prefix}embeddings.word_embeddings.weight"]
+    layers = re.compile(rf"{re.escape(prefix)}encoder\.layer\.(\d+)\.")
+    return dataclasses.replace(
+        like,
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=1 + max(int(found[1]) for key in shapes if (found := layers.match(key))),
+        num_heads=max(width // 64, 1),
+        mlp_dim=shapes[f"{prefix}encoder.layer.0.intermediate.dense.weight"][0],
+        max_positions=shapes[f"{prefix}embeddings.position_embeddings.weight"][0],
+        num_token_types=shapes[f"{prefix}embeddings.token_type_embeddings.weight"][0],
+    )
 
 
 def read_bert_config(fields: Mapping[str, Any]) -> BertConfig:

@@ -151,6 +151,7 @@ def _write_config(config: TwoTowersConfig) -> dict[str, Any]:
 CLAP = Format(
     name="clap",
     config_type=TwoTowersConfig,
+    audio_towers=(HtsatConfig, HtsatFusionConfig),
     abstract=abstract_two_towers,
     entries=clap_entries,
     buffers=clap_buffers,

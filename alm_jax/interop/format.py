@@ -33,6 +33,8 @@ class Format:
     """What `alm import` and `alm zoo` call it."""
     config_type: type
     """Our config of the family."""
+    audio_towers: tuple[type, ...] = ()
+    """Of two towers: the configs that their audio tower may have."""
     abstract: Callable[[Any], PyTree]
     """Config to our variables, ``{"params": ...}`` and perhaps ``"batch_stats"``, as shapes."""
     entries: Callable[[Any], Iterable[Entry]]

@@ -5,7 +5,6 @@ A family's file ends with ``FORMATS`` and ``PARITY``; here is one line for each.
 
 from typing import Any
 
-from alm_jax.encoders.audio.htsat import HtsatConfig
 from alm_jax.errors import UserError
 from alm_jax.interop import (
     ast,
@@ -22,6 +21,7 @@ from alm_jax.interop import (
     gpt2,
     laion,
     llama,
+    ms_clap,
     qwen2,
     qwen2_audio,
     sentence_bert,
@@ -31,13 +31,13 @@ from alm_jax.interop import (
 )
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity
-from alm_jax.models.two_towers import TwoTowersConfig
 
 FORMATS: dict[str, Format] = {
     layout.name: layout
     for layout in (
         *clap_weights.FORMATS,
         *laion.FORMATS,
+        *ms_clap.FORMATS,
         *cnn14.FORMATS,
         *beats.FORMATS,
         *ced.FORMATS,
@@ -62,6 +62,7 @@ FORMATS: dict[str, Format] = {
 
 PARITY: tuple[Parity, ...] = (
     *clap_weights.PARITY,
+    *ms_clap.PARITY,
     *cnn14.PARITY,
     *beats.PARITY,
     *ced.PARITY,
@@ -109,8 +110,5 @@ def formats_of(config: Any) -> tuple[Format, ...]:
 
 def formats_around(config: Any) -> tuple[Format, ...]:
     """Every format that holds models of this config's type, or two towers whose audio tower is one."""
-    is_clap_tower = isinstance(config, HtsatConfig)
-    towers = (
-        layout for layout in FORMATS.values() if is_clap_tower and layout.config_type is TwoTowersConfig
-    )
+    towers = (layout for layout in FORMATS.values() if type(config) in layout.audio_towers)
     return (*formats_of(config), *towers)

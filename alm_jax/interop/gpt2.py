@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,6 +34,23 @@ def _conv1d(key: str, path: Path, inputs: int, outputs: int, index: Index) -> It
     """``weight`` [inputs outputs] and ``bias`` of transformers' Conv1D, which is a linear layer."""
     yield Entry(f"{key}.weight", (*path, "kernel"), (inputs, outputs), index=index)
     yield Entry(f"{key}.bias", (*path, "bias"), (outputs,), index=index)
+
+
+def infer_gpt2_config(
+    shapes: Mapping[str, tuple[int, ...]], like: Gpt2Config, *, prefix: str = ""
+) -> Gpt2Config:
+    """The config of an archive's GPT-2 from its shapes; what they do not show is as in ``like``, heads of 64."""
+    vocab_size, width = shapes[f"{prefix}wte.weight"]
+    layers = re.compile(rf"{re.escape(prefix)}h\.(\d+)\.")
+    return dataclasses.replace(
+        like,
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=1 + max(int(found[1]) for key in shapes if (found := layers.match(key))),
+        num_heads=max(width // 64, 1),
+        mlp_dim=shapes[f"{prefix}h.0.mlp.c_fc.weight"][1],
+        max_positions=shapes[f"{prefix}wpe.weight"][0],
+    )
 
 
 def read_gpt2_config(fields: Mapping[str, Any]) -> Gpt2Config:

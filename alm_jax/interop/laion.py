@@ -12,18 +12,17 @@ from collections.abc import Iterator, Mapping
 
 from alm_jax.encoders.audio.htsat import HtsatConfig
 from alm_jax.encoders.audio.htsat_fusion import HtsatFusionConfig
-from alm_jax.encoders.text.bert import BertConfig
-from alm_jax.interop.clap_weights import TOWER, clap_entries
+from alm_jax.encoders.text.bert import ROBERTA_BASE
+from alm_jax.interop.bert import infer_bert_config
+from alm_jax.interop.clap_weights import TOWER, clap_entries, htsat_entries
 from alm_jax.interop.entry import Entry
 from alm_jax.interop.format import Format
 from alm_jax.models.two_towers import TwoTowersConfig, abstract_two_towers
 from alm_jax.ops.frontends import ClipSpec, FusionSpec, TorchlibrosaSpec
 
 _BRANCH = "audio_branch"
-_FUSED = f"{_BRANCH}.patch_embed.mel_conv2d.weight"
 # In this order: the shorter names are parts of the longer.
 _AUDIO_NAMES = (
-    (f"{TOWER}.", f"{_BRANCH}."),
     (".batch_norm.", ".bn0."),
     (".attention.output.dense.", ".attn.proj."),
     (".attention.self.", ".attn."),
@@ -41,12 +40,17 @@ _OTHER_NAMES = (
 
 def laion_entries(config: TwoTowersConfig) -> Iterator[Entry]:
     """Every key that is read but ``logit_scale_t``."""
+    yield from original_htsat_entries(config.audio, _BRANCH)
     for entry in clap_entries(config):
-        names = _AUDIO_NAMES if entry.key.startswith(TOWER) else _OTHER_NAMES
-        key = entry.key
-        for theirs, authors in names:
-            key = key.replace(theirs, authors)
-        part = re.fullmatch(rf"({_BRANCH}\..*\.attn)\.(query|key|value)\.(weight|bias)", key)
+        if not entry.key.startswith(TOWER):
+            yield dataclasses.replace(entry, key=_rename(entry.key, _OTHER_NAMES))
+
+
+def original_htsat_entries(audio: HtsatConfig, branch: str) -> Iterator[Entry]:
+    """Every float key of an HTSAT, ``audio`` of our two towers, as its authors name them under ``branch``."""
+    for entry in htsat_entries(audio):
+        key = branch + _rename(entry.key.removeprefix(TOWER), _AUDIO_NAMES)
+        part = re.fullmatch(r"(.*\.attn)\.(query|key|value)\.(weight|bias)", key)
         if part is None:
             yield dataclasses.replace(entry, key=key)
         elif part[2] == "query":
@@ -54,43 +58,46 @@ def laion_entries(config: TwoTowersConfig) -> Iterator[Entry]:
             yield Entry(f"{part[1]}.qkv.{part[3]}", entry.path, shape, entry.layout)
 
 
-def infer_laion_config(shapes: Mapping[str, tuple[int, ...]]) -> TwoTowersConfig:
-    """The config of an archive from its shapes; the front-end and RoBERTa's heads of 64 are the published ones."""
-    embed, _, patch, _ = shapes[f"{_BRANCH}.patch_embed.proj.weight"]
-    num_stages = 1 + max(_numbers(shapes, rf"{_BRANCH}\.layers\.(\d+)\."))
+def ignored_of_htsat(branch: str) -> tuple[str, ...]:
+    """`Format.ignored` of the authors' HTSAT under ``branch``: front-end, classifiers, buffers."""
+    branch = re.escape(branch)
+    return (
+        rf"{branch}\..*\.(num_batches_tracked|relative_position_index|attn_mask)",
+        rf"{branch}\.(tscam_conv|head)\..*",
+        rf"{branch}\.(spectrogram|logmel)_extractor\..*",
+    )
+
+
+def infer_htsat_config(shapes: Mapping[str, tuple[int, ...]], branch: str) -> HtsatConfig:
+    """The config of the authors' HTSAT under ``branch`` from its shapes; its image has the published 256 pixels."""
+    embed, _, patch, _ = shapes[f"{branch}.patch_embed.proj.weight"]
+    stages = re.compile(rf"{re.escape(branch)}\.layers\.(\d+)\.blocks\.(\d+)\.")
+    blocks = {(int(found[1]), int(found[2])) for key in shapes if (found := stages.match(key))}
     depths = tuple(
-        1 + max(_numbers(shapes, rf"{_BRANCH}\.layers\.{stage}\.blocks\.(\d+)\."))
-        for stage in range(num_stages)
+        sum(stage == at for at, _ in blocks) for stage in range(1 + max(stage for stage, _ in blocks))
     )
     tables = [
-        shapes[f"{_BRANCH}.layers.{stage}.blocks.0.attn.relative_position_bias_table"]
-        for stage in range(num_stages)
+        shapes[f"{branch}.layers.{stage}.blocks.0.attn.relative_position_bias_table"]
+        for stage in range(len(depths))
     ]
-    kind = HtsatFusionConfig if _FUSED in shapes else HtsatConfig
-    audio = kind(
+    is_fused = f"{branch}.patch_embed.mel_conv2d.weight" in shapes
+    return (HtsatFusionConfig if is_fused else HtsatConfig)(
         patch_size=patch,
-        num_mels=shapes[f"{_BRANCH}.bn0.weight"][0],
+        num_mels=shapes[f"{branch}.bn0.weight"][0],
         embed_dim=embed,
         depths=depths,
         num_heads=tuple(heads for _, heads in tables),
         window_size=(round(tables[0][0] ** 0.5) + 1) // 2,
-        mlp_ratio=shapes[f"{_BRANCH}.layers.0.blocks.0.mlp.fc1.weight"][0] / embed,
+        mlp_ratio=shapes[f"{branch}.layers.0.blocks.0.mlp.fc1.weight"][0] / embed,
     )
-    vocab_size, width = shapes["text_branch.embeddings.word_embeddings.weight"]
-    text = BertConfig(
-        vocab_size=vocab_size,
-        width=width,
-        num_layers=1 + max(_numbers(shapes, r"text_branch\.encoder\.layer\.(\d+)\.")),
-        num_heads=max(width // 64, 1),
-        mlp_dim=shapes["text_branch.encoder.layer.0.intermediate.dense.weight"][0],
-        max_positions=shapes["text_branch.embeddings.position_embeddings.weight"][0],
-        num_token_types=shapes["text_branch.embeddings.token_type_embeddings.weight"][0],
-        layer_norm_eps=1e-5,
-    )
-    clip = ClipSpec(clip_sec=10.0, pad="repeat_pad")
+
+
+def infer_laion_config(shapes: Mapping[str, tuple[int, ...]]) -> TwoTowersConfig:
+    """The config of an archive from its shapes; the front-end and RoBERTa's heads of 64 are the published ones."""
+    audio, clip = infer_htsat_config(shapes, _BRANCH), ClipSpec(clip_sec=10.0, pad="repeat_pad")
     return TwoTowersConfig(
         frontend=FusionSpec(num_mels=audio.num_mels, int16_quantize=True, clip=clip)
-        if _FUSED in shapes
+        if isinstance(audio, HtsatFusionConfig)
         else TorchlibrosaSpec(
             sample_rate_hz=48000,
             n_fft=1024,
@@ -102,19 +109,21 @@ def infer_laion_config(shapes: Mapping[str, tuple[int, ...]]) -> TwoTowersConfig
             clip=clip,
         ),
         audio=audio,
-        text=text,
+        text=infer_bert_config(shapes, ROBERTA_BASE, prefix="text_branch."),
         embed_dim=shapes["audio_projection.0.weight"][0],
     )
 
 
-def _numbers(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> list[int]:
-    """What the group of ``pattern`` is in every key that begins with it."""
-    return [int(found[1]) for key in shapes if (found := re.match(pattern, key))]
+def _rename(key: str, names: tuple[tuple[str, str], ...]) -> str:
+    for theirs, authors in names:
+        key = key.replace(theirs, authors)
+    return key
 
 
 LAION = Format(
     name="laion-clap-archive",
     config_type=TwoTowersConfig,
+    audio_towers=(HtsatConfig, HtsatFusionConfig),
     abstract=abstract_two_towers,
     entries=laion_entries,
     copies=lambda _: {"logit_scale_t": "logit_scale_a"},
@@ -123,11 +132,7 @@ LAION = Format(
     key_prefix="module.",
     signature=f"{_BRANCH}.bn0.weight",
     ignored=(
-        r".*\.num_batches_tracked",
-        r".*\.relative_position_index",
-        rf"{_BRANCH}\..*\.attn_mask",
-        rf"{_BRANCH}\.(tscam_conv|head)\..*",
-        rf"{_BRANCH}\.(spectrogram|logmel)_extractor\..*",
+        *ignored_of_htsat(_BRANCH),
         r"(audio|text)_transform\..*",
         r"text_branch\.embeddings\.(position|token_type)_ids",
     ),
