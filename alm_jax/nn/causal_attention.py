@@ -25,28 +25,30 @@ def look_back(
     return reserve(cache, mask)
 
 
-def attend_grouped(
+def attend_visible(
     query: Float[Array, "B L H K"],
     key: Float[Array, "B S G K"],
     value: Float[Array, "B S G K"],
     *,
-    mask: Bool[Array, "B 1 L S"],
+    visible: Bool[Array, "B 1 L S"],
+    is_whole: bool,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
 ) -> Float[Array, "B L H K"]:
-    """Grouped-query attention: H / G consecutive heads of queries share a head of keys and values.
+    """`attend` by `look_back`'s ``visible``; ``is_whole``: there is no cache, so that keys are those of this pass.
 
-    Keys and values are not repeated: the queries of a group become queries of one head.
-    (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245)
+    Then ``visible`` is a triangle times what keys are real, which is its last row: what fused kernels can take.
     """
-    rows, length, num_heads, head_dim = query.shape
-    num_groups = key.shape[2]
-    if num_groups == num_heads:
-        return attend(query, key, value, mask=mask)
-    shared = num_heads // num_groups
-    folded = query.reshape(rows, length, num_groups, shared, head_dim).swapaxes(2, 3)
-    folded = folded.reshape(rows, length * shared, num_groups, head_dim)
-    attended = attend(folded, key, value, mask=jnp.repeat(mask, shared, axis=2))
-    attended = attended.reshape(rows, length, shared, num_groups, head_dim).swapaxes(2, 3)
-    return attended.reshape(rows, length, num_heads, head_dim)
+    mask = visible[..., -1:, :] if is_whole else visible
+    return attend(
+        query,
+        key,
+        value,
+        mask=mask,
+        is_causal=is_whole,
+        dropout_rate=dropout_rate,
+        dropout_key=dropout_key,
+    )
 
 
 class CausalAttention(nn.Module):
@@ -79,10 +81,17 @@ class CausalAttention(nn.Module):
             name="qkv",
         )(x)
         query, key, value = (qkv[..., i, :, :] for i in range(3))
+        is_whole = cache is None
         if cache is not None:
             cache, key, value = append(cache, layer, key, value)
-        attended = attend(
-            query, key, value, mask=visible, dropout_rate=self.dropout_rate, dropout_key=dropout_key
+        attended = attend_visible(
+            query,
+            key,
+            value,
+            visible=visible,
+            is_whole=is_whole,
+            dropout_rate=self.dropout_rate,
+            dropout_key=dropout_key,
         )
         axes = ("heads", "head_dim", "embed")
         return Dense((width,), axes, self.dtype, kernel_init=self.kernel_init, name="out")(attended), cache
@@ -127,9 +136,10 @@ class RotaryAttention(nn.Module):
         query = rotate(project("query", self.num_heads), tables)
         key = rotate(project("key", self.num_kv_heads), tables)
         value = project("value", self.num_kv_heads)
+        is_whole = cache is None
         if cache is not None:
             cache, key, value = append(cache, layer, key, value)
-        attended = attend_grouped(query, key, value, mask=visible)
+        attended = attend_visible(query, key, value, visible=visible, is_whole=is_whole)
         out = Dense(
             (x.shape[-1],),
             ("heads", "head_dim", "embed"),

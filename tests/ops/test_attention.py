@@ -8,6 +8,7 @@ import torch
 
 from alm_jax.errors import UserError
 from alm_jax.ops.attention import attend, choose_attention
+from alm_jax.training.mesh import MeshConfig, build_mesh
 
 RNG = np.random.default_rng(0)
 BATCH, QUERIES, KEYS, HEADS, SIZE = 3, 5, 7, 2, 8
@@ -130,7 +131,11 @@ def test_lengths_are_a_mask(qkv):
     [
         ("gpu", jnp.bfloat16, (512, 512), 64, True, "cudnn"),
         ("cpu", jnp.bfloat16, (512, 512), 64, True, "reference"),
-        ("tpu", jnp.bfloat16, (512, 512), 64, True, "reference"),
+        ("tpu", jnp.bfloat16, (512, 512), 64, True, "flash"),
+        ("tpu", jnp.float32, (1500, 513), 80, True, "flash"),
+        ("tpu", jnp.float16, (512, 512), 64, True, "reference"),
+        ("tpu", jnp.bfloat16, (512, 383), 64, True, "reference"),
+        ("tpu", jnp.bfloat16, (512, 512), 64, False, "reference"),
         ("gpu", jnp.float32, (512, 512), 64, True, "reference"),
         ("gpu", jnp.bfloat16, (77, 77), 64, True, "reference"),
         ("gpu", jnp.bfloat16, (512, 129), 64, True, "reference"),
@@ -140,7 +145,57 @@ def test_lengths_are_a_mask(qkv):
 )
 def test_auto_follows_its_table(platform, dtype, lengths, size, is_plain, expected):
     query, key = (jnp.zeros((2, length, 4, size), dtype) for length in lengths)
-    assert choose_attention(platform, query, key, is_plain=is_plain) == expected
+    with jax.set_mesh(build_mesh(MeshConfig(data=2), jax.devices()[:2])):
+        assert choose_attention(platform, query, key, is_plain=is_plain) == expected
+
+
+def test_auto_follows_the_mask_and_the_devices():
+    x = jnp.zeros((2, 512, 4, 64), jnp.bfloat16)
+    # Eight devices and no mesh: whoever cuts the program cannot cut the kernel.
+    assert choose_attention("tpu", x, x, is_plain=True) == "reference"
+    with jax.set_mesh(build_mesh(MeshConfig(data=2), jax.devices()[:2])):
+        chosen = {
+            (platform, seen): choose_attention(platform, x, x, is_plain=True, seen=seen)
+            for platform in ("tpu", "gpu")
+            for seen in ("all", "keys", "pairs")
+        }
+    assert chosen == {
+        ("tpu", "all"): "flash",
+        ("tpu", "keys"): "flash",
+        ("tpu", "pairs"): "reference",
+        ("gpu", "all"): "cudnn",
+        ("gpu", "keys"): "reference",
+        ("gpu", "pairs"): "reference",
+    }
+
+
+@pytest.mark.parametrize("impl", ["reference", "xla"])
+@pytest.mark.parametrize("keys", [QUERIES, KEYS])
+def test_causal_equals_pytorch(qkv, impl, keys):
+    """Query i sees keys up to i, also where there are more keys than queries; with padding besides."""
+    query, key, value = qkv[0], qkv[1][:, :keys], qkv[2][:, :keys]
+    real = np.arange(keys) < np.asarray([2, keys, 4])[:, None]
+    seen = np.tril(np.ones((QUERIES, keys), bool)) & real[:, None, None]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(torch.tensor(x).transpose(1, 2) for x in (query, key, value)), attn_mask=torch.tensor(seen)
+    ).transpose(1, 2)
+    arrays = [jnp.asarray(x) for x in (query, key, value)]
+    for padding in ({"mask": jnp.asarray(real)[:, None, None]}, {"key_lengths": jnp.asarray([2, keys, 4])}):
+        out = attend(*arrays, is_causal=True, impl=impl, **padding)
+        np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", ["reference", "xla"])
+def test_groups_of_queries_share_keys_as_in_pytorch(qkv, impl):
+    query = draw(BATCH, QUERIES, 3 * HEADS, SIZE)
+    bias = draw(1, 3 * HEADS, QUERIES, KEYS)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(torch.tensor(x).transpose(1, 2) for x in (query, *qkv[1:])),
+        attn_mask=torch.tensor(bias),
+        enable_gqa=True,
+    ).transpose(1, 2)
+    actual = attend(*map(jnp.asarray, (query, *qkv[1:])), bias=jnp.asarray(bias), impl=impl)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_a_form_that_cannot_says_so(qkv):
