@@ -47,9 +47,7 @@ _AUDIO, _TEXT = "audio_encoder.base", "caption_encoder.base"
 _HTSAT = f"{_AUDIO}.htsat"
 
 FRONTENDS = {
-    "2022": TorchlibrosaSpec(
-        sample_rate_hz=44100, hop_samples=320, clip=ClipSpec(clip_sec=5.0, pad="repeat")
-    ),
+    "2022": cnn14.FRONTENDS["ms_clap"],
     "2023": TorchlibrosaSpec(
         sample_rate_hz=44100,
         mel_sample_rate_hz=32000,

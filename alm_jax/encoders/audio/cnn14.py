@@ -76,7 +76,9 @@ FRONTENDS = {
     "16k": TorchlibrosaSpec(
         sample_rate_hz=16000, n_fft=512, hop_samples=160, fmax_hz=8000.0, clip=ClipSpec(clip_sec=10.0)
     ),
-    "ms_clap": TorchlibrosaSpec(sample_rate_hz=44100, hop_samples=320, clip=ClipSpec(clip_sec=5.0)),
+    "ms_clap": TorchlibrosaSpec(
+        sample_rate_hz=44100, hop_samples=320, clip=ClipSpec(clip_sec=5.0, pad="repeat")
+    ),
 }
 """What the released weights were trained with: PANNs' ``Cnn14`` and ``Cnn14_16k``, and MS-CLAP 2022's."""
 
