@@ -1,8 +1,11 @@
 """AudioMAE for a laptop: ESC-10, folds 1-3, spectrograms alone; what a linear probe hears of it on fold 4.
 
-pip install 'alm_jax[data,eval]'
-alm pretrain configs/esc10_audio_mae_nano.py --workdir runs/esc10_audio_mae --seed 0
-alm evaluate runs/esc10_audio_mae
+    pip install 'alm_jax[data,eval]'
+    alm pretrain configs/esc10_audio_mae_nano.py --workdir runs/esc10_audio_mae --seed 0
+    alm evaluate runs/esc10_audio_mae
+
+The probe on the 80 clips of fold 4, in per cent (chance 10), seed 0: after 150, 300, 450 and 600 steps 72.5, 72.5, 76.2
+and 77.5; on the same encoder as it was drawn 76.2.
 """
 
 import os
