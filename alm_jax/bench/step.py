@@ -2,8 +2,9 @@
 
 Timed is what a step of a run does once a batch is in the host's memory: to the device, features from waveforms,
 augmentation and dropout, both towers, the loss, the backward pass, AdamW. The peer is ``transformers.ClapModel`` of
-the same shape with ``torch.optim.AdamW`` in training mode. It gets log-mel features, so the front-end is our cost
-alone; its loss, of two directions that are one, costs the same as ours.
+the same shape with ``torch.optim.AdamW`` in training mode; its loss, of two directions that are one, costs the same
+as ours. ``transformers`` is given log-mel features, so the front-end is our cost alone; ``transformers+features``
+computes them in every step from the waveforms that ours begins with, by ``ClapFeatureExtractor``.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from alm_jax.bench.timing import take_turns
 from alm_jax.bench.topology import Topology
 from alm_jax.errors import UserError
 from alm_jax.experiment import ExperimentConfig, from_json, to_json
-from alm_jax.interop.clap_config import config_to_clap
+from alm_jax.interop.clap_config import config_to_clap, frontend_to_preprocessor
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives import build_objective
 from alm_jax.training.build import build_parallel
@@ -39,7 +40,8 @@ from alm_jax.training.mesh import build_mesh, check_batch_size
 from alm_jax.training.parallel import JitParallel
 from alm_jax.training.sharding import num_batch_shards
 
-PEERS = ("transformers", "transformers+compile")
+FEATURES = "+features"
+PEERS = ("transformers", "transformers+compile", f"transformers{FEATURES}")
 OURS = "alm_jax"
 FIRST_WORD = 5
 """Token ids below are special ones."""
@@ -201,7 +203,7 @@ def jax_step(config: ExperimentConfig, parallel: JitParallel) -> Callable[[], No
 def torch_step(config: ExperimentConfig, peer: str) -> tuple[Callable[[], None], int]:
     """What trains ClapModel one step more; and its number of parameters."""
     import torch
-    from transformers import ClapConfig, ClapModel
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
     torch.manual_seed(0)
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
@@ -228,9 +230,16 @@ def torch_step(config: ExperimentConfig, peer: str) -> tuple[Callable[[], None],
         "input_features": torch.randn(rows, 1, frontend.num_frames, frontend.num_features, device=device),
         "is_longer": torch.zeros(rows, 1, dtype=torch.bool, device=device),
     }
+    extract = None
+    if peer.endswith(FEATURES):
+        extract = ClapFeatureExtractor(**frontend_to_preprocessor(frontend))
+    waveforms = list(batch[contract.AUDIO].astype(np.float32) / 32768)
     dtype = torch.bfloat16 if model_config.compute_dtype == "bfloat16" else torch.float32
 
     def run() -> None:
+        if extract is not None:
+            made = extract(waveforms, sampling_rate=frontend.sample_rate_hz, return_tensors="pt")
+            inputs["input_features"] = made["input_features"].to(device)
         with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
             loss = forward(**inputs, return_loss=True).loss
         loss.backward()

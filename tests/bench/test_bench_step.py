@@ -81,12 +81,13 @@ def test_mistakes(config, changes, peers, message):
 @pytest.mark.slow
 def test_a_step_beside_its_peer(config, monkeypatch):
     monkeypatch.setattr(bench, "build_mesh", lambda mesh, devices: build_mesh(mesh, jax.devices()[:1]))
-    own, peer = bench.run_rows(config, ["transformers"], repeats=2)
+    own, peer, whole = bench.run_rows(config, ["transformers", "transformers+features"], repeats=2)
     # BatchNorm's running statistics are no parameters here, and the peer has a second temperature.
     assert peer["parameters"] == own["parameters"] + 1
     assert own["step_ms"]["min"] > 0
     assert own["rss_bytes"] > 0
     assert peer["times_ours"]["median"] > 0
+    assert whole["parameters"] == peer["parameters"]
     assert own["mfu"] is None
 
 
