@@ -5,6 +5,9 @@
 A quarter of ESC-10's recordings end in digital silence, which fills them up to five seconds. Here it is no sound: each
 recording is as long as what is heard of it, and four of them share a row of 60 steps, where padded to five seconds they
 would take 64.
+
+Measured: 88.8 % zero-shot on fold 4 after 2,200 steps, seed 0 (88.8 % after 2,000; 80 clips, so one clip is 1.25
+points; chance 10 %).
 """
 
 import dataclasses
