@@ -11,9 +11,10 @@ demo: $(VENV)/.demo
 	$(BIN)/alm evaluate $(RUN)
 	$(BIN)/alm export $(RUN) --out $(RUN)/exported
 
-# Compilation keeps one core busy, so two processes take little more than half the time of one.
+# Compilation keeps one core busy, so two processes take little more than half the time of one. In the order of the
+# files the longest test, of resumption, does not come last.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

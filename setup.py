@@ -42,7 +42,7 @@ EVAL = ["scikit-learn>=1.7,<2"]
 TENSORBOARD = ["tensorboard>=2.20,<3"]
 DEV = [
     "pytest>=8.4,<10",
-    "pytest-xdist>=3.6,<4",
+    "pytest-xdist>=3.7,<4",
     "beartype>=0.22,<0.24",
     "librosa>=0.11,<0.12",
     "ruff>=0.14,<0.18",

@@ -7,16 +7,18 @@ speed needs the device. A name is a kind and a shape:
     h100:8      h200:8                                                          (extra `cuda`)
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from alm_jax.bench.chips import Chip, chip_of
@@ -167,7 +169,8 @@ def compile_for(lowered: Any, topology: Topology) -> Compiled:
     options = CUDA_OPTIONS if topology.platform == "cuda" else None
     start = time.perf_counter()
     try:
-        executable = lowered.compile(compiler_options=options)
+        with _without_cache():
+            executable = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         message = _one_line(error)
         fits = False if "RESOURCE_EXHAUSTED" in message and "HBM" in message.upper() else None
@@ -175,6 +178,19 @@ def compile_for(lowered: Any, topology: Topology) -> Compiled:
     memory = memory_of(executable)
     fits = memory.peak_bytes <= topology.chip.hbm_bytes
     return Compiled(executable, memory, fits, None, time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """No compiled programs on disk: one for devices that are not here is written there, and cannot be read again."""
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()
 
 
 def _one_line(error: Exception) -> str:

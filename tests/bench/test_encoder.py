@@ -101,7 +101,7 @@ def test_every_encoder_has_the_parameters_of_its_peer(name, mesh):
     [
         ({"name": "htsat/giant"}, "known are htsat/tiny"),
         ({"dtype": "int8"}, "expected one of float32"),
-        ({"attention": "flash"}, "expected one of auto, reference"),
+        ({"attention": "ring"}, "expected one of auto, reference"),
         ({"direction": "sideways"}, "expected one of forward"),
     ],
 )

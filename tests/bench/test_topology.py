@@ -61,21 +61,22 @@ def test_every_generation_has_a_mesh_and_a_chip(name, num_devices, kind):
     assert found.chip.hbm_bytes >= 16 * 2**30
 
 
+def lower(n, found):
+    rows = sharding.batch_sharding(found.mesh())
+
+    # The product is needed twice, so it must be kept.
+    def normalise(x):
+        product = x @ x.T
+        return product / jnp.max(product, axis=0)[None, :]
+
+    x = jax.ShapeDtypeStruct((n, 256), jnp.float32)
+    return jax.jit(normalise, in_shardings=rows, out_shardings=rows).lower(x)
+
+
 @needs_libtpu
 def test_what_fits_and_what_does_not():
     found = topology.resolve("v5e:2x2")
-    rows = sharding.batch_sharding(found.mesh())
-
-    def lower(n):
-        # The product is needed twice, so it must be kept.
-        def normalise(x):
-            product = x @ x.T
-            return product / jnp.max(product, axis=0)[None, :]
-
-        x = jax.ShapeDtypeStruct((n, 256), jnp.float32)
-        return jax.jit(normalise, in_shardings=rows, out_shardings=rows).lower(x)
-
-    small = topology.compile_for(lower(2048), found)
+    small = topology.compile_for(lower(2048, found), found)
     assert small.error is None
     assert small.fits
     # Inputs and outputs of one of four devices.
@@ -84,7 +85,25 @@ def test_what_fits_and_what_does_not():
     assert small.memory.peak_bytes >= small.memory.output_bytes
     assert estimate_cycles(small.text).total > 0
 
-    large = topology.compile_for(lower(2**18), found)
+    large = topology.compile_for(lower(2**18, found), found)
     assert large.fits is False
     assert large.executable is None
     assert "RESOURCE_EXHAUSTED" in large.error
+
+
+@needs_libtpu
+def test_programs_for_absent_devices_stay_out_of_the_cache(tmp_path):
+    """They could be written there and not be read again."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    shortest = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        found = topology.resolve("v5e:2x2")
+        for _ in range(2):
+            assert topology.compile_for(lower(256, found), found).error is None
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+        assert not list(tmp_path.iterdir())
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
