@@ -10,8 +10,8 @@ Zero-shot accuracy on the 80 clips of fold 4, in per cent (chance 10): 80.8, the
     2                51.2    76.2    75.0    85.0    82.5    81.2
 
 Seed 0 by itself took 8 minutes on 2 cores (`time`); the three at once gave the same figures. Seed 0 as a picture:
-docs/images/esc10.png. The validation loss is that of the loss trained, where all clips of a class are positives; the curve
-in that picture is still InfoNCE's.
+docs/images/esc10.png. The validation loss is that of the loss trained, where all clips of a class are positives; the
+curve in that picture is still InfoNCE's.
 """
 
 import dataclasses
