@@ -326,6 +326,8 @@ def _draw_spectrogram(
     axes: Axes, features: np.ndarray, frame_sec: float, mel_frequencies_hz: np.ndarray, top_db: float
 ) -> AxesImage:
     num_frames, num_bins = features.shape
+    # Normalised features span a few units, in which 80 would be one colour.
+    lowest = float(np.min(features, where=np.isfinite(features), initial=top_db))
     image = axes.imshow(
         features.T,
         origin="lower",
@@ -333,7 +335,7 @@ def _draw_spectrogram(
         cmap="magma",
         interpolation="nearest",
         extent=(0.0, num_frames * frame_sec, -0.5, num_bins - 0.5),
-        vmin=top_db - DYNAMIC_RANGE_DB,
+        vmin=max(top_db - DYNAMIC_RANGE_DB, lowest) if lowest < top_db else top_db - DYNAMIC_RANGE_DB,
         vmax=top_db,
     )
     ticks: dict[float, str] = {}
