@@ -8,7 +8,9 @@ import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.cli.session import Session
-from alm_jax.encoders.tower import text_limits
+from alm_jax.encoders.audio.cnn14 import Cnn14Config
+from alm_jax.encoders.audio.htsat_fusion import HtsatFusionConfig
+from alm_jax.encoders.tower import AudioTowerConfig, text_limits
 from alm_jax.errors import UserError
 from alm_jax.evaluation.contrastive import EvaluationResult, EvaluationSet
 from alm_jax.evaluation.contrastive import evaluate as evaluate_two_towers
@@ -21,7 +23,8 @@ from data_pipelines.text import encode
 
 
 def check(session: Session) -> None:
-    """Raises UserError where the text tower cannot take what the tokenizer makes."""
+    """Raises UserError where the text tower cannot take the tokenizer's texts, or micro-batches are not exact."""
+    check_microbatches(session.model.audio, session.config.training.num_microbatches)
     vocab_size, max_length = text_limits(session.model.text)
     tokenizer, length = session.data.tokenizer, session.config.data.tokenizer.max_length
     if tokenizer.get_vocab_size() > vocab_size:
@@ -33,6 +36,15 @@ def check(session: Session) -> None:
         raise UserError(
             f"captions are cut to {length} tokens, the text tower takes {max_length}: "
             "raise objective.model.text.max_positions or lower data.tokenizer.max_length"
+        )
+
+
+def check_microbatches(audio: AudioTowerConfig, num_microbatches: int) -> None:
+    """Raises UserError where a tower's own batch norms would see a micro-batch and the whole batch is meant."""
+    if num_microbatches > 1 and isinstance(audio, Cnn14Config | HtsatFusionConfig):
+        raise UserError(
+            f"training.num_microbatches is {num_microbatches}, and the batch norms inside {type(audio).__name__} would "
+            "normalise by a micro-batch instead of the batch: set it to 1, or choose another audio tower"
         )
 
 
