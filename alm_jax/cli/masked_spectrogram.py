@@ -1,7 +1,6 @@
 """How a masked-spectrogram run is checked, measured and shown: loss, linear probe, and pictures of what it draws."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,17 @@ import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.cli.bands import band_centres_hz
+from alm_jax.cli.run_page import write_run_page
 from alm_jax.cli.session import Session
 from alm_jax.evaluation.embed import embed_audio
 from alm_jax.evaluation.linear_probe import linear_probe_accuracy
-from alm_jax.evaluation.masked_spectrogram import draw, embed_clips, probe_classes, validation_loss
+from alm_jax.evaluation.masked_spectrogram import draw, embed_clips, probe_classes
 from alm_jax.evaluation.pictures import draw_reconstruction
-from alm_jax.evaluation.report import write_report
-from alm_jax.experiment import to_json
+from alm_jax.evaluation.validation_loss import validation_loss
 from alm_jax.models.masked_autoencoder import init_masked_autoencoder
 from alm_jax.objectives import MaskedSpectrogramConfig
 from alm_jax.training import sharding
-from alm_jax.training.metrics import METRICS_FILE
 from alm_jax.training.state import TrainState
-from alm_jax.training.workdir import EVALUATION
 
 NUM_PICTURES = 6
 """Clips that are shown with their reconstruction."""
@@ -89,25 +86,8 @@ def write_run_report(
     workdir: Path, session: Session, state: TrainState, result: MaskedSpectrogramResult
 ) -> None:
     """Writes a run's last figures and its report page."""
-    config = session.config
-    split, train_split = config.data.eval_split, config.data.train_split
-    metrics = {"split": split, "step": int(state.step), **result.metrics}
-    (workdir / EVALUATION).write_text(json.dumps(metrics, indent=2) + "\n")
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    write_report(
-        workdir,
-        title=config.name,
-        summary={
-            "parameters": f"{num_parameters / 1e6:.2f} M",
-            "training": f"{int(state.step):,} steps of {config.training.batch_size} clips",
-            "data": f"{train_split} ({len(session.data.split(train_split)):,} clips)",
-            "evaluated on": f"{split} ({len(session.data.split(split)):,} clips)",
-        },
-        config_text=json.dumps(to_json(config), indent=2),
-        metrics_path=workdir / METRICS_FILE,
-        evaluation=metrics,
-        reconstructions=draw_clips(session, state, split),
-    )
+    pictures = draw_clips(session, state, session.config.data.eval_split)
+    write_run_page(workdir, session, state, result.metrics, reconstructions=pictures)
 
 
 def draw_clips(session: Session, state: TrainState, split: str) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
-"""Evaluation of a masked autoencoder: its loss on a split, a linear probe of its encoder, and what it draws."""
+"""Evaluation of a masked autoencoder: a linear probe of its encoder, and what it draws."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from alm_jax import batch as contract
-from alm_jax.evaluation.embed import Batch
 from alm_jax.models.masked_autoencoder import MaskedAutoencoderConfig, encode_clips, reconstruct
-from alm_jax.objectives import Objective
 from alm_jax.objectives.masked_spectrogram import (
     MaskedSpectrogramConfig,
     clip_features,
@@ -33,31 +31,6 @@ def evaluation_crop(config: MaskedAutoencoderConfig) -> str:
     """Where longer recordings are cut: as the front-end says, one chunk alone."""
     crop = config.frontend.clip.eval_crop
     return "centre" if crop == "chunks" else crop
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def batch_loss(
-    objective: Objective, variables: dict[str, Any], batch: dict[str, Array]
-) -> tuple[Array, Array]:
-    """Sum and weight of an objective's loss on a batch, without noise."""
-    loss, _ = objective.loss(variables, batch, None, train=False)
-    return loss.sum, loss.weight
-
-
-def validation_loss(
-    objective: Objective,
-    variables: dict[str, Any],
-    batches: Iterable[Batch],
-    place: Callable[[dict[str, np.ndarray]], dict[str, Array]],
-) -> float:
-    """The mean of the loss over a split."""
-    total = weight = 0.0
-    for batch in batches:
-        found = batch_loss(
-            objective, variables, place({key: np.array(value) for key, value in batch.items()})
-        )
-        total, weight = total + float(found[0]), weight + float(found[1])
-    return total / max(weight, 1.0)
 
 
 class Reconstruction(NamedTuple):

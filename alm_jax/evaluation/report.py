@@ -48,6 +48,7 @@ def write_report(
     confusion: Int[np.ndarray, "C C"] | None = None,
     class_names: Sequence[str] = (),
     reconstructions: Mapping[str, bytes] | None = None,
+    written: Sequence[Sequence[str]] = (),
 ) -> Path:
     """Writes ``workdir/report.html`` and its pictures, ``workdir/report/*.png``. Returns the page's path.
 
@@ -68,6 +69,7 @@ def write_report(
       retrieved: for each of the k clips, the captions that the model puts first, best first.
       own_captions: for each of the k clips, all captions that are right; by default the one in ``captions``.
       reconstructions: pictures of `draw_reconstruction`, by the id of the clip.
+      written: id of a clip, what the model was asked, what it wrote, and what is right; a row each.
       confusion: zero-shot counts, true classes by predicted ones, with their ``class_names``.
     """
     folder = Path(workdir) / PICTURES_FOLDER
@@ -117,6 +119,12 @@ def write_report(
         )
         note = "What the encoder is not shown, the decoder draws; the rest stands as it is."
         sections.append(_section("What the model draws", f"<p>{note}</p>{images}"))
+    if written:
+        heads = "".join(f"<th>{name}</th>" for name in ("clip", "asked", "written", "right"))
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in written
+        )
+        sections.append(_section("What the model writes", f"<table><tr>{heads}</tr>{rows}</table>"))
     if confusion is not None:
         image = _image(
             folder / "confusion.png",
