@@ -51,9 +51,8 @@ def test_packed_clips_equal_each_clip_alone(variables, clips):
     features, mask = clips
     packed = make_apply(True)(variables, features, mask)
     # Rows of 3 + 5 + 1 and of 7 + 1 + 4 steps: all fit into 12.
-    alone = jnp.concatenate(
-        [family.apply(FAMILY, CONFIG, variables, features[i : i + 1, :n]) for i, n in enumerate(REAL_FRAMES)]
-    )
+    apply = jax.jit(lambda variables, x: family.apply(FAMILY, CONFIG, variables, x))
+    alone = jnp.concatenate([apply(variables, features[i : i + 1, :n]) for i, n in enumerate(REAL_FRAMES)])
     np.testing.assert_allclose(packed, alone, atol=2e-6)
     assert float(jnp.min(jnp.std(alone, axis=0))) > 1e-3
 

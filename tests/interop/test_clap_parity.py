@@ -57,7 +57,7 @@ def compute_differences(config: TwoTowersConfig, model, clips, captions) -> dict
     return {name: float(np.abs(np.asarray(a) - b.numpy()).max()) for name, (a, b) in pairs.items()}
 
 
-@pytest.mark.parametrize("size", ["nano", "tiny"])
+@pytest.mark.parametrize("size", ["nano", pytest.param("tiny", marks=pytest.mark.slow)])
 def test_features_and_logits_equal_transformers(request, build_clap, read_clips, captions, size):
     """Measured at both sizes: 1e-7 audio, 3e-7 text, 1e-6 logits."""
     config = request.getfixturevalue(f"{size}_config")

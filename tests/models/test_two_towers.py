@@ -139,6 +139,7 @@ def test_gradient_reaches_every_parameter(variables, features, captions):
         assert float(jnp.max(jnp.abs(leaf))) > 1e-7, path
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_neither_value_nor_gradient(features, captions):
     """With dropout, stochastic depth and SpecAugment on: the second forward pass draws the same masks."""
     key, variables = jax.random.key(0), draw_variables(SMALL)

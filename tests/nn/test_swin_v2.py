@@ -34,10 +34,10 @@ def test_a_patch_is_heard_in_its_window_alone():
     def touched(shifted: bool) -> np.ndarray:
         block = SwinV2Block(2, 4, shifted, 16, 8, 0.0, 1e-6, jnp.dtype("float32"), truncated_normal)
         x = jax.random.normal(jax.random.key(1), (1, 8, 4, 8))
-        variables = block.init(jax.random.key(0), x)
+        variables = jax.jit(block.init)(jax.random.key(0), x)
         # Of the whole state at (0, 0); weighted, since the norms make its plain sum constant.
         weights = jax.random.normal(jax.random.key(2), (8,))
-        grad = jax.grad(lambda x: jnp.vdot(block.apply(variables, x)[0, 0, 0], weights))(x)
+        grad = jax.jit(jax.grad(lambda x: jnp.vdot(block.apply(variables, x)[0, 0, 0], weights)))(x)
         return np.abs(np.asarray(grad[0])).max(axis=-1).any(axis=1)
 
     np.testing.assert_array_equal(np.flatnonzero(touched(False)), [0, 1, 2, 3])

@@ -57,7 +57,7 @@ def one_device(objective_config):
 @pytest.mark.parametrize(
     ("mode", "mesh_config"),
     [
-        ("jit", MeshConfig(data=8)),
+        pytest.param("jit", MeshConfig(data=8), marks=pytest.mark.slow),
         ("jit", MeshConfig(data=2, fsdp=2, tensor=2)),
         ("pmap", None),
     ],
