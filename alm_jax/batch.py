@@ -21,6 +21,23 @@ negative_ids       int32    [B K L]  token ids of captions that are wrong for th
 negative_mask      bool     [B K L]  as ``text_mask``; no token at all where a recording has fewer than K
 =================  =======  =======  ============================================================
 
+and, where ``data.prompt`` is set, all three or none; ``text_ids`` is then the answer alone and its end token,
+with no start token, and the first answer token is predicted from whatever stands last before it:
+
+=================  =======  =======  ============================================================
+prompt_ids         int32    [B P]    token ids of the text that comes before the answer, without a
+                                     token for the audio; padded on the right
+prompt_mask        bool     [B P]    True where ``prompt_ids`` holds a token; an empty prompt has none
+audio_position     int32    [B]      the audio's vectors stand before the prompt token of this number;
+                                     0 is before everything (and in a padding row)
+=================  =======  =======  ============================================================
+
+and, where ``data.dataset`` is a mixture:
+
+=================  =======  =======  ============================================================
+source             int32    [B]      which part of the mixture the row is from, -1 in a padding row
+=================  =======  =======  ============================================================
+
 All shapes are static for a run, so one compilation serves every step; but L is one of a few lengths where
 `data.tokenizer.length_buckets` names them, and each is compiled once.
 """
@@ -41,6 +58,10 @@ INDEX = "index"
 LABEL = "label"
 NEGATIVE_IDS = "negative_ids"
 NEGATIVE_MASK = "negative_mask"
+PROMPT_IDS = "prompt_ids"
+PROMPT_MASK = "prompt_mask"
+AUDIO_POSITION = "audio_position"
+SOURCE = "source"
 
 BATCH_AXES = ("data", "fsdp")
 """The axes of the device mesh over which the rows of a batch are cut, where a mesh has them."""
@@ -58,16 +79,31 @@ NEGATIVES_SPEC: Mapping[str, tuple[str, str]] = {
     NEGATIVE_IDS: ("int32", "B K L"),
     NEGATIVE_MASK: ("bool", "B K L"),
 }
+PROMPT_SPEC: Mapping[str, tuple[str, str]] = {
+    PROMPT_IDS: ("int32", "B P"),
+    PROMPT_MASK: ("bool", "B P"),
+    AUDIO_POSITION: ("int32", "B"),
+}
+SOURCE_SPEC: Mapping[str, tuple[str, str]] = {SOURCE: ("int32", "B")}
 
 
-def spec_of(num_negatives: int) -> Mapping[str, tuple[str, str]]:
-    """Dtype and dimensions of every key of a batch with ``num_negatives`` negative captions a row, in order."""
-    return {**SPEC, **NEGATIVES_SPEC} if num_negatives else SPEC
+def spec_of(*, negatives: bool, prompt: bool, source: bool) -> Mapping[str, tuple[str, str]]:
+    """Dtype and dimensions of every key of a batch with these optional groups of keys, in order."""
+    return {
+        **SPEC,
+        **(NEGATIVES_SPEC if negatives else {}),
+        **(PROMPT_SPEC if prompt else {}),
+        **(SOURCE_SPEC if source else {}),
+    }
 
 
 def validate(batch: Mapping[str, Any]) -> None:
     """Raises DataError unless ``batch`` has exactly the contract's keys, dtypes and consistent shapes."""
-    spec = spec_of(sum(key in batch for key in NEGATIVES_SPEC))
+    spec = spec_of(
+        negatives=any(key in batch for key in NEGATIVES_SPEC),
+        prompt=any(key in batch for key in PROMPT_SPEC),
+        source=any(key in batch for key in SOURCE_SPEC),
+    )
     if set(batch) != set(spec):
         missing, extra = sorted(set(spec) - set(batch)), sorted(set(batch) - set(spec))
         raise DataError(f"a batch has missing keys {missing} and unknown keys {extra}; see alm_jax/batch.py")

@@ -68,6 +68,18 @@ class Esc50Config:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FsddConfig:
+    """The Free Spoken Digit Dataset in its published layout: ``recordings/``, and a ``metadata.csv`` beside it.
+
+    Splits: those that the CSV names in its column ``split``, ``train`` and ``test``. The caption of a recording is
+    the word of its digit (``seven``), its label the digit.
+    """
+
+    root: str
+    """Folder that holds ``recordings/`` and ``metadata.csv`` (columns filename, split, digit)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """A tokenizer trained on the captions of the train split, or a published one."""
 
@@ -106,7 +118,7 @@ class TokenizerConfig:
 class DataConfig:
     """A data set, its splits, and how batches are cut from it."""
 
-    dataset: SyntheticCaptionsConfig | Esc50Config
+    dataset: SyntheticCaptionsConfig | Esc50Config | FsddConfig
     """The data set."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """How captions become token ids."""

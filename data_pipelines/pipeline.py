@@ -209,7 +209,7 @@ def _iterate(indices: Any, reader: _Reader) -> Iterator[Batch]:
     """Batches of a data set of (indices, epochs), read in parallel and handed on in order."""
     tf = load_tensorflow()
     num_reads = reader.prepared.config.num_reads
-    spec = contract.spec_of(reader.prepared.config.num_negatives)
+    spec = contract.spec_of(negatives=reader.prepared.config.num_negatives > 0, prompt=False, source=False)
     dtypes = [tf.as_dtype(dtype) for dtype, _ in spec.values()]
 
     def read(rows: Any, epochs: Any) -> tuple[Any, ...]:

@@ -26,9 +26,16 @@ import tensorflow_datasets as tfds
 from tokenizers import Tokenizer
 
 from alm_jax.errors import DataError, UserError
-from data_pipelines.config import DataConfig, Esc50Config, SyntheticCaptionsConfig, TokenizerConfig
+from data_pipelines.config import (
+    DataConfig,
+    Esc50Config,
+    FsddConfig,
+    SyntheticCaptionsConfig,
+    TokenizerConfig,
+)
 from data_pipelines.datasets.captioned_audio import CaptionedAudioBuilder, CaptionedAudioConfig
 from data_pipelines.datasets.esc50 import Esc50
+from data_pipelines.datasets.fsdd import Fsdd
 from data_pipelines.datasets.synthetic_captions import SyntheticCaptions
 from data_pipelines.prepared import INDEX_FILE, Prepared, join_splits, read_index, write_index
 from data_pipelines.tensorflow_cpu import load_tensorflow
@@ -70,12 +77,16 @@ def prepare(config: DataConfig, sample_rate_hz: int) -> Prepared:
     return _open(config, sample_rate_hz, folder)
 
 
-def _builder_class(dataset: SyntheticCaptionsConfig | Esc50Config) -> type[CaptionedAudioBuilder]:
+def _builder_class(
+    dataset: SyntheticCaptionsConfig | Esc50Config | FsddConfig,
+) -> type[CaptionedAudioBuilder]:
     match dataset:
         case SyntheticCaptionsConfig():
             return SyntheticCaptions
         case Esc50Config():
             return Esc50
+        case FsddConfig():
+            return Fsdd
 
 
 @contextlib.contextmanager

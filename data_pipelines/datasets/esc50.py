@@ -1,17 +1,14 @@
 """TFDS builder of ESC-50 (K. J. Piczak, "ESC: Dataset for Environmental Sound Classification", 2015)."""
 
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import soundfile
 
 from alm_jax.errors import DataError, UserError
 from data_pipelines.captions import clean_title, normalise_caption
 from data_pipelines.config import Esc50Config
-from data_pipelines.datasets.captioned_audio import MAX_RECORD_SEC, CaptionedAudioBuilder, Example, Planned
-from data_pipelines.decode import float_to_pcm, read_audio
+from data_pipelines.datasets.captioned_audio import CaptionedAudioBuilder, Example, Planned
+from data_pipelines.datasets.recordings import digest_source, read_recording
 from data_pipelines.tables import Row, read_csv, resolve_inside
 
 MANUAL_DOWNLOAD = (
@@ -91,14 +88,8 @@ class Esc50(CaptionedAudioBuilder):
     def source_signature(cls, settings: Esc50Config) -> str:
         """SHA-256 of the tables, and of name, size and time of every recording."""
         root = Path(settings.root)
-        digest = hashlib.sha256()
-        for table in (root / "meta" / "esc50.csv", root / "meta" / "freesound.csv"):
-            digest.update(hashlib.sha256(table.read_bytes() if table.is_file() else b"").digest())
-        for row in read_rows(settings):
-            path = root / "audio" / row["filename"]
-            stat = path.stat() if path.is_file() else None
-            digest.update(repr((row["filename"], stat and (stat.st_size, stat.st_mtime_ns))).encode())
-        return digest.hexdigest()
+        tables = (root / "meta" / "esc50.csv", root / "meta" / "freesound.csv")
+        return digest_source(tables, root / "audio", [row["filename"] for row in read_rows(settings)])
 
     @functools.cached_property
     def _rows(self) -> list[Row]:
@@ -141,17 +132,12 @@ class Esc50(CaptionedAudioBuilder):
                 captions = [title]
             else:
                 notes.append("titles without a word in them, replaced by the class")
-        path = Path(config.root) / planned.source
-        waveform = read_audio(path, self.sample_rate_hz, max_sec=MAX_RECORD_SEC)
-        if soundfile.info(path).duration > MAX_RECORD_SEC:
-            notes.append(f"recordings cut to their first {MAX_RECORD_SEC:.0f} s")
-        if abs(waveform).max() > 1.0:
-            notes.append("recordings clipped at full scale")
+        recording = read_recording(Path(config.root) / planned.source, self.sample_rate_hz)
         return Example(
-            pcm=float_to_pcm(waveform),
+            pcm=recording.pcm,
             captions=captions,
             label=self._labels[row["target"]],
             licence=licence,
-            source_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-            notes=notes,
+            source_sha256=recording.sha256,
+            notes=[*notes, *recording.notes],
         )
