@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from alm_jax import batch as contract
+from alm_jax.evaluation.linear_probe import evaluation_crop
 from alm_jax.models.masked_autoencoder import MaskedAutoencoderConfig, encode_clips, reconstruct
-from alm_jax.objectives.masked_spectrogram import (
-    MaskedSpectrogramConfig,
-    clip_features,
-    evaluation_masks,
-)
+from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig
+from alm_jax.objectives.patch_masks import evaluation_masks
+from alm_jax.objectives.recordings import clip_features
 from alm_jax.ops.patchify import patchify, unpatchify
 
 
@@ -24,13 +23,8 @@ def embed_clips(
     config: MaskedAutoencoderConfig, variables: dict[str, Any], batch: dict[str, Array]
 ) -> Float[Array, "B D"]:
     """The mean of the encoder's states of all patches of each recording; nothing is hidden."""
-    return encode_clips(config, variables, clip_features(config, batch, crop=evaluation_crop(config)))
-
-
-def evaluation_crop(config: MaskedAutoencoderConfig) -> str:
-    """Where longer recordings are cut: as the front-end says, one chunk alone."""
-    crop = config.frontend.clip.eval_crop
-    return "centre" if crop == "chunks" else crop
+    features = clip_features(config.frontend, batch, crop=evaluation_crop(config.frontend))
+    return encode_clips(config, variables, features)
 
 
 class Reconstruction(NamedTuple):
@@ -62,8 +56,8 @@ def _draw(
     config: MaskedSpectrogramConfig, variables: dict[str, Any], batch: dict[str, Array]
 ) -> Reconstruction:
     model = config.model
-    features = clip_features(model, batch)
-    masked = evaluation_masks(config, batch[contract.INDEX])
+    features = clip_features(model.frontend, batch)
+    masked = evaluation_masks(config.mask, model.grid, batch[contract.INDEX])
     pixels = reconstruct(model, variables, features, masked).astype(jnp.float32)
     size = model.encoder.patch_size
     patches = patchify(features, size)
@@ -75,8 +69,3 @@ def _draw(
     return Reconstruction(
         features, unpatchify(hidden, size, num_mels) > 0.5, unpatchify(pixels, size, num_mels)
     )
-
-
-def probe_classes(labels: Int[np.ndarray, " N"], test_labels: Int[np.ndarray, " M"]) -> bool:
-    """Whether every clip has a class and the training clips have two: what a linear probe needs."""
-    return bool((labels >= 0).all() and (test_labels >= 0).all() and len(np.unique(labels)) > 1)

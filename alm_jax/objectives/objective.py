@@ -8,8 +8,11 @@ micro-batches' losses. So an objective is given in three parts:
 2. ``encode`` maps rows of inputs to rows of outputs, each row by itself.
 3. ``combine`` takes the outputs of all rows, and what the batch says of them, to ``(sum, weight)``.
 
-Gradient accumulation (``training/accumulation.py``) runs ``encode`` in pieces and ``combine`` once over
-the whole batch; without accumulation the three are composed and differentiated together.
+Statistics that are made of outputs, as a codebook that follows its vectors, are ``update_stats``'s, of the outputs of
+all rows too.
+
+Gradient accumulation (``training/accumulation.py``) runs ``encode`` in pieces, ``combine`` and ``update_stats`` once
+over the whole batch; without accumulation the three are composed and differentiated together.
 """
 
 import dataclasses
@@ -37,6 +40,13 @@ class Loss(NamedTuple):
     weight: Float[Array, ""]
 
 
+def keep_stats(
+    batch_stats: Params, outputs: PyTree, batch: dict[str, Any], key: Any, *, axis_name: str | None = None
+) -> Params:
+    """No statistics are made of outputs."""
+    return batch_stats
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """A model and its loss as pure functions. ``variables`` is {"params": ..., "batch_stats": ...}.
@@ -55,6 +65,9 @@ class Objective:
     """(variables, inputs, key, *, train, axis_name) -> (outputs with leading axis B, batch_stats)."""
     combine: Callable[..., tuple[Loss, Metrics]]
     """(params, outputs, batch, *, axis_name) -> (Loss, metrics as a dict of Loss)."""
+    update_stats: Callable[..., Params] = keep_stats
+    """(batch_stats, outputs without gradients, batch, key, *, axis_name) -> batch_stats, in training; the key is the
+    same on every device."""
     project: Callable[[Params], Params]
     """params -> params after an optimiser step, such as a clamp on the temperature."""
     trained: Callable[[Params], Params] = dict

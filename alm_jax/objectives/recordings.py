@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
 from alm_jax.ops import augment
-from alm_jax.ops.frontends import TowerSpec
+from alm_jax.ops.frontends import FrontendSpec, TowerSpec, compute_features
 from alm_jax.ops.frontends.clip import filled_length, fit_clips, trim_zeros
 from alm_jax.ops.frontends.pcm import pcm_to_float
 
@@ -52,6 +52,14 @@ def cut_clips(
     )
     filled = filled_length(jnp.minimum(num_samples, clip_samples), clip_samples, pad)
     return clips, mask, jnp.where(num_samples > 0, filled, 0)
+
+
+def clip_features(
+    frontend: FrontendSpec, batch: dict[str, Any], *, crop: str = "centre"
+) -> Float[Array, "B T F"]:
+    """Features of one clip of each recording, cut without chance."""
+    clips, _, _ = cut_clips(frontend, batch, crop=crop)
+    return compute_features(clips[:, 0], frontend)
 
 
 def augment_waveform(

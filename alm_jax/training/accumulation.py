@@ -18,6 +18,9 @@ from alm_jax.objectives.objective import Inputs, Loss
 from alm_jax.training.trainable import overlay
 from alm_jax.types import Metrics, Params, PyTree
 
+STATS_STREAM = 2
+"""Folded into a step's key for `Objective.update_stats`."""
+
 
 def loss_and_gradients(
     objective: Objective,
@@ -35,6 +38,7 @@ def loss_and_gradients(
     axis, ``batch`` is this device's rows, and the results are summed over devices.
     """
     key_prepare, key_encode = jax.random.split(key)
+    key_stats = jax.random.fold_in(key, STATS_STREAM)
     if axis_name is not None:
         # Each device draws its own noise for its own rows.
         index = jax.lax.axis_index(axis_name)
@@ -60,12 +64,12 @@ def loss_and_gradients(
     params = objective.trained(everything)
     if num_microbatches == 1:
 
-        def whole(params: Params) -> tuple[Array, tuple[Metrics, Params]]:
+        def whole(params: Params) -> tuple[Array, tuple[Metrics, Params, PyTree]]:
             outputs, batch_stats = encode(params, inputs, key_encode)
             loss, metrics = combine(params, outputs)
-            return loss, (metrics, batch_stats)
+            return loss, (metrics, batch_stats, outputs)
 
-        (loss, (metrics, batch_stats)), grads = jax.value_and_grad(whole, has_aux=True)(params)
+        (loss, (metrics, batch_stats, outputs)), grads = jax.value_and_grad(whole, has_aux=True)(params)
     else:
         pieces = split_rows(inputs.rows, num_microbatches)
         keys = jax.random.split(key_encode, num_microbatches)
@@ -92,6 +96,7 @@ def loss_and_gradients(
         # Statistics come from the whole batch (``inputs.shared``), so every piece has computed the same.
         batch_stats = jax.tree.map(lambda leaf: leaf[-1], batch_stats)
 
+    batch_stats = objective.update_stats(batch_stats, outputs, batch, key_stats, axis_name=axis_name)
     loss, grads, metrics = sum_over_devices((loss, grads, metrics), axis_name)
     return loss, grads, batch_stats, {name: divide(metric) for name, metric in metrics.items()}
 

@@ -14,8 +14,8 @@ from alm_jax.errors import UserError
 from alm_jax.models.masked_autoencoder import MaskedAutoencoderConfig, reconstruct
 from alm_jax.models.patch_decoders import LocalDecoderConfig
 from alm_jax.objectives import build_objective
-from alm_jax.objectives.masked_spectrogram import (
-    MaskedSpectrogramConfig,
+from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig
+from alm_jax.objectives.patch_masks import (
     StructuredMaskConfig,
     UnstructuredMaskConfig,
     draw_masks,
@@ -101,13 +101,13 @@ def test_the_validation_loss_is_its_formula_and_every_recording_keeps_its_mask(o
     assert loss.weight == (ROWS - NUM_PADDING) * 26
 
     order = np.arange(ROWS)[::-1]
-    again = evaluation_masks(CONFIG, batch["index"][order])
+    again = evaluation_masks(CONFIG.mask, CONFIG.model.grid, batch["index"][order])
     np.testing.assert_array_equal(again.hidden, masked.hidden[order])
 
 
 def test_structured_masks_hide_whole_steps_and_bands():
-    config = dataclasses.replace(CONFIG, mask=StructuredMaskConfig(time_ratio=0.5, freq_ratio=0.25))
-    masks = draw_masks(config, jax.random.split(jax.random.key(0), 5))
+    mask = StructuredMaskConfig(time_ratio=0.5, freq_ratio=0.25)
+    masks = draw_masks(mask, CONFIG.model.grid, jax.random.split(jax.random.key(0), 5))
     hidden = np.asarray(masks.hidden).reshape(5, 8, 4)
     assert masks.visible_ids.shape == (5, 4 * 3)
     for clip in hidden:
