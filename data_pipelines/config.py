@@ -5,6 +5,7 @@ import itertools
 from typing import Literal
 
 from alm_jax.errors import UserError
+from data_pipelines.templates import TemplateName, render
 
 
 def _require(condition: bool, field: str, value: object, expected: str) -> None:
@@ -115,6 +116,36 @@ class TokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """What is asked of a recording; its caption is the answer."""
+
+    template: TemplateName = "plain"
+    """How recording and question are put together: `data_pipelines.templates` has them as they were published."""
+    question: str | tuple[str, ...] = ""
+    """The question, or the name of a task of the template (``caption``). Of several, training draws one for every
+    example and epoch, and evaluation asks the first."""
+    max_length: int = 64
+    """Tokens a prompt is padded to, P of the batch contract; a longer one is an error."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_length >= 1, "prompt.max_length", self.max_length, "at least 1")
+        _require(self.question != (), "prompt.question", self.question, "a question, or several")
+        _require(
+            len(set(self.questions)) == len(self.questions),
+            "prompt.question",
+            self.question,
+            "different questions",
+        )
+        for question in self.questions:
+            render(self.template, question)
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """Every question, the first of which is evaluation's."""
+        return (self.question,) if isinstance(self.question, str) else self.question
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """A data set, its splits, and how batches are cut from it."""
 
@@ -122,6 +153,8 @@ class DataConfig:
     """The data set."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """How captions become token ids."""
+    prompt: PromptConfig | None = None
+    """What comes before a caption, which is then an answer with no start token; None where a model reads captions."""
     num_negatives: int = 0
     """Captions that are wrong, and nearly right, given with every pair, K of the batch contract; the data set must
     have such. A loss with hard negatives needs them."""

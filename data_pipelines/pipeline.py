@@ -25,6 +25,7 @@ from jaxtyping import Bool, Int
 from alm_jax import batch as contract
 from alm_jax.errors import AlmError, UserError
 from data_pipelines.prepared import Prepared, Split
+from data_pipelines.prompts import encode_answers
 from data_pipelines.sampling import example_indices, example_rng
 from data_pipelines.tensorflow_cpu import load_tensorflow
 from data_pipelines.text import encode
@@ -49,9 +50,9 @@ def train_batches(
 
     Each epoch is a permutation of the split; batches run across its end. An example with several
     captions shows one a time, ``data.num_negatives`` of its negative captions, and a recording longer than
-    ``source_sec`` one window, all drawn anew in every epoch. With ``tokenizer.length_buckets``, L is the
-    first of them that holds every text of the
-    global batch; a process then tokenizes the captions of the others' rows too, and needs no word from them.
+    ``source_sec`` one window, and is asked one of the questions of ``data.prompt``, all drawn anew in every
+    epoch. With ``tokenizer.length_buckets``, L is the first of them that holds every text of the global
+    batch; a process then tokenizes the captions of the others' rows too, and needs no word from them.
 
     Args:
       batch_size: rows of the global batch, over all processes.
@@ -82,7 +83,7 @@ def eval_batches(
     """This process's rows of the split in order, once; rows that fill up the last batch are masked.
 
     The text of a row is its first caption (``Split.captions`` has them all), its window the centre, its
-    negative captions the first.
+    negative captions the first, its question the first.
     Every process gets the same number of batches. Raises UserError as ``train_batches`` does.
     """
     source = prepared.split(split)
@@ -153,7 +154,23 @@ class _Reader:
         }
         if self.prepared.config.num_negatives:
             batch |= {contract.NEGATIVE_IDS: text_ids[:, 1:], contract.NEGATIVE_MASK: text_mask[:, 1:]}
-        return batch
+        return batch | self._read_prompts(indices, epochs)
+
+    def _read_prompts(self, indices: Int[np.ndarray, " b"], epochs: Int[np.ndarray, " b"]) -> Batch:
+        """The prompts of this process's rows, where there are any."""
+        prompts = self.prepared.prompts
+        if prompts is None:
+            return {}
+        real = indices != _PADDING
+        drawn = [
+            self._draw_prompt(int(index), int(epoch), len(prompts.ids))
+            for index, epoch in zip(indices, epochs, strict=True)
+        ]
+        return {
+            contract.PROMPT_IDS: prompts.ids[drawn],
+            contract.PROMPT_MASK: prompts.mask[drawn] & real[:, None],
+            contract.AUDIO_POSITION: np.where(real, prompts.audio_position[drawn], 0).astype(np.int32),
+        }
 
     def _read_text(
         self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
@@ -173,7 +190,7 @@ class _Reader:
             for index, epoch in zip(indices[looked_at].tolist(), epochs[looked_at].tolist(), strict=True)
             for text in self._draw_texts(index, epoch)
         ]
-        ids, mask = encode(self.prepared.tokenizer, [text or "" for text in texts], config.max_length)
+        ids, mask = self._encode([text or "" for text in texts])
         mask &= np.array([text is not None for text in texts])[:, None]
         text_ids, text_mask = (x.reshape(-1, per_row, config.max_length) for x in (ids, mask))
         if not bucketed:
@@ -181,6 +198,22 @@ class _Reader:
         longest = int(text_mask.sum(axis=-1).max())
         length = next(bucket for bucket in (*config.length_buckets, config.max_length) if bucket >= longest)
         return text_ids[own, :, :length], text_mask[own, :, :length]
+
+    def _encode(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "T L"], Bool[np.ndarray, "T L"]]:
+        """Captions as a model reads them, or where something is asked as answers."""
+        config = self.prepared.config
+        if config.prompt is None:
+            return encode(self.prepared.tokenizer, texts, config.tokenizer.max_length)
+        return encode_answers(
+            self.prepared.tokenizer, config.prompt.template, texts, config.tokenizer.max_length
+        )
+
+    def _draw_prompt(self, index: int, epoch: int, num_prompts: int) -> int:
+        """Which of the prompts is an example's."""
+        if self.seed is None or index == _PADDING or num_prompts == 1:
+            return 0
+        # Of its own stream, as the negative captions are.
+        return int(example_rng(self.seed, epoch, index).spawn(2)[1].integers(num_prompts))
 
     def _draw_texts(self, index: int, epoch: int) -> list[str | None]:
         """A caption of an example and K negative ones, None where there are not as many."""
@@ -209,7 +242,10 @@ def _iterate(indices: Any, reader: _Reader) -> Iterator[Batch]:
     """Batches of a data set of (indices, epochs), read in parallel and handed on in order."""
     tf = load_tensorflow()
     num_reads = reader.prepared.config.num_reads
-    spec = contract.spec_of(negatives=reader.prepared.config.num_negatives > 0, prompt=False, source=False)
+    config = reader.prepared.config
+    spec = contract.spec_of(
+        negatives=config.num_negatives > 0, prompt=config.prompt is not None, source=False
+    )
     dtypes = [tf.as_dtype(dtype) for dtype, _ in spec.values()]
 
     def read(rows: Any, epochs: Any) -> tuple[Any, ...]:

@@ -31,15 +31,16 @@ from data_pipelines.config import (
     Esc50Config,
     FsddConfig,
     SyntheticCaptionsConfig,
-    TokenizerConfig,
 )
 from data_pipelines.datasets.captioned_audio import CaptionedAudioBuilder, CaptionedAudioConfig
 from data_pipelines.datasets.esc50 import Esc50
 from data_pipelines.datasets.fsdd import Fsdd
 from data_pipelines.datasets.synthetic_captions import SyntheticCaptions
 from data_pipelines.prepared import INDEX_FILE, Prepared, join_splits, read_index, write_index
+from data_pipelines.prompts import prompt_texts
+from data_pipelines.templates import TEMPLATES
 from data_pipelines.tensorflow_cpu import load_tensorflow
-from data_pipelines.text import load_tokenizer, token_lengths, train_tokenizer
+from data_pipelines.text import framing_tokens, load_tokenizer, token_lengths, train_tokenizer
 
 __all__ = ["Prepared", "prepare"]
 
@@ -162,25 +163,40 @@ def _open(config: DataConfig, sample_rate_hz: int, folder: Path) -> Prepared:
             "negative caption; set it to 0, or take a data set that has them, such as SyntheticCaptionsConfig"
         )
     captions = [caption for captions in train.all_captions for caption in captions]
-    return Prepared(
+    prepared = Prepared(
         config=config,
         sample_rate_hz=sample_rate_hz,
         folder=folder,
         class_names=tuple(metadata["class_names"]),
         num_rejected=num_rejected,
-        tokenizer=_make_tokenizer(config.tokenizer, captions),
+        tokenizer=_make_tokenizer(config, captions),
         splits=splits,
     )
+    _check_texts(prepared, captions)
+    return prepared
 
 
-def _make_tokenizer(config: TokenizerConfig, captions: list[str]) -> Tokenizer:
-    """Loads it, or trains it on ``captions``; says how many of them are too long for it."""
-    tokenizer = train_tokenizer(captions, config) if config.path is None else load_tokenizer(config.path)
-    lengths = token_lengths(tokenizer, captions)
-    num_cut = int((lengths > config.max_length).sum())
+def _make_tokenizer(config: DataConfig, captions: list[str]) -> Tokenizer:
+    """Loads it, or trains it on the captions and what is asked."""
+    if config.tokenizer.path is not None:
+        return load_tokenizer(config.tokenizer.path)
+    if config.prompt is None:
+        return train_tokenizer(captions, config.tokenizer)
+    special_tokens = TEMPLATES[config.prompt.template].special_tokens
+    return train_tokenizer([*captions, *prompt_texts(config.prompt)], config.tokenizer, special_tokens)
+
+
+def _check_texts(prepared: Prepared, captions: list[str]) -> None:
+    """Raises UserError where a prompt cannot be; says how many captions are too long."""
+    _ = prepared.prompts
+    max_length = prepared.config.tokenizer.max_length
+    lengths = token_lengths(prepared.tokenizer, captions)
+    if prepared.config.prompt is not None:
+        start, end = framing_tokens(prepared.tokenizer)
+        lengths += 1 - len(start) - len(end)  # of an answer: it has one end token, and no start token
+    num_cut = int((lengths > max_length).sum())
     if num_cut:
         message = (
             "%d of %d captions are longer than tokenizer.max_length=%d and are cut (99 %% have at most %d)"
         )
-        logger.warning(message, num_cut, len(captions), config.max_length, int(np.percentile(lengths, 99)))
-    return tokenizer
+        logger.warning(message, num_cut, len(captions), max_length, int(np.percentile(lengths, 99)))

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from alm_jax.errors import DataError, UserError
 from data_pipelines.config import DataConfig
+from data_pipelines.prompts import Prompts, encode_prompt_config
 from data_pipelines.tensorflow_cpu import load_tensorflow
 
 INDEX_FILE = "examples.jsonl"
@@ -118,13 +119,20 @@ class Prepared:
         return self.split(self.config.train_split).licence
 
     @functools.cached_property
+    def prompts(self) -> Prompts | None:
+        """Every prompt, encoded; None where captions have none before them. Raises UserError as `encode_prompts`."""
+        config = self.config.prompt
+        return None if config is None else encode_prompt_config(self.tokenizer, config, config.max_length)
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what a run reads: examples of both splits in order, classes, settings, tokenizer."""
+        """SHA-256 of what a run reads: examples of both splits in order, classes, settings, tokenizer, prompts."""
         digest = hashlib.sha256()
         negatives = self.config.num_negatives > 0
         for line in itertools.chain(
             [[self.config.source_sec, self.sample_rate_hz, self.config.tokenizer.max_length]],
             [self.class_names, self.tokenizer.to_str()],
+            [dataclasses.asdict(self.config.prompt)] if self.config.prompt else [],
             [self.config.train_split],
             self.split(self.config.train_split).describe(negatives=negatives),
             [self.config.eval_split],

@@ -55,10 +55,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def train_tokenizer(captions: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """A tokenizer trained on ``captions``: the same captions in any order give the same tokenizer."""
+def train_tokenizer(
+    captions: Iterable[str], config: TokenizerConfig, special_tokens: Sequence[str] = ()
+) -> Tokenizer:
+    """A tokenizer trained on ``captions``: the same captions in any order give the same tokenizer.
+
+    ``special_tokens`` are tokens of their own beside the family's, and part of the vocabulary's size.
+    """
     captions = sorted(captions)
-    return _train_bpe(captions, config) if config.kind == "bpe" else _train_wordpiece(captions, config)
+    train = _train_bpe if config.kind == "bpe" else _train_wordpiece
+    return train(captions, config, special_tokens)
 
 
 def pad_id(tokenizer: Tokenizer) -> int:
@@ -79,13 +85,35 @@ def encode(
     A caption that is too long keeps its first tokens and its last one, which is the end token. Nothing
     in ``tokenizer`` is changed, so threads may share it.
     """
-    ids = np.full((len(captions), max_length), pad_id(tokenizer), np.int32)
-    mask = np.zeros((len(captions), max_length), np.bool_)
-    for row, encoding in enumerate(_encode_unpadded(tokenizer, captions)):
-        tokens = encoding if len(encoding) <= max_length else [*encoding[: max_length - 1], encoding[-1]]
+    rows = [
+        tokens if len(tokens) <= max_length else [*tokens[: max_length - 1], tokens[-1]]
+        for tokens in _encode_unpadded(tokenizer, captions)
+    ]
+    return pad_rows(rows, max_length, pad_id(tokenizer))
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], length: int, pad: int
+) -> tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
+    """Ids (int32) and mask (bool) of rows of at most ``length`` tokens, padded on the right with the id ``pad``."""
+    ids = np.full((len(rows), length), pad, np.int32)
+    mask = np.zeros((len(rows), length), np.bool_)
+    for row, tokens in enumerate(rows):
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = True
     return ids, mask
+
+
+def encode_pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, with no token put before or after them."""
+    return _encode_unpadded(tokenizer, texts, add_special_tokens=False)
+
+
+def framing_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens that the tokenizer itself puts before and after a text, often one each, or none."""
+    (bare,), (framed,) = encode_pieces(tokenizer, ["a"]), _encode_unpadded(tokenizer, ["a"])
+    start = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+    return framed[:start], framed[start + len(bare) :]
 
 
 def token_lengths(tokenizer: Tokenizer, captions: Sequence[str]) -> Int[np.ndarray, " B"]:
@@ -93,31 +121,36 @@ def token_lengths(tokenizer: Tokenizer, captions: Sequence[str]) -> Int[np.ndarr
     return np.array([len(tokens) for tokens in _encode_unpadded(tokenizer, captions)], np.int64)
 
 
-def _encode_unpadded(tokenizer: Tokenizer, captions: Sequence[str]) -> list[list[int]]:
-    encodings = tokenizer.encode_batch_fast(list(captions))
+def _encode_unpadded(
+    tokenizer: Tokenizer, captions: Sequence[str], *, add_special_tokens: bool = True
+) -> list[list[int]]:
+    encodings = tokenizer.encode_batch_fast(list(captions), add_special_tokens=add_special_tokens)
     if tokenizer.padding is None:
         return [encoding.ids for encoding in encodings]
     return [[i for i, real in zip(e.ids, e.attention_mask, strict=True) if real] for e in encodings]
 
 
-def _train_bpe(captions: Sequence[str], config: TokenizerConfig) -> Tokenizer:
+def _train_bpe(captions: Sequence[str], config: TokenizerConfig, special_tokens: Sequence[str]) -> Tokenizer:
     """RoBERTa's: byte-level, so that nothing is ever unknown; ``<mask>`` is the last id."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size - 1,
+        vocab_size=config.vocab_size - 1 - len(special_tokens),
         special_tokens=[AddedToken(token, special=True, normalized=True) for token in _BPE_SPECIALS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
+    tokenizer.add_special_tokens(_whole(special_tokens))
     tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
-def _train_wordpiece(captions: Sequence[str], config: TokenizerConfig) -> Tokenizer:
+def _train_wordpiece(
+    captions: Sequence[str], config: TokenizerConfig, special_tokens: Sequence[str]
+) -> Tokenizer:
     """BERT's, uncased."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -128,12 +161,20 @@ def _train_wordpiece(captions: Sequence[str], config: TokenizerConfig) -> Tokeni
     words = {word for text in normalised for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
     letters = sorted({f"##{letter}" for word in words for letter in word[1:]})
     trainer = trainers.WordPieceTrainer(
-        vocab_size=config.vocab_size, special_tokens=[*_WORDPIECE_SPECIALS, *letters], show_progress=False
+        vocab_size=config.vocab_size - len(special_tokens),
+        special_tokens=[*_WORDPIECE_SPECIALS, *letters],
+        show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in letters]
     tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.add_special_tokens(_whole(special_tokens))
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer
+
+
+def _whole(special_tokens: Sequence[str]) -> list[AddedToken]:
+    """Tokens that are found in a text as they are written, before anything else looks at it."""
+    return [AddedToken(token, special=True, normalized=False) for token in special_tokens]
