@@ -1,4 +1,4 @@
-"""Any encoder of the zoo as a tower: features or token ids in, one vector a clip or caption out.
+"""Any encoder of the zoo as a tower: features or token ids in, one vector a clip or caption out, or a clip's states.
 
 How a family comes to one vector is its own affair where its paper says so (AST's two tokens, BERT's pooler, a language
 model's last state); states of tokens that no paper joins are averaged over the real ones.
@@ -7,12 +7,14 @@ model's last state); states of tokens that no paper joins are averaged over the 
 import functools
 import inspect
 import operator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from alm_jax.encoders.audio import beats, cav_mae, wav2vec2, whisper
 from alm_jax.encoders.audio.audio_mae import AudioMaeConfig
 from alm_jax.encoders.family import Family
 from alm_jax.encoders.zoo import FAMILIES, family_of
@@ -47,13 +49,36 @@ else:
     TextTowerConfig = functools.reduce(operator.or_, (family.config_type for family in TEXT_FAMILIES))
 
 
-def build_tower(config: Any, dtype: Any = jnp.float32, remat: Remat = "none") -> nn.Module:
-    """The module of ``config``'s family, its output a clip's vector where it has the choice.
+Output: TypeAlias = Literal["clip", "states"]
+"""What an audio tower makes of a clip: one vector, or the states that it is made of, for a connector to take into a
+language model. A family without states has its vector for the only one; CAV-MAE's are LTU's prompt."""
+STATE_MASKS: Mapping[type, Callable[[Any, Any], Array]] = {
+    whisper.WhisperEncoderConfig: whisper.compute_token_mask,
+    wav2vec2.Wav2Vec2Config: wav2vec2.compute_state_mask,
+    beats.BeatsConfig: beats.compute_patch_mask,
+    cav_mae.CavMaeConfig: cav_mae.compute_prompt_mask,
+}
+"""By family: which of its states are of real audio, from which frames are."""
+
+
+def build_tower(
+    config: Any, dtype: Any = jnp.float32, remat: Remat = "none", output: Output = "clip"
+) -> nn.Module:
+    """The module of ``config``'s family, with this output where it has the choice.
 
     Raises UserError for a config that is not of the zoo.
     """
     module = family_of(config).build(config, jnp.dtype(dtype), remat)
-    return module.clone(output="clip") if hasattr(module, "output") else module
+    if not hasattr(module, "output"):
+        return module
+    if output == "clip":
+        return module.clone(output="clip")
+    return module.clone(output="prompt" if isinstance(config, cav_mae.CavMaeConfig) else "tokens")
+
+
+def state_mask(config: Any, frame_mask: Bool[Array, "B T"]) -> Bool[Array, "B N"]:
+    """Which of an audio tower's states are of real audio; of a family in `STATE_MASKS`."""
+    return STATE_MASKS[type(config)](config, frame_mask)
 
 
 def takes(config: Any, option: str) -> bool:
@@ -66,13 +91,15 @@ def takes_frame_mask(config: Any) -> bool:
     return takes(config, "frame_mask") or (takes(config, "mask") and not takes(config, "moments"))
 
 
-def init_audio_tower(config: Any, key: Array, features: Float[Array, "B *features"]) -> tuple[PyTree, int]:
+def init_audio_tower(
+    config: Any, key: Array, features: Float[Array, "B *features"], output: Output = "clip"
+) -> tuple[PyTree, int]:
     """Variables in boxes that carry axis names, and D; ``features`` has the shape of a front-end's output."""
     options: dict[str, Any] = (
         {"longer": jnp.zeros(len(features), jnp.bool_)} if takes(config, "longer") else {}
     )
-    output, variables = build_tower(config).init_with_output(key, features, **options)
-    return variables, output.shape[-1]
+    made, variables = build_tower(config, output=output).init_with_output(key, features, **options)
+    return variables, made.shape[-1]
 
 
 def init_text_tower(config: Any, key: Array) -> tuple[PyTree, int]:
@@ -96,8 +123,11 @@ def apply_audio_tower(
     longer: Bool[Array, " B"] | None,
     moments: Moments | None,
     axis_name: str | tuple[str, ...] | None,
-) -> tuple[Float[Array, "B D"], PyTree]:
-    """One vector a clip, and the next ``batch_stats``; each family is given what it takes of the arguments.
+    output: Output = "clip",
+) -> tuple[Float[Array, "B *states D"], PyTree]:
+    """One vector a clip [B D], or its states [B N D], and the next ``batch_stats``.
+
+    Each family is given what it takes of the arguments.
 
     Args:
         row_mask: True for real rows; for statistics over the batch.
@@ -108,18 +138,20 @@ def apply_audio_tower(
     options: dict[str, Any] = {"train": train, "longer": longer, "moments": moments, "axis_name": axis_name}
     options["frame_mask"] = frame_mask
     options["mask"] = row_mask if takes(config, "moments") else _to_tokens(config, frame_mask)
-    module = build_tower(config, dtype, remat)
+    module = build_tower(config, dtype, remat, output)
     known = inspect.signature(type(module).__call__).parameters
-    output, updated = module.apply(
+    made, updated = module.apply(
         variables,
         features,
         **{name: value for name, value in options.items() if name in known},
         rngs=None if key is None else {"dropout": key},
         mutable=["batch_stats"],
     )
-    if output.ndim == 3:
-        output = masked_mean(output, jnp.ones(output.shape[:2], jnp.bool_))
-    return output, updated.get("batch_stats", {})
+    if output == "states":
+        made = made if made.ndim == 3 else made[:, None]
+    elif made.ndim == 3:
+        made = masked_mean(made, jnp.ones(made.shape[:2], jnp.bool_))
+    return made, updated.get("batch_stats", {})
 
 
 def apply_text_tower(

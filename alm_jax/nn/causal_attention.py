@@ -1,7 +1,11 @@
-"""Self-attention of generating models: a token sees itself and those before it, in this pass or in the cache."""
+"""Self-attention of generating models: a token sees itself and those before it, in this pass or in the cache.
+
+A prefix, of audio and a prompt say, may be read in both directions: its tokens see each other wherever they stand.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.nn.dense import Dense
@@ -9,20 +13,27 @@ from alm_jax.nn.kv_cache import KVCache, append, count_positions, reserve
 from alm_jax.nn.parameter import truncated_normal
 from alm_jax.nn.rotary import RotaryTables, rotate
 from alm_jax.ops.attention import attend
-from alm_jax.ops.attention_masks import causal_mask
+from alm_jax.ops.attention_masks import causal_mask, prefix_lm_mask
 
 
 def look_back(
-    cache: KVCache | None, mask: Bool[Array, "B L"]
+    cache: KVCache | None, mask: Bool[Array, "B L"], prefix: Bool[Array, "B L"] | None = None
 ) -> tuple[KVCache | None, Int[Array, "B L"], Bool[Array, "B 1 L S"]]:
     """What all layers of a pass share: the cache with room for its tokens, their positions, and what each may see.
 
     Without a cache a token sees the tokens of this pass up to its own (S is L), with one also those before.
-    Positions count a row's real tokens from 0. Padding (``mask`` False) is seen by none.
+    Positions count a row's real tokens from 0. Padding (``mask`` False) is seen by none. Tokens where ``prefix`` is
+    True, which come before the others of the pass, are seen by all of its tokens.
     """
     if cache is None:
-        return None, count_positions(mask), causal_mask(mask)
-    return reserve(cache, mask)
+        visible = causal_mask(mask) if prefix is None else prefix_lm_mask(mask, prefix)
+        return None, count_positions(mask), visible
+    reserved, positions, visible = reserve(cache, mask)
+    if prefix is not None:
+        start = (jnp.zeros_like(cache.length), cache.length)
+        seen = lax.dynamic_update_slice(jnp.zeros_like(cache.mask), mask & prefix, start)
+        visible |= seen[:, None, None, :]
+    return reserved, positions, visible
 
 
 def attend_visible(
@@ -35,9 +46,10 @@ def attend_visible(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> Float[Array, "B L H K"]:
-    """`attend` by `look_back`'s ``visible``; ``is_whole``: there is no cache, so that keys are those of this pass.
+    """`attend` by `look_back`'s ``visible``; ``is_whole``: there is neither a cache nor a prefix.
 
-    Then ``visible`` is a triangle times what keys are real, which is its last row: what fused kernels can take.
+    Then keys are those of this pass, and ``visible`` is a triangle times what keys are real, which is its last row:
+    what fused kernels can take.
     """
     mask = visible[..., -1:, :] if is_whole else visible
     return attend(
@@ -61,6 +73,8 @@ class CausalAttention(nn.Module):
     dtype: jnp.dtype
     dropout_rate: float = 0.0
     kernel_init: nn.initializers.Initializer = truncated_normal
+    has_prefix: bool = False
+    """Whether `look_back` was given a prefix."""
 
     @nn.compact
     def __call__(
@@ -81,7 +95,7 @@ class CausalAttention(nn.Module):
             name="qkv",
         )(x)
         query, key, value = (qkv[..., i, :, :] for i in range(3))
-        is_whole = cache is None
+        is_whole = cache is None and not self.has_prefix
         if cache is not None:
             cache, key, value = append(cache, layer, key, value)
         attended = attend_visible(
@@ -111,6 +125,8 @@ class RotaryAttention(nn.Module):
     dtype: jnp.dtype
     use_qkv_bias: bool
     kernel_init: nn.initializers.Initializer = truncated_normal
+    has_prefix: bool = False
+    """Whether `look_back` was given a prefix."""
 
     @nn.compact
     def __call__(
@@ -136,7 +152,7 @@ class RotaryAttention(nn.Module):
         query = rotate(project("query", self.num_heads), tables)
         key = rotate(project("key", self.num_kv_heads), tables)
         value = project("value", self.num_kv_heads)
-        is_whole = cache is None
+        is_whole = cache is None and not self.has_prefix
         if cache is not None:
             cache, key, value = append(cache, layer, key, value)
         attended = attend_visible(query, key, value, visible=visible, is_whole=is_whole)

@@ -83,6 +83,7 @@ class Gpt2Block(nn.Module):
     dropout_rate: float
     """Of attention weights and of both branches; needs the "dropout" stream unless 0."""
     dtype: jnp.dtype
+    has_prefix: bool = False
 
     @nn.compact
     def __call__(
@@ -97,7 +98,9 @@ class Gpt2Block(nn.Module):
         config, (x, cache) = self.config, carry
         init = KERNEL_INITS[config.kernel_init]
         y = LayerNorm(self.dtype, config.layer_norm_eps, name="attention_norm")(x)
-        attention = CausalAttention(config.num_heads, self.dtype, self.dropout_rate, init, name="attention")
+        attention = CausalAttention(
+            config.num_heads, self.dtype, self.dropout_rate, init, self.has_prefix, name="attention"
+        )
         y, cache = attention(y, layer, cache, visible, make_key())
         x = x + dropout(y, self.dropout_rate, make_key())
         y = LayerNorm(self.dtype, config.layer_norm_eps, name="mlp_norm")(x)
@@ -123,6 +126,7 @@ class Gpt2(nn.Module):
         *,
         embeds: Float[Array, "B L D"] | None = None,
         embeds_mask: Bool[Array, "B L"] | None = None,
+        prefix: Bool[Array, "B L"] | None = None,
         cache: KVCache | None = None,
         output: Output = "logits",
         train: bool = False,
@@ -134,6 +138,8 @@ class Gpt2(nn.Module):
             mask: True for real tokens; they may be padded left or right. Positions count real tokens.
             embeds: vectors that stand for tokens, of audio say, in place of the embeddings of ``ids``.
             embeds_mask: where they do; None for everywhere.
+            prefix: True for tokens, before the others of this pass, that see each other in both directions (Raffel et
+                al. 2020, section 3.2.1); None: every token sees those before it alone.
             cache: of `make_cache(config.cache_shape, ...)`; for a prompt and then for each of its tokens' successors.
             output: see `alm_jax.nn.language_model.Output`.
             train: drops out, by the stream "dropout".
@@ -154,7 +160,7 @@ class Gpt2(nn.Module):
         rate = config.dropout if train else 0.0
         embed = Embed(config.vocab_size, config.width, ("vocab", "embed"), name="token_embed")
         x = insert(embed(ids).astype(self.dtype), embeds, embeds_mask)
-        cache, positions, visible = look_back(cache, mask)
+        cache, positions, visible = look_back(cache, mask, prefix)
         position_embed = Embed(
             config.max_positions, config.width, ("positions", "embed"), name="position_embed"
         )
@@ -170,7 +176,7 @@ class Gpt2(nn.Module):
             length=config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        (x, cache), _ = blocks(config, rate, self.dtype, name="blocks")(
+        (x, cache), _ = blocks(config, rate, self.dtype, prefix is not None, name="blocks")(
             (x, cache), jnp.arange(config.num_layers), visible
         )
         x = LayerNorm(self.dtype, config.layer_norm_eps, name="norm")(x)

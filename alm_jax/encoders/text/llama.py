@@ -172,6 +172,7 @@ class LlamaBlock(nn.Module):
 
     config: LlamaConfig
     dtype: jnp.dtype
+    has_prefix: bool = False
 
     @nn.compact
     def __call__(
@@ -191,6 +192,7 @@ class LlamaBlock(nn.Module):
             self.dtype,
             config.has_qkv_bias,
             init,
+            self.has_prefix,
             name="attention",
         )(y, layer, cache, visible, tables)
         x = x + y
@@ -218,6 +220,7 @@ class Llama(nn.Module):
         *,
         embeds: Float[Array, "B L D"] | None = None,
         embeds_mask: Bool[Array, "B L"] | None = None,
+        prefix: Bool[Array, "B L"] | None = None,
         cache: KVCache | None = None,
         output: Output = "logits",
     ) -> Array | tuple[Array, KVCache]:
@@ -228,6 +231,8 @@ class Llama(nn.Module):
             mask: True for real tokens; they may be padded left or right. Positions count real tokens.
             embeds: vectors that stand for tokens, of audio say, in place of the embeddings of ``ids``.
             embeds_mask: where they do; None for everywhere.
+            prefix: True for tokens, before the others of this pass, that see each other in both directions (Raffel et
+                al. 2020, section 3.2.1); None: every token sees those before it alone.
             cache: of `make_cache(config.cache_shape, ...)`; for a prompt and then for each of its tokens' successors.
             output: see `alm_jax.nn.language_model.Output`.
 
@@ -237,7 +242,7 @@ class Llama(nn.Module):
         config = self.config
         embed = Embed(config.vocab_size, config.width, ("vocab", "embed"), name="token_embed")
         x = insert(embed(ids).astype(self.dtype), embeds, embeds_mask)
-        cache, positions, visible = look_back(cache, mask)
+        cache, positions, visible = look_back(cache, mask, prefix)
         frequencies = inverse_frequencies(
             config.width // config.num_heads, config.rope_theta, config.rope_scaling
         )
@@ -250,7 +255,7 @@ class Llama(nn.Module):
             length=config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        (x, cache), _ = blocks(config, self.dtype, name="blocks")(
+        (x, cache), _ = blocks(config, self.dtype, prefix is not None, name="blocks")(
             (x, cache),
             jnp.arange(config.num_layers),
             visible,

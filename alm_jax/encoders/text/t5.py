@@ -23,7 +23,7 @@ from alm_jax.nn.dense import Embed
 from alm_jax.nn.dropout import dropout
 from alm_jax.nn.gated_mlp import GatedMlp
 from alm_jax.nn.kv_cache import CacheShape, KVCache, count_positions
-from alm_jax.nn.language_model import Head, Output, find_last, project, take_rows
+from alm_jax.nn.language_model import Head, Output, find_last, insert, project, take_rows
 from alm_jax.nn.mlp import Mlp, gelu_tanh
 from alm_jax.nn.pooling import masked_mean
 from alm_jax.nn.relative_attention import FAN_IN, RelativeAttention, query_init
@@ -319,10 +319,21 @@ class T5(nn.Module):
         return read
 
     def encode(
-        self, ids: Int[Array, "B S"], mask: Bool[Array, "B S"], *, train: bool = False
+        self,
+        ids: Int[Array, "B S"],
+        mask: Bool[Array, "B S"],
+        *,
+        embeds: Float[Array, "B S D"] | None = None,
+        embeds_mask: Bool[Array, "B S"] | None = None,
+        train: bool = False,
     ) -> Float[Array, "B S D"]:
-        """The encoder's states; ``mask`` is True for real tokens."""
-        return self.encoder(self.token_embed(ids).astype(self.dtype), mask, train=train)[0]
+        """The encoder's states; ``mask`` is True for real tokens.
+
+        ``embeds``, of audio say, stand for the embeddings of tokens where ``embeds_mask`` is True, everywhere without
+        one.
+        """
+        x = insert(self.token_embed(ids).astype(self.dtype), embeds, embeds_mask)
+        return self.encoder(x, mask, train=train)[0]
 
     def decode(
         self,
