@@ -20,6 +20,7 @@ A loud event peaks at -8 dB of full scale, a soft one 20 dB below.
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -43,6 +44,11 @@ class Event:
     kind: str
     register: str
     level: str
+
+    @property
+    def name(self) -> str:
+        """As `events_in` names it: ``loud low tone``."""
+        return f"{self.level} {self.register} {self.kind}"
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -203,3 +209,35 @@ def _phrase(event: Event, rng: np.random.Generator) -> str:
 
 def _pick(choices: Sequence[str], rng: np.random.Generator) -> str:
     return choices[int(rng.integers(len(choices)))]
+
+
+_HEADS = {kind: frozenset(noun.split()[-1] for noun in nouns) for kind, nouns in _NOUNS.items()}
+_OF_ITS_OWN = {kind for kind in KINDS if not any(_HEADS[kind] & _HEADS[k] for k in KINDS if k != kind)}
+_MODIFIERS = {kind: frozenset(noun.split()[0] for noun in nouns) for kind, nouns in _NOUNS.items()}
+
+
+def events_in(caption: str) -> frozenset[str]:
+    """The events that a caption names, as `Event.name` has them; what it says of their order is ignored.
+
+    For captions of `describe`, and for what a model wrote that was trained on them: the words of a kind, a register or
+    a level may be combined as they never are there, and stand in any order before the noun. What is said of an event is
+    its name and nothing is guessed: without a level it is ``low tone``, with two it is ``loud soft low tone``, and of
+    a kind that is not clear (``a loud low note``) it is a ``loud low sound``; none of them is the name of an event.
+    """
+    words = re.findall(r"[a-z]+(?:-[a-z]+)*", re.sub(r"\s*-\s*", "-", caption.lower()))
+    heads = frozenset(itertools.chain(*_HEADS.values()))
+    found: set[str] = set()
+    phrase: set[str] = set()
+    for word in words:
+        phrase.add(word)
+        if word not in heads:
+            continue
+        said = [name for name in (*LEVELS, *REGISTERS) if phrase.intersection(_ADJECTIVES[name])]
+        kinds = [
+            kind
+            for kind in KINDS
+            if word in _HEADS[kind] and (kind in _OF_ITS_OWN or phrase & _MODIFIERS[kind])
+        ]
+        found.add(" ".join([*said, *(kinds or ["sound"])]))
+        phrase.clear()
+    return frozenset(found)

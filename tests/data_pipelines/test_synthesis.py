@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from data_pipelines import synthesis
 from data_pipelines.synthesis import (
     KINDS,
     LEVELS,
@@ -14,6 +15,7 @@ from data_pipelines.synthesis import (
     Event,
     all_compositions,
     describe,
+    events_in,
     render,
     similar_compositions,
 )
@@ -221,3 +223,62 @@ def test_similar_compositions_differ_in_one_thing():
             same_sound = other.relation == "while" and set(other.events) == set(composition.events)
             assert other != composition
             assert not (composition.relation == "while" and same_sound)
+
+
+def name(event: Event) -> str:
+    return f"{event.level} {event.register} {event.kind}"
+
+
+def every_phrase(event: Event) -> list[str]:
+    """All that `describe` may call an event."""
+    adjectives, nouns = synthesis._ADJECTIVES, synthesis._NOUNS
+    choices = itertools.product(
+        ("{0} {1}", "{1}, {0}"), adjectives[event.level], adjectives[event.register], nouns[event.kind]
+    )
+    return [f"a {order.format(level, register)} {noun}" for order, level, register, noun in choices]
+
+
+def test_every_wording_of_every_event_names_it():
+    for event in all_events():
+        phrases = every_phrase(event)
+        assert len(phrases) == 2 * 3 * 3 * 3
+        for phrase, sentence in itertools.product(phrases, synthesis._SENTENCES["alone"]):
+            assert events_in(sentence.format(phrase)) == {name(event)}
+
+
+def test_every_sentence_of_every_composition_names_its_events_and_no_others():
+    rng = np.random.default_rng(0)
+    for composition in all_compositions():
+        names = {name(event) for event in composition.events}
+        assert {event.name for event in composition.events} == names
+        for sentence in synthesis._SENTENCES[composition.relation]:
+            for events in {composition.events, composition.events[::-1]}:
+                phrases = [every_phrase(event) for event in events]
+                drawn = [options[rng.integers(len(options))] for options in phrases]
+                assert events_in(sentence.format(*drawn)) == names
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("", set()),
+        ("A dog barks", set()),
+        ("LOUD LOW STEADY TONE", {"loud low tone"}),
+        # Words of a kind that `describe` does not put together, and what a decoder makes of a hyphen.
+        ("a steady, quiet high - pitched note", {"soft high tone"}),
+        (
+            "faint deep rising chirp and a strong treble series of ticks",
+            {"soft low rising", "loud high clicks"},
+        ),
+        ("a quiet low burst noise noise", {"soft low noise", "noise"}),
+        ("a loud low tone", {"loud low sound"}),
+        ("a low steady tone", {"low tone"}),
+        ("a loud soft low steady tone", {"loud soft low tone"}),
+        ("a loud low rising falling sweep", {"loud low rising falling"}),
+        ("a loud low steady tone before a loud low steady tone", {"loud low tone"}),
+        # Cut off by a length limit.
+        ("A loud low steady tone, then a quiet high", {"loud low tone"}),
+    ],
+)
+def test_what_is_said_is_the_name_and_nothing_is_guessed(caption, expected):
+    assert events_in(caption) == expected
