@@ -8,26 +8,40 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense
-from alm_jax.nn.kv_cache import KVCache, append, count_positions, reserve
+from alm_jax.nn.kv_cache import KVCache, append, count_positions, count_segment_positions, reserve
 from alm_jax.nn.parameter import truncated_normal
 from alm_jax.nn.rotary import RotaryTables, rotate
 from alm_jax.ops.attention import attend
 from alm_jax.ops.attention_masks import causal_mask, prefix_lm_mask
+from alm_jax.ops.packing import same_segment
 
 
 def look_back(
-    cache: KVCache | None, mask: Bool[Array, "B L"], prefix: Bool[Array, "B L"] | None = None
+    cache: KVCache | None,
+    mask: Bool[Array, "B L"],
+    prefix: Bool[Array, "B L"] | None = None,
+    segments: Int[Array, "B L"] | None = None,
 ) -> tuple[KVCache | None, Int[Array, "B L"], Bool[Array, "B 1 L S"]]:
     """What all layers of a pass share: the cache with room for its tokens, their positions, and what each may see.
 
     Without a cache a token sees the tokens of this pass up to its own (S is L), with one also those before.
     Positions count a row's real tokens from 0. Padding (``mask`` False) is seen by none. Tokens where ``prefix`` is
-    True, which come before the others of the pass, are seen by all of its tokens.
+    True, which come before the others of the pass, are seen by all of its tokens. Tokens of different ``segments``,
+    each of which lies together, do not see each other, and positions count from 0 in each; that takes a pass without a
+    cache.
+
+    Raises:
+        UserError: there are segments and a cache.
     """
     if cache is None:
         visible = causal_mask(mask) if prefix is None else prefix_lm_mask(mask, prefix)
-        return None, count_positions(mask), visible
+        if segments is None:
+            return None, count_positions(mask), visible
+        return None, count_segment_positions(mask, segments), visible & same_segment(segments)[:, None]
+    if segments is not None:
+        raise UserError("segments are packed examples, and a cache holds one text a row: give one of them")
     reserved, positions, visible = reserve(cache, mask)
     if prefix is not None:
         start = (jnp.zeros_like(cache.length), cache.length)
@@ -46,7 +60,7 @@ def attend_visible(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> Float[Array, "B L H K"]:
-    """`attend` by `look_back`'s ``visible``; ``is_whole``: there is neither a cache nor a prefix.
+    """`attend` by `look_back`'s ``visible``; ``is_whole``: there is no cache, prefix or segments.
 
     Then keys are those of this pass, and ``visible`` is a triangle times what keys are real, which is its last row:
     what fused kernels can take.
@@ -74,7 +88,7 @@ class CausalAttention(nn.Module):
     dropout_rate: float = 0.0
     kernel_init: nn.initializers.Initializer = truncated_normal
     has_prefix: bool = False
-    """Whether `look_back` was given a prefix."""
+    """Whether `look_back` was given a prefix or segments."""
 
     @nn.compact
     def __call__(
@@ -126,7 +140,7 @@ class RotaryAttention(nn.Module):
     use_qkv_bias: bool
     kernel_init: nn.initializers.Initializer = truncated_normal
     has_prefix: bool = False
-    """Whether `look_back` was given a prefix."""
+    """Whether `look_back` was given a prefix or segments."""
 
     @nn.compact
     def __call__(

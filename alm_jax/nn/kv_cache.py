@@ -126,3 +126,11 @@ def read(cache: KVCache, layer: Int[Array, ""]) -> tuple[Float[Array, "B S H K"]
 def count_positions(mask: Bool[Array, "B L"]) -> Int[Array, "B L"]:
     """Position of each real token among those of its row, counted from 0; padding has that of the token before it."""
     return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def count_segment_positions(mask: Bool[Array, "B L"], segments: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """As `count_positions`, counted from 0 in each run of equal ``segments``."""
+    count = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
+    before = lax.cummax(jnp.where(begins, count - mask, 0), axis=1)
+    return jnp.maximum(count - before - 1, 0)

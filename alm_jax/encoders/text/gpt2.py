@@ -127,6 +127,7 @@ class Gpt2(nn.Module):
         embeds: Float[Array, "B L D"] | None = None,
         embeds_mask: Bool[Array, "B L"] | None = None,
         prefix: Bool[Array, "B L"] | None = None,
+        segments: Int[Array, "B L"] | None = None,
         cache: KVCache | None = None,
         output: Output = "logits",
         train: bool = False,
@@ -140,6 +141,8 @@ class Gpt2(nn.Module):
             embeds_mask: where they do; None for everywhere.
             prefix: True for tokens, before the others of this pass, that see each other in both directions (Raffel et
                 al. 2020, section 3.2.1); None: every token sees those before it alone.
+            segments: the number of the text that a token is of, where a row holds several, one after another: they do
+                not see each other, and each has positions from 0. Not with a cache.
             cache: of `make_cache(config.cache_shape, ...)`; for a prompt and then for each of its tokens' successors.
             output: see `alm_jax.nn.language_model.Output`.
             train: drops out, by the stream "dropout".
@@ -160,7 +163,8 @@ class Gpt2(nn.Module):
         rate = config.dropout if train else 0.0
         embed = Embed(config.vocab_size, config.width, ("vocab", "embed"), name="token_embed")
         x = insert(embed(ids).astype(self.dtype), embeds, embeds_mask)
-        cache, positions, visible = look_back(cache, mask, prefix)
+        cache, positions, visible = look_back(cache, mask, prefix, segments)
+        has_prefix = prefix is not None or segments is not None
         position_embed = Embed(
             config.max_positions, config.width, ("positions", "embed"), name="position_embed"
         )
@@ -176,7 +180,7 @@ class Gpt2(nn.Module):
             length=config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        (x, cache), _ = blocks(config, rate, self.dtype, prefix is not None, name="blocks")(
+        (x, cache), _ = blocks(config, rate, self.dtype, has_prefix, name="blocks")(
             (x, cache), jnp.arange(config.num_layers), visible
         )
         x = LayerNorm(self.dtype, config.layer_norm_eps, name="norm")(x)

@@ -221,6 +221,7 @@ class Llama(nn.Module):
         embeds: Float[Array, "B L D"] | None = None,
         embeds_mask: Bool[Array, "B L"] | None = None,
         prefix: Bool[Array, "B L"] | None = None,
+        segments: Int[Array, "B L"] | None = None,
         cache: KVCache | None = None,
         output: Output = "logits",
     ) -> Array | tuple[Array, KVCache]:
@@ -233,6 +234,8 @@ class Llama(nn.Module):
             embeds_mask: where they do; None for everywhere.
             prefix: True for tokens, before the others of this pass, that see each other in both directions (Raffel et
                 al. 2020, section 3.2.1); None: every token sees those before it alone.
+            segments: the number of the text that a token is of, where a row holds several, one after another: they do
+                not see each other, and each has positions from 0. Not with a cache.
             cache: of `make_cache(config.cache_shape, ...)`; for a prompt and then for each of its tokens' successors.
             output: see `alm_jax.nn.language_model.Output`.
 
@@ -242,7 +245,8 @@ class Llama(nn.Module):
         config = self.config
         embed = Embed(config.vocab_size, config.width, ("vocab", "embed"), name="token_embed")
         x = insert(embed(ids).astype(self.dtype), embeds, embeds_mask)
-        cache, positions, visible = look_back(cache, mask, prefix)
+        cache, positions, visible = look_back(cache, mask, prefix, segments)
+        has_prefix = prefix is not None or segments is not None
         frequencies = inverse_frequencies(
             config.width // config.num_heads, config.rope_theta, config.rope_scaling
         )
@@ -255,7 +259,7 @@ class Llama(nn.Module):
             length=config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        (x, cache), _ = blocks(config, self.dtype, prefix is not None, name="blocks")(
+        (x, cache), _ = blocks(config, self.dtype, has_prefix, name="blocks")(
             (x, cache),
             jnp.arange(config.num_layers),
             visible,
