@@ -1,4 +1,6 @@
-"""Greedy decoding against transformers' `generate`, on prompts that are padded."""
+"""Decoders' texts against transformers' `generate`, greedy and by beam search, on prompts that are padded."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,30 +9,39 @@ import pytest
 import torch
 import transformers
 
+from alm_jax.encoders.family import axes
 from alm_jax.encoders.text import gpt2, llama
-from alm_jax.interop.format import Format, arrays_to_variables
+from alm_jax.interop.format import arrays_to_variables
 from alm_jax.interop.gpt2 import GPT2
 from alm_jax.interop.llama import LLAMA
 from alm_jax.interop.parity import saved_arrays
 from alm_jax.interop.qwen2_audio import PARITY, QWEN2_AUDIO
 from alm_jax.models import qwen2_audio
-from alm_jax.models.generation import generate_greedily
+from alm_jax.models.beam_search import Beam
+from alm_jax.models.generation import Greedy, generate
+from alm_jax.training import sharding
+from alm_jax.training.mesh import MeshConfig, build_mesh
 
 NEW = 8
+GREEDY = Greedy()
 LENGTHS = np.array([6, 3, 1])
 MASK = np.arange(6)[None, :] >= 6 - LENGTHS[:, None]
 SIZES = {"vocab_size": 50, "width": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 48, "max_positions": 32}
 
 
-@pytest.mark.parametrize(
-    ("layout", "family", "config"),
-    [
-        pytest.param(GPT2, gpt2.FAMILY, gpt2.Gpt2Config(**SIZES), marks=pytest.mark.slow),
-        (LLAMA, llama.FAMILY, llama.LlamaConfig(num_kv_heads=2, **SIZES)),
-    ],
-    ids=["gpt2", "llama"],
-)
-def test_greedy_decoding_equals_transformers(layout: Format, family, config):
+DECODERS = {
+    "gpt2": (GPT2, gpt2.FAMILY, gpt2.Gpt2Config(**SIZES)),
+    "llama": (LLAMA, llama.FAMILY, llama.LlamaConfig(num_kv_heads=2, **SIZES)),
+}
+
+
+@functools.cache
+def build(name: str):
+    """A decoder of transformers' with random weights, the same as a function of prompts, and prompts.
+
+    ``expect(end_id, **options)`` gives ids and scores of transformers, ``write(ids, mask, end_id, strategy)`` ours.
+    """
+    layout, family, config = DECODERS[name]
     torch.manual_seed(0)
     fields = layout.write_config(config) | {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     theirs = getattr(transformers, layout.architectures[0])(
@@ -43,34 +54,100 @@ def test_greedy_decoding_equals_transformers(layout: Format, family, config):
     variables = jax.tree.map(jnp.asarray, arrays_to_variables(layout, config, saved))
     prompt = np.where(MASK, np.random.default_rng(0).integers(1, 50, MASK.shape), 0)
 
-    def expect(end_id: int | None) -> np.ndarray:
+    def expect(end_id: int | None, **options):
         settings = transformers.GenerationConfig(
-            max_new_tokens=NEW, do_sample=False, eos_token_id=end_id, pad_token_id=0, use_cache=True
+            max_new_tokens=NEW,
+            do_sample=False,
+            eos_token_id=end_id,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **options,
         )
         written = theirs.generate(
             torch.tensor(prompt), attention_mask=torch.tensor(MASK).long(), generation_config=settings
         )
-        return written[:, MASK.shape[1] :].numpy()
+        return written.sequences[:, MASK.shape[1] :].numpy(), getattr(written, "sequences_scores", None)
 
-    # A token that one row writes in its midst, and so ends at; with -1 nothing ends.
-    unending = expect(None)
-    end_id = int(unending[0, 4])
-    write = jax.jit(
-        lambda variables, ids, mask, end_id: generate_greedily(
-            family, config, variables, ids, mask, num_new_tokens=NEW, end_id=end_id
+    @functools.partial(jax.jit, static_argnames="strategy")
+    def write(variables, ids, mask, end_id, strategy):
+        return generate(
+            family, config, variables, ids, mask, num_new_tokens=NEW, end_id=end_id, strategy=strategy
         )
-    )
-    ids = jnp.asarray(prompt, jnp.int32)
-    np.testing.assert_array_equal(write(variables, ids, jnp.asarray(MASK), -1).ids, unending)
-    actual, ended = write(variables, ids, jnp.asarray(MASK), end_id), expect(end_id)
+
+    def run(ids, mask, end_id, strategy=GREEDY):
+        return write(variables, jnp.asarray(ids, jnp.int32), jnp.asarray(mask), end_id, strategy)
+
+    return prompt, expect, run, variables
+
+
+@pytest.mark.parametrize("name", [pytest.param("gpt2", marks=pytest.mark.slow), "llama"])
+def test_greedy_decoding_equals_transformers(name):
+    prompt, expect, write, _ = build(name)
+    # A token that one row writes in its midst, and so ends at; with -1 nothing ends.
+    unending, _ = expect(None)
+    end_id = int(unending[0, 4])
+    np.testing.assert_array_equal(write(prompt, MASK, -1).ids, unending)
+    actual, (ended, _) = write(prompt, MASK, end_id), expect(end_id)
     np.testing.assert_array_equal(actual.ids[:, : ended.shape[1]], ended)
     assert not np.any(actual.ids[:, ended.shape[1] :])
     assert 1 <= np.sum(actual.mask[0]) <= 5
 
     # Padded on the right, where transformers refuses to: the same texts.
     right = np.stack([np.roll(row, -shift) for row, shift in zip(prompt, 6 - LENGTHS, strict=True)])
-    turned = jnp.asarray(np.arange(6)[None, :] < LENGTHS[:, None])
-    np.testing.assert_array_equal(write(variables, jnp.asarray(right, jnp.int32), turned, -1).ids, unending)
+    turned = np.arange(6)[None, :] < LENGTHS[:, None]
+    np.testing.assert_array_equal(write(right, turned, -1).ids, unending)
+
+
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
+def test_beam_search_equals_transformers(name):
+    """Beams that end at a token which is often among the likely ones, and shorter texts where length counts less."""
+    prompt, expect, write, _ = build(name)
+    end_id, lengths = int(expect(None)[0][0, 4]), []
+    for penalty, last in ((1.0, None), (1.0, end_id), (-2.0, end_id)):
+        strategy = Beam(num_beams=3, length_penalty=penalty)
+        found = write(prompt, MASK, -1 if last is None else last, strategy)
+        texts, scores = expect(last, num_beams=3, length_penalty=penalty)
+        # After an end transformers repeats it where the id for padding is 0.
+        ours = np.where(found.mask, found.ids, last or 0)[:, : texts.shape[1]]
+        np.testing.assert_array_equal(ours, texts)
+        np.testing.assert_allclose(found.score, scores, rtol=1e-5)
+        lengths.append(int(np.sum(found.mask)))
+    assert lengths[0] == 3 * NEW > lengths[1] > lengths[2]
+
+
+@pytest.mark.slow
+def test_one_beam_is_greedy_decoding():
+    prompt, _, write, _ = build("gpt2")
+    beam = write(prompt, MASK, -1, Beam(num_beams=1, length_penalty=0.0))
+    greedy = write(prompt, MASK, -1)
+    np.testing.assert_array_equal(beam.ids, greedy.ids)
+    np.testing.assert_allclose(beam.score, greedy.score, rtol=1e-5)
+
+
+def test_a_mesh_writes_the_same_and_cuts_the_cache():
+    """Rows over ``data``, heads over ``tensor``; beams are followed within a device."""
+    prompt, _, write, variables = build("gpt2")
+    _, family, config = DECODERS["gpt2"]
+    mesh = build_mesh(MeshConfig(data=3, tensor=2), jax.devices()[:6])
+    cut = sharding.parameter_shardings(axes(family, config), variables["params"], mesh)
+    rows, strategy = sharding.batch_sharding(mesh), Beam(num_beams=3)
+
+    def run(variables, ids, mask):
+        return generate(
+            family, config, variables, ids, mask, num_new_tokens=NEW, end_id=-1, strategy=strategy
+        )
+
+    given = variables, jnp.asarray(prompt, jnp.int32), jnp.asarray(MASK)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(given, ({"params": cut}, rows, rows))
+        compiled = jax.jit(run).lower(*placed).compile()
+        found = compiled(*placed)
+    np.testing.assert_array_equal(found.ids, write(prompt, MASK, -1, strategy).ids)
+    text = compiled.as_text()
+    slots = MASK.shape[1] + NEW - 1
+    assert f"f32[2,3,{slots},2,8]" in text
+    assert f"f32[2,9,{slots}," not in text
 
 
 @pytest.mark.slow
@@ -104,13 +181,11 @@ def test_qwen2_audio_writes_what_transformers_does():
         input_features=torch.tensor(features).transpose(1, 2),
         feature_attention_mask=torch.tensor(frame_mask).long(),
         generation_config=transformers.GenerationConfig(
-            max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0
+            max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0
         ),
     )
     write = jax.jit(
-        lambda *inputs: (
-            generate_greedily(qwen2_audio.FAMILY, config, *inputs, num_new_tokens=NEW, end_id=-1).ids
-        )
+        lambda *inputs: generate(qwen2_audio.FAMILY, config, *inputs, num_new_tokens=20, end_id=-1).ids
     )
     heard = jnp.asarray(features)[:, None], jnp.asarray(frame_mask)[:, None]
     actual = write(variables, jnp.asarray(ids), jnp.asarray(mask), *heard)

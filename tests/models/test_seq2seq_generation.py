@@ -1,4 +1,6 @@
-"""Greedy decoding of models with an encoder against transformers' `generate`."""
+"""Texts of models with an encoder against transformers' `generate`, greedy and by beam search."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +9,13 @@ import pytest
 import torch
 import transformers
 
-from alm_jax.encoders import family
+from alm_jax.encoders.family import apply
 from alm_jax.encoders.text import bart, t5
 from alm_jax.interop import bart as bart_files
 from alm_jax.interop import t5 as t5_files
-from alm_jax.interop.format import Format, arrays_to_variables
-from alm_jax.models.generation import generate_greedily
+from alm_jax.interop.format import arrays_to_variables
+from alm_jax.models.beam_search import Beam
+from alm_jax.models.generation import Greedy, generate
 
 NEW = 10
 MASK = np.arange(6)[None, :] < np.array([[6], [3]])
@@ -26,51 +29,84 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("layout", "own", "config", "start_id"),
-    [
-        (t5_files.T5, t5.FAMILY, t5.T5Config(head_dim=4, tied_head=False, mlp="gated_gelu", **SIZES), 0),
-        pytest.param(
-            bart_files.BART_LM,
-            bart.FAMILY,
-            bart.BartConfig(max_positions=32, **SIZES),
-            2,
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=["t5", "bart"],
-)
-def test_greedy_decoding_equals_transformers(layout: Format, own, config, start_id):
+MODELS = {
+    "t5": (
+        t5_files,
+        t5_files.T5,
+        t5.FAMILY,
+        t5.T5Config(head_dim=4, tied_head=False, mlp="gated_gelu", **SIZES),
+    ),
+    "bart": (bart_files, bart_files.BART_LM, bart.FAMILY, bart.BartConfig(max_positions=32, **SIZES)),
+}
+START_IDS = {"t5": 0, "bart": 2}
+SLOW = pytest.mark.slow
+
+
+@functools.cache
+def build(name: str):
+    """A model of transformers' with random weights, and the same as a function of sources.
+
+    ``expect(end_id, **options)`` gives ids and scores of transformers, ``write(end_id, strategy)`` ours.
+    """
+    (files, layout, family, config), start_id = MODELS[name], START_IDS[name]
     torch.manual_seed(0)
-    theirs = (t5_files if own is t5.FAMILY else bart_files).build_oracle(layout, config)
-    theirs.generation_config.forced_eos_token_id = None
+    theirs = files.build_oracle(layout, config)
+    theirs.generation_config.forced_eos_token_id = theirs.generation_config.eos_token_id = None
     with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
+        for key, parameter in theirs.named_parameters():
             # Positions drown tokens, and norms stay as they are, or a tied head writes one token for ever.
-            if "norm" not in name:
-                parameter.normal_(0, 5.0 if "embed_positions" in name else 1.0)
+            if "norm" not in key:
+                parameter.normal_(0, 5.0 if "embed_positions" in key else 1.0)
     saved = {key: value.numpy() for key, value in theirs.state_dict().items()}
     variables = jax.tree.map(jnp.asarray, arrays_to_variables(layout, config, saved))
     source = np.random.default_rng(0).integers(3, 50, MASK.shape)
-    settings = transformers.GenerationConfig(
-        max_new_tokens=NEW,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-        decoder_start_token_id=start_id,
-    )
-    written = theirs.generate(
-        torch.tensor(source), attention_mask=torch.tensor(MASK).long(), generation_config=settings
-    )
 
-    @jax.jit
-    def write(variables, ids, mask):
-        states = family.apply(own, config, variables, ids, mask, method="encode")
+    def expect(end_id: int | None, **options):
+        settings = transformers.GenerationConfig(
+            max_new_tokens=NEW,
+            do_sample=False,
+            eos_token_id=end_id,
+            pad_token_id=1,
+            decoder_start_token_id=start_id,
+            return_dict_in_generate=True,
+            output_scores=True,
+            **options,
+        )
+        written = theirs.generate(
+            torch.tensor(source), attention_mask=torch.tensor(MASK).long(), generation_config=settings
+        )
+        return written.sequences[:, 1:].numpy(), getattr(written, "sequences_scores", None)
+
+    @functools.partial(jax.jit, static_argnames="strategy")
+    def write(variables, ids, mask, end_id, strategy):
+        states = apply(family, config, variables, ids, mask, method="encode")
         start = jnp.full((2, 1), start_id, jnp.int32), jnp.ones((2, 1), bool)
         read = {"method": "decode", "source": states, "source_mask": mask}
-        return generate_greedily(own, config, variables, *start, num_new_tokens=NEW, end_id=-1, **read)
+        limits = {"num_new_tokens": NEW, "end_id": end_id, "pad_id": 1, "strategy": strategy}
+        return generate(family, config, variables, *start, **limits, **read)
 
-    ours = write(variables, jnp.asarray(source, jnp.int32), jnp.asarray(MASK))
-    np.testing.assert_array_equal(ours.ids, written[:, 1:])
+    def run(end_id, strategy):
+        return write(variables, jnp.asarray(source, jnp.int32), jnp.asarray(MASK), end_id, strategy)
+
+    return expect, run
+
+
+@pytest.mark.parametrize("name", ["t5", pytest.param("bart", marks=SLOW)])
+def test_greedy_decoding_equals_transformers(name):
+    expect, write = build(name)
+    ours = write(-1, Greedy())
+    np.testing.assert_array_equal(ours.ids, expect(None)[0])
     assert len({tuple(row) for row in np.asarray(ours.ids)}) == 2
     assert min(len(set(row)) for row in ours.ids.tolist()) > 1
+
+
+@pytest.mark.parametrize("name", [pytest.param("t5", marks=SLOW), "bart"])
+def test_beam_search_equals_transformers(name):
+    expect, write = build(name)
+    end_id = int(expect(None)[0][0, 3])
+    for last in (None, end_id):
+        found = write(-1 if last is None else last, Beam(num_beams=4, length_penalty=0.0))
+        texts, scores = expect(last, num_beams=4, length_penalty=0.0)
+        np.testing.assert_array_equal(found.ids[:, : texts.shape[1]], texts)
+        np.testing.assert_allclose(found.score, scores, rtol=1e-4)
+    assert np.sum(found.mask) < 2 * NEW
