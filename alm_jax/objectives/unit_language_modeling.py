@@ -1,0 +1,246 @@
+"""Language modelling over words and audio units: speech goes on, becomes text, or is made of text.
+
+SpeechGPT (https://arxiv.org/abs/2305.11000): modality adaptation on speech alone, then both directions between speech
+and text, the loss on whole sequences. AudioPaLM (https://arxiv.org/abs/2306.12925): several tasks in one model, the
+loss on what the task asks for.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from alm_jax import batch as contract
+from alm_jax.errors import UserError
+from alm_jax.losses.language_modeling import next_token_loss
+from alm_jax.models.unit_language_model import (
+    UnitLanguageModelConfig,
+    init_unit_language_model,
+    listen,
+    predict,
+    unit_language_model_axes,
+)
+from alm_jax.nn.language_model import head_kernel
+from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
+from alm_jax.ops.frontends import WaveformSpec, compute_features, compute_waveform
+from alm_jax.ops.unit_sequences import Sequences, Spoken, build_sequences, unit_budget
+from alm_jax.types import Metrics, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnitTasksConfig:
+    """How often an example is each task, relative to the others; drawn anew for every example and step."""
+
+    speech: float = 1.0
+    """Units alone (SpeechGPT's first stage)."""
+    units_to_text: float = 1.0
+    """Units, then their text: recognition, or a caption. The prompt stands around the units where batches have one."""
+    text_to_units: float = 1.0
+    """Text, then its units: synthesis up to the waveform."""
+
+    def __post_init__(self) -> None:
+        if min(self.shares) < 0 or not sum(self.shares):
+            raise UserError(f"tasks weighs {self.shares}; expected none below 0, and one above")
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """In the order of `alm_jax.ops.unit_sequences`."""
+        return self.speech, self.units_to_text, self.text_to_units
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnitLanguageModelingConfig:
+    """A language model of words and units, trained to go on with both."""
+
+    model: UnitLanguageModelConfig
+    """Front-end, units and language model."""
+    tasks: UnitTasksConfig = UnitTasksConfig()
+    """What an example is made into."""
+    loss_on: Literal["all", "answer"] = "all"
+    """What is to be predicted: every token but an example's first (SpeechGPT), or what the task asks for alone: the
+    text after units, the units after <sosp> (AudioPaLM)."""
+    row_tokens: int
+    """Tokens of a row of the language model. Texts and prompts always have room; of units that have none the end is
+    left out, of a row's longest example first."""
+    examples_per_row: int = 1
+    """Neighbouring examples that share a row without seeing each other; divides the rows of a micro-batch on a
+    device. Where units find no room, how many do depends on the neighbours, and these on the micro-batches."""
+    augment: WaveformAugmentConfig = WaveformAugmentConfig()
+    """Waveform augmentation."""
+
+    def __post_init__(self) -> None:
+        if self.examples_per_row < 1:
+            raise UserError(f"examples_per_row is {self.examples_per_row}; expected at least 1")
+        longest = self.model.language_model.max_positions
+        if self.row_tokens // self.examples_per_row > longest:
+            raise UserError(
+                f"row_tokens {self.row_tokens} over examples_per_row {self.examples_per_row} are more than the "
+                f"language model's max_positions {longest}: lower row_tokens"
+            )
+
+
+class Clips(NamedTuple):
+    """What units are made of."""
+
+    features: Array
+    """As the front-end makes them (`alm_jax.ops.frontends.feature_shape`)."""
+    frame_mask: Bool[Array, "B T"]
+    """True for frames that begin in real audio."""
+
+
+class Examples(NamedTuple):
+    """Rows of the objective's inputs."""
+
+    clips: Clips
+    text_ids: Int[Array, "B L"]
+    text_mask: Bool[Array, "B L"]
+    prompt_ids: Int[Array, "B P"]
+    prompt_mask: Bool[Array, "B P"]
+    audio_position: Int[Array, " B"]
+    task: Int[Array, " B"]
+    mask: Bool[Array, " B"]
+
+
+class Terms(NamedTuple):
+    """The loss of some examples, [1] each: of their words, and of their units and tags."""
+
+    words: Loss
+    units: Loss
+
+
+def compute_clips(
+    model: UnitLanguageModelConfig,
+    batch: dict[str, Any],
+    *,
+    crop: str = "centre",
+    key: Any = None,
+    augment: WaveformAugmentConfig | None = None,
+) -> Clips:
+    """One clip of each recording, on the device; ``key`` is needed where anything is random."""
+    spec = model.frontend
+    cut, _, num_real = cut_clips(spec, batch, crop=crop, key=key)
+    waveform = cut[:, 0] if augment is None else augment_waveform(cut[:, 0], key, augment, num_real)
+    features: Array = (
+        compute_waveform(waveform, spec)
+        if isinstance(spec, WaveformSpec)
+        else compute_features(waveform, spec)
+    )
+    begin = jnp.arange(spec.num_frames) * spec.hop_samples
+    return Clips(features, begin[None] < num_real[:, None])
+
+
+def make_examples(batch: dict[str, Any], clips: Clips, task: Int[Array, " B"]) -> Examples:
+    """Clips with what a batch says of them."""
+    num_rows = len(batch[contract.MASK])
+    nothing = {
+        contract.PROMPT_IDS: jnp.zeros((num_rows, 0), jnp.int32),
+        contract.PROMPT_MASK: jnp.zeros((num_rows, 0), bool),
+        contract.AUDIO_POSITION: jnp.zeros(num_rows, jnp.int32),
+    }
+    read = nothing | batch
+    return Examples(
+        clips,
+        text_ids=read[contract.TEXT_IDS],
+        text_mask=read[contract.TEXT_MASK],
+        prompt_ids=read[contract.PROMPT_IDS],
+        prompt_mask=read[contract.PROMPT_MASK],
+        audio_position=read[contract.AUDIO_POSITION],
+        task=task,
+        mask=read[contract.MASK],
+    )
+
+
+def read_examples(
+    model: UnitLanguageModelConfig,
+    variables: dict[str, Any],
+    examples: Examples,
+    *,
+    length: int,
+    num_together: int = 1,
+) -> Sequences:
+    """Examples as rows of ``length`` tokens, their recordings as units."""
+    clips, *rest = examples
+    units, said = listen(model, variables, clips.features, clips.frame_mask)
+    return build_sequences(
+        Spoken(units, said, *rest),
+        model.vocabulary,
+        length=length,
+        num_together=num_together,
+        has_start=examples.prompt_ids.shape[1] == 0,
+    )
+
+
+def check_row_tokens(config: UnitLanguageModelingConfig, num_text: int, num_prompt: int) -> None:
+    """Raises UserError where texts and prompts of so many tokens leave no room for units."""
+    budget = unit_budget(config.row_tokens, config.examples_per_row, num_text, num_prompt)
+    if budget < config.examples_per_row:
+        raise UserError(
+            f"row_tokens is {config.row_tokens}; {config.examples_per_row} texts of {num_text} tokens, with prompts of "
+            f"{num_prompt} and two tags each, leave {budget} units: raise it, or lower examples_per_row"
+        )
+
+
+def build_unit_language_modeling(config: UnitLanguageModelingConfig) -> Objective:
+    """The objective as pure functions."""
+    model = config.model
+
+    def draw_tasks(keys: Any) -> Int[Array, " B"]:
+        shares = jnp.log(jnp.asarray(config.tasks.shares, jnp.float32))
+        return jax.vmap(lambda key: jax.random.categorical(key, shares))(keys).astype(jnp.int32)
+
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+        num_prompt = batch[contract.PROMPT_IDS].shape[1] if contract.PROMPT_IDS in batch else 0
+        check_row_tokens(config, batch[contract.TEXT_IDS].shape[1], num_prompt)
+        if train:
+            key_task, key_audio = jax.random.split(key)
+            crop = model.frontend.clip.train_crop
+            clips = compute_clips(model, batch, crop=crop, key=key_audio, augment=config.augment)
+            tasks = draw_tasks(jax.random.split(key_task, len(clips.features)))
+        else:
+            # In evaluation an example's task goes by its place in the split, and never changes.
+            clips = compute_clips(model, batch)
+            tasks = draw_tasks(
+                jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(batch[contract.INDEX])
+            )
+        return Inputs(make_examples(batch, clips, tasks), None)
+
+    def encode(
+        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
+    ) -> tuple[Terms, Params]:
+        """The loss of these rows, a sum: which is all that is kept of sequences that do not line up with rows."""
+        sequences = read_examples(
+            model, variables, inputs.rows, length=config.row_tokens, num_together=config.examples_per_row
+        )
+        states = predict(model, variables, sequences, train=train, key=key if train else None)
+        kernel, tied = head_kernel(model.language_model, variables["params"]["language_model"])
+        counts = sequences.mask & ~sequences.is_first
+        if config.loss_on == "answer":
+            counts &= sequences.is_answer
+
+        def loss(mask: Array) -> Loss:
+            found = next_token_loss(states, kernel, sequences.ids, mask=mask, tied=tied)
+            return Loss(*(x[None] for x in found))
+
+        terms = Terms(loss(counts & ~sequences.is_unit), loss(counts & sequences.is_unit))
+        return terms, variables["batch_stats"]
+
+    def combine(
+        params: Params, outputs: Terms, batch: dict[str, Any], *, axis_name: str | None = None
+    ) -> tuple[Loss, Metrics]:
+        """Adds up, and tells words and units apart."""
+        words, units = jax.tree.map(jnp.sum, outputs)
+        total = Loss(words.sum + units.sum, words.weight + units.weight)
+        return total, {"word_loss": words, "unit_loss": units}
+
+    return Objective(
+        init=lambda key: init_unit_language_model(model, key),
+        axes=lambda: unit_language_model_axes(model),
+        prepare=prepare,
+        encode=encode,
+        combine=combine,
+        project=lambda params: params,
+        trained=lambda params: {name: tree for name, tree in params.items() if name != "units"},
+    )
