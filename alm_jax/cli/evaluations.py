@@ -5,9 +5,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from alm_jax.cli import masked_spectrogram, report, two_towers
+from alm_jax.cli import masked_prediction, masked_spectrogram, report, tokenizer_distillation, two_towers
 from alm_jax.cli.session import Session
-from alm_jax.objectives import ContrastiveConfig, MaskedSpectrogramConfig, ObjectiveConfig
+from alm_jax.objectives import (
+    ContrastiveConfig,
+    MaskedPredictionConfig,
+    MaskedSpectrogramConfig,
+    ObjectiveConfig,
+    TokenizerDistillationConfig,
+)
 from alm_jax.training.state import TrainState
 
 
@@ -40,6 +46,16 @@ EVALUATIONS: Mapping[type, Evaluation] = {
         check=masked_spectrogram.check,
         evaluate=masked_spectrogram.evaluate,
         write_report=masked_spectrogram.write_run_report,
+    ),
+    MaskedPredictionConfig: Evaluation(
+        check=masked_prediction.check,
+        evaluate=masked_prediction.evaluate,
+        write_report=masked_prediction.write_run_report,
+    ),
+    TokenizerDistillationConfig: Evaluation(
+        check=tokenizer_distillation.check,
+        evaluate=tokenizer_distillation.evaluate,
+        write_report=tokenizer_distillation.write_run_report,
     ),
 }
 """By the type of the objective's config."""

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from alm_jax.cli.arguments import Parser, read_config
 from alm_jax.cli.evaluations import Result, evaluation_of
+from alm_jax.cli.run_variables import is_run_folder, read_run_variables
 from alm_jax.cli.session import Session, check_processes_agree, enable_compilation_cache
 from alm_jax.errors import UserError
 from alm_jax.experiment import ExperimentConfig, from_json, to_json
@@ -188,7 +189,9 @@ def initialise(session: Session, console: Console) -> TrainState:
 
 
 def read_variables(source: str) -> dict[str, Any]:
-    """The variables of a model, of a folder that ``alm import`` wrote or of anything that it reads."""
+    """The variables of a run folder, of a folder that ``alm import`` wrote, or of anything that it reads."""
+    if is_run_folder(source):
+        return read_run_variables(source)
     model = load_model_folder(source) if is_model_folder(source) else import_model(source)
     return dict(model.variables)
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.image import AxesImage
@@ -88,6 +89,22 @@ PANELS = (
             "linear_probe/random_accuracy": "untrained encoder",
         },
         percent=True,
+    ),
+    Panel(
+        title="Labels of hidden patches that are named",
+        series={"masked_accuracy": "training", "validation/masked_accuracy": "validation"},
+        smooth=True,
+        percent=True,
+    ),
+    Panel(
+        title="Cosine of estimate and teacher",
+        series={"teacher_cosine": "training", "validation/teacher_cosine": "validation"},
+        smooth=True,
+    ),
+    Panel(
+        title="Perplexity of the labels",
+        series={"label_perplexity": "a training batch", "labels/perplexity": "validation"},
+        smooth=True,
     ),
     Panel(title="Learning rate", series={"learning_rate": "learning rate"}),
     Panel(title="Logit scale (1 / temperature)", series={"logit_scale": "logit scale"}),
@@ -245,6 +262,56 @@ def draw_reconstruction(
         place.set_title(name)
     axes[0].set_ylabel("Hz")
     return _png(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def draw_labels(
+    features: Float[np.ndarray, "T F"],
+    labels: Int[np.ndarray, "rows columns"],
+    hidden: Bool[np.ndarray, "rows columns"] | None = None,
+    predicted: Int[np.ndarray, "rows columns"] | None = None,
+    *,
+    title: str,
+    frame_sec: float,
+    mel_frequencies_hz: Float[np.ndarray, " F"],
+) -> bytes:
+    """A spectrogram and the labels of its patches, a colour for each; with a mask what is seen, and what is predicted.
+
+    Rows of labels are steps of time, columns bands. ``hidden`` is True where the encoder sees nothing; the last
+    picture has the predicted labels there, and nothing elsewhere.
+    """
+    step, band = len(features) // labels.shape[0], features.shape[1] // labels.shape[1]
+    low, high = (float(value) for value in np.percentile(features, (1, 99.5)))
+    pictures: list[tuple[str, np.ndarray]] = [("input", features), ("labels", label_colours(labels))]
+    if hidden is not None and predicted is not None:
+        covered = hidden.repeat(step, axis=0).repeat(band, axis=1)
+        pictures.append(("what the encoder sees", np.where(covered, np.nan, features)))
+        told = np.where(hidden[..., None], label_colours(predicted), np.nan)
+        pictures.append(("labels predicted of the rest", told))
+    figure = Figure(figsize=(3.7 * len(pictures), 2.6), layout=ConstrainedLayoutEngine(w_pad=0.1))
+    axes = figure.subplots(1, len(pictures), sharey=True)
+    figure.suptitle(drawable(title, 120), x=0.01, ha="left", fontsize=10, parse_math=False)
+    for place, (name, picture) in zip(axes, pictures, strict=True):
+        place.set_facecolor(GRID)
+        colours = picture.repeat(step, axis=0).repeat(band, axis=1) if picture.ndim == 3 else None
+        image = _draw_spectrogram(
+            place, features if colours is not None else picture, frame_sec, mel_frequencies_hz, high
+        )
+        image.set_clim(low, max(high, low + 1e-6))
+        if colours is not None:
+            clear = np.isnan(colours[..., :1])
+            shown = np.concatenate([np.nan_to_num(colours), np.where(clear, 0.0, 1.0)], axis=-1)
+            image.set_data(shown.swapaxes(0, 1))
+        place.set_title(name)
+    axes[0].set_ylabel("Hz")
+    return _png(figure)
+
+
+def label_colours(labels: Int[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns 3"]:
+    """A colour for each label, those of neighbouring numbers far apart: labels have no order."""
+    turn = np.mod(labels * 0.6180339887, 1.0)
+    hsv = np.stack([turn, 0.45 + 0.2 * (labels % 3), 0.95 - 0.15 * (labels // 3 % 3)], axis=-1)
+    return hsv_to_rgb(hsv)
 
 
 def spectrogram_top(features: Float[np.ndarray, "k T F"]) -> float:

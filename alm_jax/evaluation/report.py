@@ -48,6 +48,7 @@ def write_report(
     confusion: Int[np.ndarray, "C C"] | None = None,
     class_names: Sequence[str] = (),
     reconstructions: Mapping[str, bytes] | None = None,
+    labels: Mapping[str, bytes] | None = None,
     written: Sequence[Sequence[str]] = (),
 ) -> Path:
     """Writes ``workdir/report.html`` and its pictures, ``workdir/report/*.png``. Returns the page's path.
@@ -69,6 +70,7 @@ def write_report(
       retrieved: for each of the k clips, the captions that the model puts first, best first.
       own_captions: for each of the k clips, all captions that are right; by default the one in ``captions``.
       reconstructions: pictures of `draw_reconstruction`, by the id of the clip.
+      labels: pictures of `draw_labels`, by the id of the clip.
       written: id of a clip, what the model was asked, what it wrote, and what is right; a row each.
       confusion: zero-shot counts, true classes by predicted ones, with their ``class_names``.
     """
@@ -119,6 +121,13 @@ def write_report(
         )
         note = "What the encoder is not shown, the decoder draws; the rest stands as it is."
         sections.append(_section("What the model draws", f"<p>{note}</p>{images}"))
+    if labels:
+        images = "".join(
+            _image(folder / f"labels_{k:02d}.png", png, f"{name}: input and labels of its patches")
+            for k, (name, png) in enumerate(labels.items())
+        )
+        note = "Each label of the tokenizer has a colour; where all patches have one, it has collapsed."
+        sections.append(_section("Labels of the patches", f"<p>{note}</p>{images}"))
     if written:
         heads = "".join(f"<th>{name}</th>" for name in ("clip", "asked", "written", "right"))
         rows = "".join(
@@ -176,6 +185,8 @@ HEADLINES = {
     "retrieval/text_to_audio/map@10": "mAP@10, text → audio",
     "retrieval/audio_to_text/map@10": "mAP@10, audio → text",
     "zero_shot/accuracy": "zero-shot accuracy",
+    "validation/masked_accuracy": "labels of hidden patches",
+    "validation/teacher_cosine": "cosine to the teacher",
     "linear_probe/accuracy": "linear probe",
     "linear_probe/random_accuracy": "linear probe, untrained encoder",
 }

@@ -1,9 +1,13 @@
-"""Regression of latents: the distance between predicted and true embeddings."""
+"""Regression of latents: the distance between predicted and true embeddings, as numbers or as directions."""
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from alm_jax.losses.absolute import absolute
+
+_TINY = 1e-24
+"""The smallest product of two squared lengths that a cosine is divided by the root of."""
 
 
 def latent_regression(
@@ -27,3 +31,25 @@ def latent_regression(
     error = prediction - jnp.where(real, target, 0).astype(jnp.float32)
     loss = jnp.mean(l1_weight * absolute(error) + l2_weight * jnp.square(error), axis=-1)
     return jnp.sum(loss), jnp.sum(mask, dtype=jnp.float32)
+
+
+def cosine_distance(
+    prediction: Float[Array, "B N D"],
+    target: Float[Array, "B N D"],
+    *,
+    mask: Bool[Array, "B N"] | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """1 - cos(z^, z), summed over the real tokens; the weight is their number. In float32.
+
+    What BEATs' tokenizer learns its teacher by (Chen et al. 2022, https://arxiv.org/abs/2212.09058, equation 6). Of
+    vectors of length 1 it is half of their squared distance. A vector of length 0 has the cosine 0.
+    """
+    mask = jnp.ones(prediction.shape[:2], bool) if mask is None else mask
+    real = mask[..., None]
+    # What does not count is a direction that has a gradient.
+    prediction = jnp.where(real, prediction, 1).astype(jnp.float32)
+    target = jnp.where(real, target, 1).astype(jnp.float32)
+    product = jnp.sum(prediction * target, axis=-1)
+    squares = jnp.sum(jnp.square(prediction), axis=-1) * jnp.sum(jnp.square(target), axis=-1)
+    cosine = product * lax.rsqrt(jnp.maximum(squares, _TINY))
+    return jnp.sum(jnp.where(mask, 1 - cosine, 0)), jnp.sum(mask, dtype=jnp.float32)

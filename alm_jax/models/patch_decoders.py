@@ -1,4 +1,4 @@
-"""Decoders of a masked autoencoder: the states of the visible patches to the pixels of all.
+"""Decoders of masked models: the states of the visible patches to the pixels, or scores of labels, of all.
 
 Both put a trained token in the place of each hidden patch, add fixed positions, and end in a norm and a linear layer.
 The global one is a ViT, as in MAE (He et al. 2022, https://arxiv.org/abs/2111.06377); the local one attends in windows
@@ -33,7 +33,7 @@ def _check(width: int, num_heads: int) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GlobalDecoderConfig:
-    """A ViT over all patches and the class token. Defaults are MAE's, and AudioMAE's decoder_mode 0."""
+    """A ViT over all patches, and the class token where there is one. Defaults are MAE's, AudioMAE's decoder_mode 0."""
 
     width: int = 512
     """Size of a token's state, a multiple of 4."""
@@ -94,27 +94,32 @@ def check_grid(config: DecoderConfig, grid: tuple[int, int]) -> None:
 class PatchDecoder(nn.Module):
     """Either decoder, by the type of its config.
 
-    Parameters: ``embed``, ``mask_token``, ``blocks`` (every array with a leading axis of layers; of pairs of them,
-    ``plain`` and ``shifted``, in the local decoder), ``norm``, ``head``.
+    Parameters: ``embed``, ``mask_token`` (where patches are hidden), ``blocks`` (every array with a leading axis of
+    layers; of pairs of them, ``plain`` and ``shifted``, in the local decoder), ``norm``, ``head``.
     """
 
     config: DecoderConfig
-    num_pixels: int
+    num_outputs: int
+    """Numbers that are made of each patch: its pixels, say."""
     grid: tuple[int, int]
     """(time, frequency) of the patches."""
     transposed_positions: bool
     """As `AudioMaeConfig.compat` lays them."""
     dtype: jnp.dtype
     remat: Remat = "none"
+    has_class_token: bool = True
+    """Whether the first state is no patch's."""
+    output_axis: str = "patch"
+    """Name of the axis of outputs."""
 
     @nn.compact
     def __call__(
         self, states: Float[Array, "B tokens D"], restore_ids: Int[Array, "B N"], *, train: bool = False
-    ) -> Float[Array, "B N pixels"]:
-        """Pixels of every patch.
+    ) -> Float[Array, "B N outputs"]:
+        """Outputs of every patch.
 
         Args:
-            states: the encoder's class token and visible patches.
+            states: the encoder's, of the class token where there is one and of the visible patches.
             restore_ids: where each patch is among "visible, then hidden" (`PatchMask`).
             train: the local decoder's dropout is on, from the "dropout" stream.
         """
@@ -124,20 +129,24 @@ class PatchDecoder(nn.Module):
         x = Dense((config.width,), ("audio_embed", "embed"), self.dtype, kernel_init=init, name="embed")(
             states
         )
-        mask_token = declare(self, "mask_token", nn.initializers.normal(0.02), (config.width,), ("embed",))
-        cls_token, visible = x[:, :1], x[:, 1:]
-        hidden_shape = batch_size, num_patches - visible.shape[1], config.width
-        hidden = jnp.broadcast_to(mask_token.astype(self.dtype), hidden_shape)
-        x = take_patches(jnp.concatenate([visible, hidden], axis=1), restore_ids)
+        first = int(self.has_class_token)
+        cls_token, visible = x[:, :first], x[:, first:]
+        if num_hidden := num_patches - visible.shape[1]:
+            init_token = nn.initializers.normal(0.02)
+            mask_token = declare(self, "mask_token", init_token, (config.width,), ("embed",))
+            hidden = jnp.broadcast_to(mask_token.astype(self.dtype), (batch_size, num_hidden, config.width))
+            visible = jnp.concatenate([visible, hidden], axis=1)
+        x = take_patches(visible, restore_ids)
         rows, columns = reversed(self.grid) if self.transposed_positions else self.grid
         x = x + jnp.asarray(sincos_grid(rows, columns, config.width), self.dtype)[None]
 
         if isinstance(config, LocalDecoderConfig):
             x = self._decode_locally(config, x, train, init)
         else:
-            x = self._decode_globally(config, jnp.concatenate([cls_token, x], axis=1), init)[:, 1:]
+            x = self._decode_globally(config, jnp.concatenate([cls_token, x], axis=1), init)[:, first:]
         x = LayerNorm(self.dtype, config.layer_norm_eps, name="norm")(x)
-        return Dense((self.num_pixels,), ("embed", "patch"), self.dtype, kernel_init=init, name="head")(x)
+        axes = "embed", self.output_axis
+        return Dense((self.num_outputs,), axes, self.dtype, kernel_init=init, name="head")(x)
 
     def _decode_globally(
         self, config: GlobalDecoderConfig, x: Float[Array, "B N D"], init: nn.initializers.Initializer

@@ -26,6 +26,7 @@ summands                numbers that make up one of these two
 channels_in, channels   what a convolution consumes and produces, where that is no width
 pooled                  output of BERT's pooler
 classes                 outputs of a classifier
+codes, code_dim         rows of a codebook of audio labels, size of one
 rank                    what a low-rank adapter passes through
 joint_hidden, joint     the projection into the space that the towers share
 ======================  ===========================================================================

@@ -3,10 +3,17 @@
 from typing import TypeAlias
 
 from alm_jax.objectives.contrastive import ContrastiveConfig, build_contrastive
+from alm_jax.objectives.masked_prediction import MaskedPredictionConfig, build_masked_prediction
 from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig, build_masked_spectrogram
 from alm_jax.objectives.objective import Objective
+from alm_jax.objectives.tokenizer_distillation import (
+    TokenizerDistillationConfig,
+    build_tokenizer_distillation,
+)
 
-ObjectiveConfig: TypeAlias = ContrastiveConfig | MaskedSpectrogramConfig
+ObjectiveConfig: TypeAlias = (
+    ContrastiveConfig | MaskedPredictionConfig | MaskedSpectrogramConfig | TokenizerDistillationConfig
+)
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
@@ -14,5 +21,9 @@ def build_objective(config: ObjectiveConfig) -> Objective:
     match config:
         case ContrastiveConfig():
             return build_contrastive(config)
+        case MaskedPredictionConfig():
+            return build_masked_prediction(config)
+        case TokenizerDistillationConfig():
+            return build_tokenizer_distillation(config)
         case MaskedSpectrogramConfig():
             return build_masked_spectrogram(config)

@@ -19,11 +19,13 @@ class InitFromConfig:
     """One model, or a part of one, that parameters are taken from when a run begins."""
 
     source: str
-    """What `alm import` reads or has written: a folder, an archive of PyTorch, or an id of the Hub."""
+    """A run folder of `alm pretrain`, whose newest checkpoint is taken (averaged where it has an average); or what
+    `alm import` reads or has written: a folder, an archive of PyTorch, or an id of the Hub."""
     into: str = ""
     """Path of the parameters that are replaced: ``text`` for the text tower; empty for all."""
     part: str = ""
-    """Path of what is taken inside the source: ``audio`` of two towers, say; empty for all."""
+    """Path of what is taken inside the source: ``audio`` of two towers, ``encoder`` of a masked model, say; empty for
+    all."""
 
 
 def take_from(

@@ -206,6 +206,9 @@ class Loop:
 
 SHOWN = (
     "validation/loss",
+    "validation/masked_accuracy",
+    "validation/teacher_cosine",
+    "labels/perplexity",
     "zero_shot/accuracy",
     "linear_probe/accuracy",
     "linear_probe/random_accuracy",

@@ -3,6 +3,10 @@
 Chen et al. 2022, https://arxiv.org/abs/2212.09058. log-mel [B T F] -> 16 x 16 patches, time-major -> linear embedding,
 norm and projection -> a grouped convolution over the sequence of patches adds positions -> norm -> blocks with norms
 after each half, residuals enlarged (DeepNorm), and gated relative attention.
+
+In pre-training most patches are hidden and the blocks never compute them. The publication does not say which positions
+the others then have, and the code of its pre-training is not released; here they keep those that they have in the whole
+clip: the convolution runs over all places, the hidden ones zero as padding is, and distances are those of the whole.
 """
 
 import dataclasses
@@ -11,7 +15,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.encoders.family import Family
 from alm_jax.errors import UserError
@@ -24,6 +28,7 @@ from alm_jax.nn.pooling import masked_mean
 from alm_jax.nn.relative_bias import RelativeBias
 from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.ops.frontends import BeatsSpec, ClipSpec
+from alm_jax.ops.patch_masking import take_patches
 from alm_jax.ops.patchify import patchify
 from alm_jax.ops.window_mask import window_mask
 
@@ -129,13 +134,18 @@ class Beats(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Float[Array, "B T F"], *, mask: Bool[Array, "B T"] | None = None
-    ) -> Float[Array, "B D"] | Float[Array, "B N D"]:
+        self,
+        features: Float[Array, "B T F"],
+        *,
+        mask: Bool[Array, "B T"] | None = None,
+        visible_ids: Int[Array, "B n"] | None = None,
+    ) -> Float[Array, "B D"] | Float[Array, "B tokens D"]:
         """Encodes ``features`` of any number of frames from a patch on; frames after the last patch are unused.
 
         Args:
             mask: True for real frames, the padding at the end; `compute_patch_mask` says which patches are then. The
                 others are zero before the convolution and not attended to. None: padding is heard.
+            visible_ids: the patches to encode, in this order; None for all. The others are not heard at all.
 
         Raises:
             UserError: ``features`` do not fit the config, or logits are asked for without classes.
@@ -152,9 +162,17 @@ class Beats(nn.Module):
                 "this BEATs has no classifier: set num_classes, or ask for tokens or the clip vector"
             )
         patch_mask = None if mask is None else compute_patch_mask(config, mask)
-        x = self._embed(features[:, : num_frames // config.patch_size * config.patch_size], patch_mask)
+        num_patches = num_frames // config.patch_size * (num_mels // config.patch_size)
+        heard = patch_mask
+        if visible_ids is not None:
+            visible = jnp.any(visible_ids[:, :, None] == jnp.arange(num_patches)[None, None], axis=1)
+            heard = visible if patch_mask is None else visible & patch_mask
+        x = self._embed(features[:, : num_frames // config.patch_size * config.patch_size], heard)
 
-        positions = jnp.arange(x.shape[1])
+        positions = jnp.arange(num_patches)[None]
+        if visible_ids is not None:
+            x, positions = take_patches(x, visible_ids), visible_ids
+            patch_mask = None if patch_mask is None else take_patches(patch_mask, visible_ids)
         bias = RelativeBias(
             config.num_heads,
             config.num_buckets,
@@ -162,7 +180,7 @@ class Beats(nn.Module):
             is_bidirectional=True,
             embedding_init=nn.initializers.xavier_normal(),
             name="relative_bias",
-        )(positions, positions)[None]
+        )(positions, positions)
         block = rematerialise(_Block, self.remat)
         blocks = nn.scan(
             block,
@@ -222,7 +240,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], bias: Float[Array, "1 H N N"], mask: Bool[Array, "B N"] | None
+        self, x: Float[Array, "B N D"], bias: Float[Array, "rows H N N"], mask: Bool[Array, "B N"] | None
     ) -> tuple[Float[Array, "B N D"], None]:
         config, alpha = self.config, self.config.residual_scale
         attention = GatedRelativeAttention(config.num_heads, self.dtype, config.init_gain, name="attention")

@@ -1,0 +1,28 @@
+"""How the training of an audio tokenizer is checked, measured and shown: as masked prediction is, without a mask."""
+
+import functools
+from pathlib import Path
+
+from alm_jax.cli.linear_probe import check_probe
+from alm_jax.cli.masked_prediction import LabelResult, measure, warn_unless_given, write_label_page
+from alm_jax.cli.session import Session
+from alm_jax.evaluation.patch_labels import draw_label_maps
+from alm_jax.models.distilled_tokenizer import TEACHER, init_distilled_tokenizer
+from alm_jax.training.state import TrainState
+
+
+def check(session: Session) -> None:
+    """Finds out now, and not after training, that scikit-learn is missing, or that the teacher knows nothing."""
+    check_probe()
+    warn_unless_given(session, TEACHER, "the teacher", "alm pretrain of a MaskedPredictionConfig")
+
+
+def evaluate(session: Session, state: TrainState, split: str) -> LabelResult:
+    """Measures the state (averaged parameters where there are any) on a split; the same on every process."""
+    return measure(session, state, split, init=functools.partial(init_distilled_tokenizer, session.model))
+
+
+def write_run_report(workdir: Path, session: Session, state: TrainState, result: LabelResult) -> None:
+    """Writes a run's last figures and its report page."""
+    draw = functools.partial(draw_label_maps, session.model)
+    write_label_page(workdir, session, state, result, draw=draw)

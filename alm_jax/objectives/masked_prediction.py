@@ -1,0 +1,117 @@
+"""Masked prediction of discrete labels: hide patches of a spectrogram, and name the tokenizer's labels of them.
+
+BEATs (Chen et al. 2022, https://arxiv.org/abs/2212.09058): the labels are those of a random projection first, then of a
+tokenizer that was distilled from the encoder of the iteration before. Captions and labels of clips are not read.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from alm_jax import batch as contract
+from alm_jax.losses.reconstruction import masked_label_prediction
+from alm_jax.models.label_predictor import (
+    TOKENIZER,
+    LabelPredictorConfig,
+    init_label_predictor,
+    label_clips,
+    label_predictor_axes,
+    predict_labels,
+)
+from alm_jax.objectives.masked_spectrogram import MaskedClips
+from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
+from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, clip_features, cut_clips
+from alm_jax.ops.frontends import compute_features
+from alm_jax.ops.vector_quantization import count_codes, perplexity
+from alm_jax.types import Metrics, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedPredictionConfig:
+    """An encoder, trained to tell the labels of hidden patches."""
+
+    model: LabelPredictorConfig
+    """Front-end, encoder, tokenizer and label predictor."""
+    mask: MaskConfig = UnstructuredMaskConfig(ratio=0.75)
+    """What is hidden, drawn anew for every clip and step."""
+    augment: WaveformAugmentConfig = WaveformAugmentConfig()
+    """Waveform augmentation; labels are those of the augmented clip."""
+
+    def __post_init__(self) -> None:
+        self.mask.check(self.model.grid)
+
+
+class LabelledClips(NamedTuple):
+    """What one row says of itself."""
+
+    sum: Float[Array, " B"]
+    """Of the losses of the hidden patches."""
+    weight: Float[Array, " B"]
+    """How many there are."""
+    correct: Float[Array, " B"]
+    """Hidden patches whose label is the likeliest one."""
+    counts: Float[Array, "B V"]
+    """How often each label occurs among all patches: where the tokenizer has collapsed, one has them all."""
+
+
+def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
+    """The objective as pure functions. The tokenizer does not train."""
+    model = config.model
+
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+        if not train:
+            masked = evaluation_masks(config.mask, model.grid, batch[contract.INDEX])
+            return Inputs(MaskedClips(clip_features(model.frontend, batch), masked), None)
+        spec = model.frontend
+        key_mask, key_audio = jax.random.split(key)
+        clips, _, _ = cut_clips(spec, batch, crop=spec.clip.train_crop, key=key_audio)
+        features = compute_features(augment_waveform(clips[:, 0], key_audio, config.augment), spec)
+        masked = draw_masks(config.mask, model.grid, jax.random.split(key_mask, len(features)))
+        return Inputs(MaskedClips(features, masked), None)
+
+    def encode(
+        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
+    ) -> tuple[LabelledClips, Params]:
+        clips: MaskedClips = inputs.rows
+        labels = label_clips(model, variables, clips.features)
+        logits = predict_labels(
+            model, variables, clips.features, clips.masked, train=train, key=key if train else None
+        )
+        hidden = clips.masked.hidden
+        loss, weight = jax.vmap(lambda *row: masked_label_prediction(*(x[None] for x in row)))(
+            logits, labels, hidden
+        )
+        correct = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & hidden, axis=-1, dtype=jnp.float32)
+        counts = count_codes(labels, model.tokenizer.num_codes)
+        return LabelledClips(loss, weight, correct, counts), variables["batch_stats"]
+
+    def combine(
+        params: Params, outputs: LabelledClips, batch: dict[str, Any], *, axis_name: str | None = None
+    ) -> tuple[Loss, Metrics]:
+        real = batch[contract.MASK]
+        total, weight, correct = (jnp.sum(jnp.where(real, x, 0.0)) for x in outputs[:3])
+        counts = jnp.sum(jnp.where(real[:, None], outputs.counts, 0.0), axis=0)
+        if axis_name is not None:
+            counts = lax.psum(lax.stop_gradient(counts), axis_name)
+        return Loss(total, weight), {
+            "masked_accuracy": Loss(correct, weight),
+            "label_perplexity": Loss(perplexity(lax.stop_gradient(counts)) * weight, weight),
+        }
+
+    def trained(params: Params) -> dict[str, Any]:
+        return {name: tree for name, tree in params.items() if name != TOKENIZER}
+
+    return Objective(
+        init=lambda key: init_label_predictor(model, key),
+        axes=lambda: label_predictor_axes(model),
+        prepare=prepare,
+        encode=encode,
+        combine=combine,
+        project=lambda params: params,
+        trained=trained,
+    )

@@ -1,0 +1,152 @@
+"""Distillation of an audio tokenizer: codes of which an encoder's states can be told.
+
+BEATs (Chen et al. 2022, https://arxiv.org/abs/2212.09058, section 3.1.2 and equation 6): the states of the tokenizer's
+encoder are quantised, an estimator makes the teacher's states of the codes, and the loss is the mean over patches of
+
+    1 - cos(estimate, teacher) + beta |latent - sg(code)|^2,
+
+with all latents and codes of length 1. The codes follow the latents without a gradient, by a moving average over all
+rows of a batch (`alm_jax/ops/vector_quantization.py`). The released code divides the squared distance by the size of a
+code; here it stands as it is printed. Captions and labels of clips are not read.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from alm_jax import batch as contract
+from alm_jax.errors import UserError
+from alm_jax.losses.regression import cosine_distance
+from alm_jax.models.audio_tokenizer import read_codebook
+from alm_jax.models.distilled_tokenizer import (
+    TEACHER,
+    DistilledTokenizerConfig,
+    distilled_tokenizer_axes,
+    estimate,
+    init_distilled_tokenizer,
+    latents_of,
+    quantize,
+    teacher_states,
+    tokenizer_variables,
+)
+from alm_jax.models.label_predictor import TOKENIZER
+from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, clip_features, cut_clips
+from alm_jax.ops.frontends import compute_features
+from alm_jax.ops.vector_quantization import count_codes, nearest_codes, perplexity, update_codebook
+from alm_jax.types import Metrics, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerDistillationConfig:
+    """A tokenizer, trained on the states of a teacher."""
+
+    model: DistilledTokenizerConfig
+    """Front-end, tokenizer, teacher and estimator."""
+    beta: float = 1.0
+    """Weight of the distance of a latent from its code, which keeps latents where codes are."""
+    codebook_decay: float = 0.99
+    """Decay of the moving average by which codes follow latents."""
+    revive_below: float = 0.1
+    """A code that is taken less often than this, in shares of the average code, is put on a latent of the batch."""
+    augment: WaveformAugmentConfig = WaveformAugmentConfig()
+    """Waveform augmentation; tokenizer and teacher hear the same clip."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.codebook_decay < 1 or not 0 <= self.revive_below < 1:
+            raise UserError(
+                f"codebook_decay is {self.codebook_decay} and revive_below {self.revive_below}; expected both in [0, 1)"
+            )
+
+
+class QuantizedClips(NamedTuple):
+    """What one row says of itself."""
+
+    distance: Float[Array, " B"]
+    """Sum over the patches of 1 - cos(estimate, teacher)."""
+    commitment: Float[Array, " B"]
+    """Sum over the patches of the squared distance of a latent from its code."""
+    num_patches: Float[Array, " B"]
+    """How many there are."""
+    counts: Float[Array, "B V"]
+    """How often each code was taken."""
+    latents: Float[Array, "B N code"]
+    """What the codes follow; no gradient passes."""
+
+
+def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objective:
+    """The objective as pure functions. The teacher does not train; the codes move by `Objective.update_stats`."""
+    model = config.model
+
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+        if not train:
+            return Inputs(clip_features(model.frontend, batch), None)
+        spec = model.frontend
+        clips, _, _ = cut_clips(spec, batch, crop=spec.clip.train_crop, key=key)
+        return Inputs(compute_features(augment_waveform(clips[:, 0], key, config.augment), spec), None)
+
+    def encode(
+        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
+    ) -> tuple[QuantizedClips, Params]:
+        latents = latents_of(model, variables, inputs.rows)
+        chosen, codes = quantize(variables, latents)
+        target = teacher_states(model, variables, inputs.rows)
+        estimated = estimate(model, variables, codes, train=train, key=key if train else None)
+        by_row = jax.vmap(lambda a, b: cosine_distance(a[None], b[None]))
+        distance, num_patches = by_row(estimated, target)
+        commitment = jnp.sum(jnp.square(latents - chosen), axis=(1, 2))
+        vectors = read_codebook(tokenizer_variables(variables)).vectors
+        kept = lax.stop_gradient(latents)
+        counts = count_codes(nearest_codes(kept, vectors), model.tokenizer.num_codes)
+        return QuantizedClips(distance, commitment, num_patches, counts, kept), variables["batch_stats"]
+
+    def combine(
+        params: Params, outputs: QuantizedClips, batch: dict[str, Any], *, axis_name: str | None = None
+    ) -> tuple[Loss, Metrics]:
+        real = batch[contract.MASK]
+        distance, commitment, weight = (jnp.sum(jnp.where(real, x, 0.0)) for x in outputs[:3])
+        counts = lax.stop_gradient(jnp.sum(jnp.where(real[:, None], outputs.counts, 0.0), axis=0))
+        if axis_name is not None:
+            counts = lax.psum(counts, axis_name)
+        return Loss(distance + config.beta * commitment, weight), {
+            "teacher_cosine": Loss(weight - distance, weight),
+            "commitment": Loss(commitment, weight),
+            "label_perplexity": Loss(perplexity(counts) * weight, weight),
+        }
+
+    def update_stats(
+        batch_stats: Params,
+        outputs: QuantizedClips,
+        batch: dict[str, Any],
+        key: Any,
+        *,
+        axis_name: str | None = None,
+    ) -> Params:
+        moved = update_codebook(
+            read_codebook({"batch_stats": batch_stats[TOKENIZER]}),
+            outputs.latents,
+            batch[contract.MASK],
+            key,
+            decay=config.codebook_decay,
+            revive_below=config.revive_below,
+            axis_name=axis_name,
+        )
+        return {**batch_stats, TOKENIZER: {"codebook": moved.vectors, "usage": moved.usage}}
+
+    def trained(params: Params) -> dict[str, Any]:
+        return {name: tree for name, tree in params.items() if name != TEACHER}
+
+    return Objective(
+        init=lambda key: init_distilled_tokenizer(model, key),
+        axes=lambda: distilled_tokenizer_axes(model),
+        prepare=prepare,
+        encode=encode,
+        combine=combine,
+        update_stats=update_stats,
+        project=lambda params: params,
+        trained=trained,
+    )
