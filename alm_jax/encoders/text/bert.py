@@ -91,7 +91,7 @@ VARIANTS = {
 
 
 class Bert(nn.Module):
-    """Token ids and their mask to one vector a text [B D], in ``dtype``.
+    """Token ids and their mask to one vector a text [B D], or to the last states of all tokens, in ``dtype``.
 
     Parameters: ``token_embed``, ``position_embed``, ``type_embed``, ``embed_norm``, ``blocks`` (every array
     with a leading axis of layers), and ``pooler`` where the config takes its output.
@@ -100,11 +100,13 @@ class Bert(nn.Module):
     config: BertConfig
     dtype: jnp.dtype
     remat: Remat = "none"
+    is_pooled: bool = True
+    """False: the states [B L D], whatever the config's pooling."""
 
     @nn.compact
     def __call__(
         self, ids: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False
-    ) -> Float[Array, "B D"]:
+    ) -> Float[Array, "B D"] | Float[Array, "B L D"]:
         config = self.config
         if ids.shape[1] > config.max_length:
             raise UserError(
@@ -135,6 +137,8 @@ class Bert(nn.Module):
         x, _ = blocks(
             config.num_heads, config.mlp_dim, config.layer_norm_eps, rate, self.dtype, init, name="blocks"
         )(x, mask)
+        if not self.is_pooled:
+            return x
         if config.pooling == "mean":
             return masked_mean(x, mask)
         if config.pooling == "first":
