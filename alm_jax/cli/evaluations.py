@@ -5,7 +5,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from alm_jax.cli import masked_prediction, masked_spectrogram, report, tokenizer_distillation, two_towers
+from alm_jax.cli import (
+    masked_prediction,
+    masked_spectrogram,
+    report,
+    tokenizer_distillation,
+    two_towers,
+    unit_language_modeling,
+)
 from alm_jax.cli.session import Session
 from alm_jax.objectives import (
     ContrastiveConfig,
@@ -13,6 +20,7 @@ from alm_jax.objectives import (
     MaskedSpectrogramConfig,
     ObjectiveConfig,
     TokenizerDistillationConfig,
+    UnitLanguageModelingConfig,
 )
 from alm_jax.training.state import TrainState
 
@@ -36,6 +44,9 @@ class Evaluation:
     """(session, state, split) -> `Result`; the same on every process."""
     write_report: Callable[[Path, Session, TrainState, Any], None]
     """(workdir, session, state, the last result) -> ``evaluation.json`` and ``report.html``."""
+    initialise: Callable[[Session, TrainState], tuple[TrainState, str]] | None = None
+    """(session, state after ``init_from``) -> the state that a run begins with, and what was made of its data, in words
+    or none; None where nothing is."""
 
 
 EVALUATIONS: Mapping[type, Evaluation] = {
@@ -56,6 +67,12 @@ EVALUATIONS: Mapping[type, Evaluation] = {
         check=tokenizer_distillation.check,
         evaluate=tokenizer_distillation.evaluate,
         write_report=tokenizer_distillation.write_run_report,
+    ),
+    UnitLanguageModelingConfig: Evaluation(
+        check=unit_language_modeling.check,
+        evaluate=unit_language_modeling.evaluate,
+        write_report=unit_language_modeling.write_run_report,
+        initialise=unit_language_modeling.initialise,
     ),
 }
 """By the type of the objective's config."""

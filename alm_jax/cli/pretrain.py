@@ -173,18 +173,24 @@ def read_again(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def initialise(session: Session, console: Console) -> TrainState:
-    """The state before the first step: drawn from the seed, then what ``init_from`` names, placed for training.
+    """The state before the first step: drawn from the seed, then what ``init_from`` names, then what the objective
+    makes of its data, placed for training.
 
     Raises UserError where a source cannot be read or does not fit.
     """
     parallel = session.parallel
     state = parallel.init()
-    if not session.config.init_from:
+    measure = evaluation_of(session.config.objective).initialise
+    if not session.config.init_from and measure is None:
         return state
     state = parallel.unplaced(state)
     for source in session.config.init_from:
         state, said = take_from(state, read_variables(source.source), source)
         console.print(f"init_from: {said}", highlight=False, markup=False, soft_wrap=True)
+    if measure is not None:
+        state, said = measure(session, state)
+        if said:
+            console.print(f"from the data: {said}", highlight=False, markup=False, soft_wrap=True)
     return parallel.place(state)
 
 

@@ -10,9 +10,17 @@ from alm_jax.objectives.tokenizer_distillation import (
     TokenizerDistillationConfig,
     build_tokenizer_distillation,
 )
+from alm_jax.objectives.unit_language_modeling import (
+    UnitLanguageModelingConfig,
+    build_unit_language_modeling,
+)
 
 ObjectiveConfig: TypeAlias = (
-    ContrastiveConfig | MaskedPredictionConfig | MaskedSpectrogramConfig | TokenizerDistillationConfig
+    ContrastiveConfig
+    | MaskedPredictionConfig
+    | MaskedSpectrogramConfig
+    | TokenizerDistillationConfig
+    | UnitLanguageModelingConfig
 )
 
 
@@ -27,3 +35,5 @@ def build_objective(config: ObjectiveConfig) -> Objective:
             return build_tokenizer_distillation(config)
         case MaskedSpectrogramConfig():
             return build_masked_spectrogram(config)
+        case UnitLanguageModelingConfig():
+            return build_unit_language_modeling(config)

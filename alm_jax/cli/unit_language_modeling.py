@@ -1,0 +1,195 @@
+"""How a unit language model begins, is checked, measured and shown: k-means, losses, transcripts, units."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from alm_jax import batch as contract
+from alm_jax.cli.run_page import write_run_page
+from alm_jax.cli.session import Session
+from alm_jax.errors import UserError
+from alm_jax.evaluation.unit_language_modeling import Transcript, cluster_frames, transcribe
+from alm_jax.evaluation.units import describe_units, fit_clusters
+from alm_jax.evaluation.validation_loss import batch_loss
+from alm_jax.models.audio_units import ClusterUnitsConfig
+from alm_jax.objectives import Objective, UnitLanguageModelingConfig
+from alm_jax.objectives.unit_language_modeling import (
+    UnitTasksConfig,
+    build_unit_language_modeling,
+    check_row_tokens,
+)
+from alm_jax.training import sharding
+from alm_jax.training.initialise import InitFromConfig, take_from
+from alm_jax.training.state import TrainState
+from data_pipelines.pipeline import train_batches
+from data_pipelines.text import framing_tokens
+
+CLUSTERS = "units/clusters"
+"""Path of what k-means finds."""
+NUM_SHOWN = 12
+"""Recordings whose units and text are shown."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnitLanguageModelingResult:
+    """Figures of one evaluation, and what was written."""
+
+    metrics: dict[str, float | int]
+    """Flat: ``n``, ``validation/loss`` (nats a token, of the tasks as they are trained), ``validation/word_loss`` (nats
+    a token of the text, given the units), ``validation/bits_per_unit``, ``units/...`` (`describe_units`), and
+    ``units_to_text/accuracy``, the share of texts that are written exactly."""
+    transcripts: tuple[Transcript, ...]
+    """Some recordings from all over the split."""
+
+
+def _config(session: Session) -> UnitLanguageModelingConfig:
+    config = session.config.objective
+    assert isinstance(config, UnitLanguageModelingConfig)
+    return config
+
+
+def is_fitted_here(session: Session) -> bool:
+    """Whether the run fits its clusters: there are some, and ``init_from`` does not bring them."""
+    is_brought = any(CLUSTERS.startswith(source.into) for source in session.config.init_from)
+    return isinstance(session.model.units, ClusterUnitsConfig) and not is_brought
+
+
+def check(session: Session) -> None:
+    """Raises UserError where words, lengths or rows do not fit, or scikit-learn is missing."""
+    if is_fitted_here(session):
+        import sklearn.cluster  # noqa: F401
+    config, data, tokenizer = _config(session), session.config.data, session.data.tokenizer
+    vocabulary, num_words = session.model.vocabulary, tokenizer.get_vocab_size()
+    if num_words > vocabulary.num_words:
+        raise UserError(
+            f"the tokenizer has {num_words} tokens, and language_model.vocab_size "
+            f"{session.model.language_model.vocab_size} less {vocabulary.num_units} units and two tags leaves "
+            f"{vocabulary.num_words}: make it at least {num_words + vocabulary.size - vocabulary.num_words}"
+        )
+    if not framing_tokens(tokenizer)[1]:
+        raise UserError(
+            "the tokenizer puts no token after a text, so that no text would ever end; take another"
+        )
+    prompt = data.prompt
+    check_row_tokens(config, data.tokenizer.max_length, prompt.max_length if prompt else 0)
+    training, together = session.config.training, config.examples_per_row
+    pieces = training.num_microbatches
+    if training.parallelism == "pmap":
+        pieces *= jax.local_device_count()
+    for name, rows in (
+        ("training.batch_size on a device, in a micro-batch,", training.batch_size // pieces),
+        ("evaluation.batch_size", session.eval_batch_size),
+    ):
+        if rows % together:
+            raise UserError(
+                f"objective.examples_per_row is {together}, and {name} is {rows}, no multiple of it: change one of them"
+            )
+
+
+def initialise(session: Session, state: TrainState) -> tuple[TrainState, str]:
+    """The state with k-means of the training split's frames for clusters, and what was done, in words.
+
+    The clips are the first of the order of training. The state is unplaced; every process leaves with the same.
+    """
+    if not is_fitted_here(session):
+        return state, ""
+    config, units = session.config, session.model.units
+    num_clips = min(units.num_fit_clips, len(session.data.split(config.data.train_split)))
+    params = session.replicate(state.variables)["params"]["units"]
+    batch_size = session.eval_batch_size
+    batches = train_batches(session.data, config.data.train_split, batch_size=batch_size, seed=config.seed)
+    found = []
+    for start in range(0, num_clips, batch_size):
+        batch = {name: np.array(value) for name, value in next(batches).items()}
+        frames, is_real = map(sharding.fetch, cluster_frames(session.model, params, session.place(batch)))
+        rows = min(batch_size, num_clips - start)
+        found.append(frames[:rows][is_real[:rows]])
+    frames = np.concatenate(found)
+    clusters = fit_clusters(frames, units.num_units, seed=config.seed)
+    if jax.process_count() > 1:
+        clusters = multihost_utils.broadcast_one_to_all(clusters)
+    state, _ = take_from(state, {"params": clusters}, InitFromConfig(source="k-means", into=CLUSTERS))
+    return state, f"{units.num_units} units from {len(frames):,} frames of {num_clips:,} clips, by k-means"
+
+
+def evaluate(session: Session, state: TrainState, split: str) -> UnitLanguageModelingResult:
+    """Measures the state (averaged parameters where there are any) on a split; the same on every process."""
+    config, tokenizer, source = _config(session), session.data.tokenizer, session.data.split(split)
+    variables = session.replicate(state.evaluation_variables)
+    merged = session.replicate(session.model_variables(state))
+    losses = {"validation/loss": (session.objective, variables)} | {
+        name: (objective, merged) for name, objective in _single_tasks(config).items()
+    }
+    sums = {name: np.zeros(2) for name in losses}
+    end_id = framing_tokens(tokenizer)[1][0]
+    shown = set(np.linspace(0, len(source) - 1, NUM_SHOWN).astype(int).tolist())
+    all_units, transcripts, num_right = [], [], 0
+    for batch in session.evaluation_batches(split):
+        batch = {name: np.array(value) for name, value in batch.items()}
+        placed = session.place(batch)
+        for name, (objective, given) in losses.items():
+            sums[name] += [float(x) for x in batch_loss(objective, given, placed)]
+        transcribed = transcribe(session.model, merged, placed, end_id)
+        units, said, ids, mask = map(
+            sharding.fetch,
+            (transcribed.units, transcribed.said, transcribed.written.ids, transcribed.written.mask),
+        )
+        for row in np.flatnonzero(batch[contract.MASK]):
+            index = int(batch[contract.INDEX][row])
+            transcript = Transcript(
+                id=source.ids[index],
+                units=tuple(units[row][said[row]].tolist()),
+                written=_read(session, ids[row][mask[row]]),
+                right=tuple(caption.strip() for caption in source.captions(index)),
+            )
+            num_right += transcript.is_right
+            all_units.append(np.array(transcript.units, np.int32))
+            if index in shown:
+                transcripts.append(transcript)
+    means = {name: float(total / max(weight, 1.0)) for name, (total, weight) in sums.items()}
+    if "validation/bits_per_unit" in means:
+        means["validation/bits_per_unit"] /= float(np.log(2))
+    metrics = {"n": len(source), **means, **describe_units(all_units, session.model.units.num_units)}
+    if config.tasks.units_to_text:
+        metrics["units_to_text/accuracy"] = num_right / len(source)
+    return UnitLanguageModelingResult(metrics=metrics, transcripts=tuple(transcripts))
+
+
+def _single_tasks(config: UnitLanguageModelingConfig) -> dict[str, Objective]:
+    """The objectives whose losses are of words given units, and of units, where they are trained."""
+    tasks, shares = config.tasks, {}
+    if tasks.units_to_text:
+        shares["validation/word_loss"] = UnitTasksConfig(speech=0, units_to_text=1, text_to_units=0)
+    if tasks.speech or tasks.text_to_units:
+        is_speech = bool(tasks.speech)
+        shares["validation/bits_per_unit"] = UnitTasksConfig(
+            speech=is_speech, units_to_text=0, text_to_units=not is_speech
+        )
+    return {
+        name: build_unit_language_modeling(dataclasses.replace(config, tasks=share, loss_on="answer"))
+        for name, share in shares.items()
+    }
+
+
+def _read(session: Session, ids: Any) -> str:
+    """Text of token ids; a unit is <number>."""
+    first = session.model.vocabulary.num_words
+    words = session.data.tokenizer.decode(
+        [int(i) for i in ids if i < first], skip_special_tokens=True
+    ).strip()
+    return " ".join(filter(None, [words, *(f"<{i - first}>" for i in ids if i >= first)]))
+
+
+def write_run_report(
+    workdir: Path, session: Session, state: TrainState, result: UnitLanguageModelingResult
+) -> None:
+    """Writes a run's last figures and its report page, with the units of some recordings and what was made of them."""
+    rows = [
+        [shown.id, " ".join(map(str, shown.units)), shown.written, " / ".join(shown.right)]
+        for shown in result.transcripts
+    ]
+    write_run_page(workdir, session, state, result.metrics, written=rows)
