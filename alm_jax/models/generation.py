@@ -25,6 +25,7 @@ class Greedy:
     """The likeliest token, again and again."""
 
 
+GREEDY = Greedy()
 Strategy: TypeAlias = Greedy | Sample | Beam
 """How tokens are chosen."""
 
@@ -38,7 +39,7 @@ def generate(
     *inputs: Array,
     num_new_tokens: int,
     end_id: int | Int[Array, ""],
-    strategy: Strategy = Greedy(),
+    strategy: Strategy = GREEDY,
     key: Array | None = None,
     pad_id: int = 0,
     dtype: DTypeLike = jnp.float32,

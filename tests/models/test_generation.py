@@ -18,12 +18,12 @@ from alm_jax.interop.parity import saved_arrays
 from alm_jax.interop.qwen2_audio import PARITY, QWEN2_AUDIO
 from alm_jax.models import qwen2_audio
 from alm_jax.models.beam_search import Beam
-from alm_jax.models.generation import Greedy, generate
+from alm_jax.models.generation import GREEDY, generate
 from alm_jax.training import sharding
 from alm_jax.training.mesh import MeshConfig, build_mesh
 
 NEW = 8
-GREEDY = Greedy()
+
 LENGTHS = np.array([6, 3, 1])
 MASK = np.arange(6)[None, :] >= 6 - LENGTHS[:, None]
 SIZES = {"vocab_size": 50, "width": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 48, "max_positions": 32}
