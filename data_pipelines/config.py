@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from typing import Literal
 
 from alm_jax.errors import UserError
@@ -81,6 +82,86 @@ class FsddConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """What is asked of a recording; its caption is the answer."""
+
+    template: TemplateName = "plain"
+    """How recording and question are put together: `data_pipelines.templates` has them as they were published."""
+    question: str | tuple[str, ...] = ""
+    """The question, or the name of a task of the template (``caption``). Of several, training draws one for every
+    example and epoch, and evaluation asks the first."""
+    max_length: int = 64
+    """Tokens a prompt is padded to, P of the batch contract; a longer one is an error."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_length >= 1, "prompt.max_length", self.max_length, "at least 1")
+        _require(self.question != (), "prompt.question", self.question, "a question, or several")
+        _require(
+            len(set(self.questions)) == len(self.questions),
+            "prompt.question",
+            self.question,
+            "different questions",
+        )
+        for question in self.questions:
+            render(self.template, question)
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """Every question, the first of which is evaluation's."""
+        return (self.question,) if isinstance(self.question, str) else self.question
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixturePart:
+    """One data set of a mixture."""
+
+    name: str
+    """What its splits begin with: ``digits/train``."""
+    dataset: SyntheticCaptionsConfig | Esc50Config | FsddConfig
+    """The data set."""
+    weight: int = 1
+    """Its share, beside the other parts' weights: of the rows of every batch, or of the batches."""
+    train_split: str = "train"
+    """Split(s) of it that the mixture's ``train`` has, joined with ``+``."""
+    eval_split: str = "test"
+    """Split(s) of it that the mixture's ``test`` has, joined with ``+``."""
+    prompt: PromptConfig | None = None
+    """What is asked of its recordings; None: what ``data.prompt`` says."""
+
+    def __post_init__(self) -> None:
+        _require(
+            re.fullmatch(r"[A-Za-z0-9_.-]+", self.name) is not None,
+            "the name of a mixture's part",
+            self.name,
+            "letters, digits, dots, hyphens and underscores",
+        )
+        is_whole = isinstance(self.weight, int) and 1 <= self.weight <= 1000
+        _require(is_whole, f"the weight of part {self.name!r}", self.weight, "a whole number from 1 to 1000")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """Several data sets at once.
+
+    Splits: ``train`` and ``test``, made of what each part trains on and is evaluated on, and ``name/split``, any split
+    of a part; join them with ``+``. Classes of the same name are one class, whatever part they are of. Each part has
+    its own order and its own epochs.
+    """
+
+    parts: tuple[MixturePart, ...]
+    """The data sets; batches name them by their place (``source``). Said in the config file: the command line changes
+    single fields."""
+    mode: Literal["rows", "turns"] = "rows"
+    """``rows``: every batch has rows of every part, in fixed shares; ``turns``: a batch is of one part, and the parts
+    take turns. What does not divide is spread evenly over the steps."""
+
+    def __post_init__(self) -> None:
+        names = [part.name for part in self.parts]
+        _require(len(names) >= 1, "dataset.parts", self.parts, "one data set or more")
+        _require(len(set(names)) == len(names), "dataset.parts", names, "parts of different names")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """A tokenizer trained on the captions of the train split, or a published one."""
 
@@ -116,41 +197,11 @@ class TokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptConfig:
-    """What is asked of a recording; its caption is the answer."""
-
-    template: TemplateName = "plain"
-    """How recording and question are put together: `data_pipelines.templates` has them as they were published."""
-    question: str | tuple[str, ...] = ""
-    """The question, or the name of a task of the template (``caption``). Of several, training draws one for every
-    example and epoch, and evaluation asks the first."""
-    max_length: int = 64
-    """Tokens a prompt is padded to, P of the batch contract; a longer one is an error."""
-
-    def __post_init__(self) -> None:
-        _require(self.max_length >= 1, "prompt.max_length", self.max_length, "at least 1")
-        _require(self.question != (), "prompt.question", self.question, "a question, or several")
-        _require(
-            len(set(self.questions)) == len(self.questions),
-            "prompt.question",
-            self.question,
-            "different questions",
-        )
-        for question in self.questions:
-            render(self.template, question)
-
-    @property
-    def questions(self) -> tuple[str, ...]:
-        """Every question, the first of which is evaluation's."""
-        return (self.question,) if isinstance(self.question, str) else self.question
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """A data set, its splits, and how batches are cut from it."""
 
-    dataset: SyntheticCaptionsConfig | Esc50Config | FsddConfig
-    """The data set."""
+    dataset: SyntheticCaptionsConfig | Esc50Config | FsddConfig | MixtureConfig
+    """The data set, or several."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """How captions become token ids."""
     prompt: PromptConfig | None = None
@@ -177,3 +228,25 @@ class DataConfig:
         _require(self.source_sec > 0, "source_sec", self.source_sec, "above zero")
         _require(0 <= self.max_bad_fraction < 1, "max_bad_fraction", self.max_bad_fraction, "in [0, 1)")
         _require(self.num_reads >= 1, "num_reads", self.num_reads, "at least 1")
+        asked = [prompt is not None for prompt in self._prompts]
+        if any(asked) and not all(asked):
+            raise UserError(
+                "some parts of the mixture have a prompt and others have none; set data.prompt, which is the prompt of "
+                "every part without its own"
+            )
+
+    @property
+    def prompts(self) -> tuple[PromptConfig, ...]:
+        """The prompt of each part of a mixture, or of the one data set; none where captions have no prompt."""
+        return tuple(prompt for prompt in self._prompts if prompt is not None)
+
+    @property
+    def _prompts(self) -> list[PromptConfig | None]:
+        if not isinstance(self.dataset, MixtureConfig):
+            return [self.prompt]
+        return [part.prompt or self.prompt for part in self.dataset.parts]
+
+    @property
+    def prompt_length(self) -> int:
+        """P of the batch contract, the longest ``max_length`` of the prompts; 0 where there are none."""
+        return max((prompt.max_length for prompt in self.prompts), default=0)

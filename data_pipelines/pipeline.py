@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,13 @@ from jaxtyping import Bool, Int
 
 from alm_jax import batch as contract
 from alm_jax.errors import AlmError, UserError
+from data_pipelines.config import MixtureConfig
+from data_pipelines.mixture import schedule
 from data_pipelines.prepared import Prepared, Split
 from data_pipelines.prompts import encode_answers
-from data_pipelines.sampling import example_indices, example_rng
+from data_pipelines.sampling import example_indices, example_rng, part_seed
 from data_pipelines.tensorflow_cpu import load_tensorflow
-from data_pipelines.text import encode
+from data_pipelines.text import encode, pad_id
 
 Batch = dict[str, np.ndarray]
 
@@ -48,7 +50,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This process's rows of the global batches from ``start_step`` on, without end.
 
-    Each epoch is a permutation of the split; batches run across its end. An example with several
+    Each epoch is a permutation of the split, or in a mixture of what the split has of each part; batches run
+    across its end. An example with several
     captions shows one a time, ``data.num_negatives`` of its negative captions, and a recording longer than
     ``source_sec`` one window, and is asked one of the questions of ``data.prompt``, all drawn anew in every
     epoch. With ``tokenizer.length_buckets``, L is the first of them that holds every text of the global
@@ -69,12 +72,53 @@ def train_batches(
     rows = _local_rows(batch_size, process_index, process_count)
     tf = load_tensorflow()
 
+    steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    if prepared.num_sources:
+        draw = _draw_from_parts(prepared, source, batch_size, seed)
+    else:
+        draw = _draw_from_one(len(source), batch_size, seed)
+    return _iterate(steps.map(draw), _Reader(prepared, source, rows, seed=seed))
+
+
+def _draw_from_one(num_examples: int, batch_size: int, seed: int) -> Callable[[Any], tuple[Any, Any]]:
+    """(indices, epochs) of the rows of a step, as a function in the graph."""
+    tf = load_tensorflow()
+
     def draw(step: Any) -> tuple[Any, Any]:
         positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)
-        return example_indices(positions, seed=seed, num_examples=len(source))
+        return example_indices(positions, seed=seed, num_examples=num_examples)
 
-    steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    return _iterate(steps.map(draw), _Reader(prepared, source, rows, seed=seed))
+    return draw
+
+
+def _draw_from_parts(
+    prepared: Prepared, split: Split, batch_size: int, seed: int
+) -> Callable[[Any], tuple[Any, Any]]:
+    """The same of a mixture: each row is the next of its part's own stream; indices are those of the whole split."""
+    tf = load_tensorflow()
+    dataset = prepared.config.dataset
+    assert isinstance(dataset, MixtureConfig)
+    parts = np.unique(
+        split.source
+    )  # those that the split has; each split of a part lies in one piece or several
+    plan = schedule([dataset.parts[part].weight for part in parts], batch_size, dataset.mode)
+    members = [np.flatnonzero(split.source == part) for part in parts]
+    sizes = tf.constant([len(rows) for rows in members], tf.int64)
+    starts = tf.math.cumsum(sizes, exclusive=True)
+    member = tf.constant(np.concatenate(members), tf.int64)
+    seeds = tf.constant(np.array([part_seed(seed, int(part)) for part in parts], np.uint64))
+    part_of, offset_of = tf.constant(plan.part, tf.int64), tf.constant(plan.offset, tf.int64)
+    rows_per_period, period = tf.constant(plan.rows_per_period, tf.int64), len(plan.part)
+
+    def draw(step: Any) -> tuple[Any, Any]:
+        part = tf.gather(part_of, step % period)
+        positions = step // period * tf.gather(rows_per_period, part) + tf.gather(offset_of, step % period)
+        places, epochs = example_indices(
+            positions, seed=tf.gather(seeds, part), num_examples=tf.gather(sizes, part)
+        )
+        return tf.gather(member, tf.gather(starts, part) + places), epochs
+
+    return draw
 
 
 def eval_batches(
@@ -154,23 +198,24 @@ class _Reader:
         }
         if self.prepared.config.num_negatives:
             batch |= {contract.NEGATIVE_IDS: text_ids[:, 1:], contract.NEGATIVE_MASK: text_mask[:, 1:]}
-        return batch | self._read_prompts(indices, epochs)
+        if self.prepared.prompts:
+            batch |= self._read_prompts(indices, epochs)
+        if self.prepared.num_sources:
+            batch[contract.SOURCE] = np.where(mask, self.split.source[indices], -1).astype(np.int32)
+        return batch
 
     def _read_prompts(self, indices: Int[np.ndarray, " b"], epochs: Int[np.ndarray, " b"]) -> Batch:
-        """The prompts of this process's rows, where there are any."""
-        prompts = self.prepared.prompts
-        if prompts is None:
-            return {}
-        real = indices != _PADDING
-        drawn = [
-            self._draw_prompt(int(index), int(epoch), len(prompts.ids))
-            for index, epoch in zip(indices, epochs, strict=True)
-        ]
-        return {
-            contract.PROMPT_IDS: prompts.ids[drawn],
-            contract.PROMPT_MASK: prompts.mask[drawn] & real[:, None],
-            contract.AUDIO_POSITION: np.where(real, prompts.audio_position[drawn], 0).astype(np.int32),
-        }
+        """The prompts of this process's rows; a padding row has none."""
+        length = self.prepared.config.prompt_length
+        ids = np.full((len(indices), length), pad_id(self.prepared.tokenizer), np.int32)
+        mask, position = np.zeros(ids.shape, np.bool_), np.zeros(len(indices), np.int32)
+        for row in np.flatnonzero(indices != _PADDING):
+            index, epoch = int(indices[row]), int(epochs[row])
+            prompts = self.prepared.prompts[self.split.source[index]]
+            drawn = self._draw_prompt(index, epoch, len(prompts.ids))
+            ids[row], mask[row] = prompts.ids[drawn], prompts.mask[drawn]
+            position[row] = prompts.audio_position[drawn]
+        return {contract.PROMPT_IDS: ids, contract.PROMPT_MASK: mask, contract.AUDIO_POSITION: position}
 
     def _read_text(
         self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
@@ -190,7 +235,8 @@ class _Reader:
             for index, epoch in zip(indices[looked_at].tolist(), epochs[looked_at].tolist(), strict=True)
             for text in self._draw_texts(index, epoch)
         ]
-        ids, mask = self._encode([text or "" for text in texts])
+        parts = np.repeat(self.split.source[indices[looked_at]], per_row)
+        ids, mask = self._encode([text or "" for text in texts], parts)
         mask &= np.array([text is not None for text in texts])[:, None]
         text_ids, text_mask = (x.reshape(-1, per_row, config.max_length) for x in (ids, mask))
         if not bucketed:
@@ -199,18 +245,24 @@ class _Reader:
         length = next(bucket for bucket in (*config.length_buckets, config.max_length) if bucket >= longest)
         return text_ids[own, :, :length], text_mask[own, :, :length]
 
-    def _encode(self, texts: Sequence[str]) -> tuple[Int[np.ndarray, "T L"], Bool[np.ndarray, "T L"]]:
-        """Captions as a model reads them, or where something is asked as answers."""
-        config = self.prepared.config
-        if config.prompt is None:
-            return encode(self.prepared.tokenizer, texts, config.tokenizer.max_length)
-        return encode_answers(
-            self.prepared.tokenizer, config.prompt.template, texts, config.tokenizer.max_length
-        )
+    def _encode(
+        self, texts: Sequence[str], parts: Int[np.ndarray, " T"]
+    ) -> tuple[Int[np.ndarray, "T L"], Bool[np.ndarray, "T L"]]:
+        """Captions as a model reads them, or where something is asked of their parts as answers."""
+        tokenizer, config = self.prepared.tokenizer, self.prepared.config
+        length = config.tokenizer.max_length
+        if not config.prompts:
+            return encode(tokenizer, texts, length)
+        ids, mask = np.empty((len(texts), length), np.int32), np.empty((len(texts), length), np.bool_)
+        for part, prompt in enumerate(config.prompts):
+            own = np.flatnonzero(parts == part).tolist()
+            answers = [texts[i] for i in own]
+            ids[own], mask[own] = encode_answers(tokenizer, prompt.template, answers, length)
+        return ids, mask
 
     def _draw_prompt(self, index: int, epoch: int, num_prompts: int) -> int:
         """Which of the prompts is an example's."""
-        if self.seed is None or index == _PADDING or num_prompts == 1:
+        if self.seed is None or num_prompts == 1:
             return 0
         # Of its own stream, as the negative captions are.
         return int(example_rng(self.seed, epoch, index).spawn(2)[1].integers(num_prompts))
@@ -241,10 +293,12 @@ class _Reader:
 def _iterate(indices: Any, reader: _Reader) -> Iterator[Batch]:
     """Batches of a data set of (indices, epochs), read in parallel and handed on in order."""
     tf = load_tensorflow()
-    num_reads = reader.prepared.config.num_reads
     config = reader.prepared.config
+    num_reads = config.num_reads
     spec = contract.spec_of(
-        negatives=config.num_negatives > 0, prompt=config.prompt is not None, source=False
+        negatives=config.num_negatives > 0,
+        prompt=bool(config.prompts),
+        source=reader.prepared.num_sources > 0,
     )
     dtypes = [tf.as_dtype(dtype) for dtype, _ in spec.values()]
 

@@ -13,12 +13,13 @@ are another data set, never a stale one.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import io
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,14 @@ from data_pipelines.config import (
     DataConfig,
     Esc50Config,
     FsddConfig,
+    MixtureConfig,
     SyntheticCaptionsConfig,
 )
 from data_pipelines.datasets.captioned_audio import CaptionedAudioBuilder, CaptionedAudioConfig
 from data_pipelines.datasets.esc50 import Esc50
 from data_pipelines.datasets.fsdd import Fsdd
 from data_pipelines.datasets.synthetic_captions import SyntheticCaptions
-from data_pipelines.prepared import INDEX_FILE, Prepared, join_splits, read_index, write_index
+from data_pipelines.prepared import INDEX_FILE, Prepared, Split, join_splits, read_index, write_index
 from data_pipelines.prompts import prompt_texts
 from data_pipelines.templates import TEMPLATES
 from data_pipelines.tensorflow_cpu import load_tensorflow
@@ -48,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(config: DataConfig, sample_rate_hz: int) -> Prepared:
-    """Builds the data set where it is not there yet, opens it, and trains or loads the tokenizer.
+    """Builds the data set (of a mixture, each) where it is not there yet, opens it, and trains or loads the tokenizer.
 
     Processes that prepare the same data set take turns. A build that is interrupted leaves nothing that
     looks complete, and is begun again.
@@ -57,9 +59,27 @@ def prepare(config: DataConfig, sample_rate_hz: int) -> Prepared:
       UserError: a folder, a split or a setting that cannot be.
       DataError: metadata that cannot be read, too many recordings rejected, or none usable.
     """
-    builder_class = _builder_class(config.dataset)
-    builder_class.check(config.dataset, sample_rate_hz)
-    config_name = builder_class.config_name(config.dataset, sample_rate_hz)
+    datasets = _datasets(config)
+    for dataset in datasets.values():
+        _builder_class(dataset).check(dataset, sample_rate_hz)
+    built = {name: _find_or_build(dataset, config, sample_rate_hz) for name, dataset in datasets.items()}
+    return _open(config, sample_rate_hz, built)
+
+
+Dataset = SyntheticCaptionsConfig | Esc50Config | FsddConfig
+
+
+def _datasets(config: DataConfig) -> dict[str, Dataset]:
+    """The data sets by the name of their part, '' where there is one alone."""
+    if isinstance(config.dataset, MixtureConfig):
+        return {part.name: part.dataset for part in config.dataset.parts}
+    return {"": config.dataset}
+
+
+def _find_or_build(dataset: Dataset, config: DataConfig, sample_rate_hz: int) -> Path:
+    """The folder of a data set."""
+    builder_class = _builder_class(dataset)
+    config_name = builder_class.config_name(dataset, sample_rate_hz)
     home = Path(config.cache_dir).expanduser().absolute() / builder_class.name / config_name
     folder = home / str(builder_class.VERSION)
     try:
@@ -68,19 +88,17 @@ def prepare(config: DataConfig, sample_rate_hz: int) -> Prepared:
             if not (folder / INDEX_FILE).is_file():
                 builder_config = CaptionedAudioConfig(
                     name=config_name,
-                    settings=config.dataset,
+                    settings=dataset,
                     sample_rate_hz=sample_rate_hz,
                     max_bad_fraction=config.max_bad_fraction,
                 )
                 _build(builder_class, builder_config, folder)
     except OSError as error:
         raise UserError(f"cannot prepare data in {home}: {error}; choose another cache_dir") from error
-    return _open(config, sample_rate_hz, folder)
+    return folder
 
 
-def _builder_class(
-    dataset: SyntheticCaptionsConfig | Esc50Config | FsddConfig,
-) -> type[CaptionedAudioBuilder]:
+def _builder_class(dataset: Dataset) -> type[CaptionedAudioBuilder]:
     match dataset:
         case SyntheticCaptionsConfig():
             return SyntheticCaptions
@@ -145,18 +163,26 @@ def _report(builder: CaptionedAudioBuilder, path: Path) -> None:
         logger.warning("%s: %d %s", builder.name, count, note)
 
 
-def _open(config: DataConfig, sample_rate_hz: int, folder: Path) -> Prepared:
-    metadata = json.loads((folder / "metadata.json").read_text("utf-8"))
-    splits = read_index(folder)
-    num_planned = metadata["num_planned"]
-    num_rejected = num_planned - sum(map(len, splits.values()))
-    if num_rejected > config.max_bad_fraction * num_planned:
-        raise DataError(
-            f"{num_rejected} of {num_planned} recordings were rejected, more than max_bad_fraction="
-            f"{config.max_bad_fraction} allows; {folder.parent / 'rejects.jsonl'} says which, and why"
-        )
-    join_splits(splits, config.eval_split)  # the wrong name of a split is found before anything is trained
-    train = join_splits(splits, config.train_split)
+def _open(config: DataConfig, sample_rate_hz: int, folders: Mapping[str, Path]) -> Prepared:
+    splits: dict[str, Split] = {}
+    labels: dict[str, int] = {}  # of each class of any part: one of the same name is the same
+    num_rejected = 0
+    for number, (part, folder) in enumerate(folders.items()):
+        metadata = json.loads((folder / "metadata.json").read_text("utf-8"))
+        own = read_index(folder)
+        num_rejected += _count_rejected(config, folder, metadata["num_planned"], own)
+        of_class = [labels.setdefault(name, len(labels)) for name in metadata["class_names"]]
+        for name, split in own.items():
+            full_name = f"{part}/{name}" if part else name
+            splits[full_name] = dataclasses.replace(
+                split,
+                name=full_name,
+                source=np.full(len(split), number, np.int32),
+                labels=np.array([of_class[label] if label >= 0 else -1 for label in split.labels], np.int32),
+            )
+    joined = _joined_names(config)
+    join_splits(splits, config.eval_split, joined)  # a wrong name is found before anything is trained
+    train = join_splits(splits, config.train_split, joined)
     if config.num_negatives and not any(train.all_negatives):
         raise UserError(
             f"data.num_negatives is {config.num_negatives}, and no example of split {config.train_split!r} has a "
@@ -166,32 +192,54 @@ def _open(config: DataConfig, sample_rate_hz: int, folder: Path) -> Prepared:
     prepared = Prepared(
         config=config,
         sample_rate_hz=sample_rate_hz,
-        folder=folder,
-        class_names=tuple(metadata["class_names"]),
+        class_names=tuple(labels),
         num_rejected=num_rejected,
         tokenizer=_make_tokenizer(config, captions),
         splits=splits,
+        joined=joined,
     )
     _check_texts(prepared, captions)
     return prepared
+
+
+def _count_rejected(config: DataConfig, folder: Path, num_planned: int, splits: Mapping[str, Split]) -> int:
+    """Recordings that were left out; DataError where they are too many."""
+    num_rejected = num_planned - sum(map(len, splits.values()))
+    if num_rejected > config.max_bad_fraction * num_planned:
+        raise DataError(
+            f"{num_rejected} of {num_planned} recordings were rejected, more than max_bad_fraction="
+            f"{config.max_bad_fraction} allows; {folder.parent / 'rejects.jsonl'} says which, and why"
+        )
+    return num_rejected
+
+
+def _joined_names(config: DataConfig) -> dict[str, str]:
+    """What ``train`` and ``test`` of a mixture stand for."""
+    if not isinstance(config.dataset, MixtureConfig):
+        return {}
+    of_kind: dict[str, list[str]] = {"train": [], "test": []}
+    for part in config.dataset.parts:
+        for kind, names in (("train", part.train_split), ("test", part.eval_split)):
+            of_kind[kind] += [f"{part.name}/{name.strip()}" for name in names.split("+")]
+    return {kind: "+".join(names) for kind, names in of_kind.items()}
 
 
 def _make_tokenizer(config: DataConfig, captions: list[str]) -> Tokenizer:
     """Loads it, or trains it on the captions and what is asked."""
     if config.tokenizer.path is not None:
         return load_tokenizer(config.tokenizer.path)
-    if config.prompt is None:
-        return train_tokenizer(captions, config.tokenizer)
-    special_tokens = TEMPLATES[config.prompt.template].special_tokens
-    return train_tokenizer([*captions, *prompt_texts(config.prompt)], config.tokenizer, special_tokens)
+    special_tokens = dict.fromkeys(
+        token for prompt in config.prompts for token in TEMPLATES[prompt.template].special_tokens
+    )
+    asked = [text for prompt in config.prompts for text in prompt_texts(prompt)]
+    return train_tokenizer([*captions, *asked], config.tokenizer, list(special_tokens))
 
 
 def _check_texts(prepared: Prepared, captions: list[str]) -> None:
-    """Raises UserError where a prompt cannot be; says how many captions are too long."""
-    _ = prepared.prompts
+    """Raises UserError where a prompt cannot be (`Prepared.prompts`); says how many captions are too long."""
     max_length = prepared.config.tokenizer.max_length
     lengths = token_lengths(prepared.tokenizer, captions)
-    if prepared.config.prompt is not None:
+    if prepared.prompts:
         start, end = framing_tokens(prepared.tokenizer)
         lengths += 1 - len(start) - len(end)  # of an answer: it has one end token, and no start token
     num_cut = int((lengths > max_length).sum())

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 
 from alm_jax.errors import DataError, UserError
-from data_pipelines.config import DataConfig
+from data_pipelines.config import DataConfig, MixtureConfig
 from data_pipelines.prompts import Prompts, encode_prompt_config
 from data_pipelines.tensorflow_cpu import load_tensorflow
 
@@ -25,12 +25,45 @@ INDEX_FILE = "examples.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Records:
+    """The records of one split on disk."""
+
+    folder: Path
+    """The TFDS data set that has them."""
+    name: str
+    """Of the split, there."""
+    num_examples: int
+
+    def read_pcm(self, indices: Sequence[int]) -> list[Int[np.ndarray, " S"]]:
+        """int16 PCM of the examples; DataError where a record is damaged."""
+        try:
+            return [record["audio"] for record in self._source.__getitems__(list(indices))]
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            raise DataError(
+                f"a record of {self.name} in {self.folder} is damaged ({error}); "
+                "delete that folder, and it is built again"
+            ) from error
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        load_tensorflow()  # before TFDS does, to set it up as this project does
+        source = tfds.builder_from_directory(self.folder).as_data_source(self.name)
+        if len(source) != self.num_examples:
+            raise DataError(
+                f"{self.folder}: {len(source)} records of {self.name}, its index has {self.num_examples}"
+            )
+        return source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
     """Examples of one split, or of several joined with ``+``, in the order of their records."""
 
     name: str
-    folder: Path
-    """The TFDS data set that has the records."""
+    records: tuple[Records, ...]
+    """Where the recordings lie, one after the other."""
+    source: Int[np.ndarray, " N"]
+    """Part of the mixture that each example is of; zeros where there is one data set alone."""
     ids: tuple[str, ...]
     labels: Int[np.ndarray, " N"]
     num_samples: Int[np.ndarray, " N"]
@@ -71,21 +104,15 @@ class Split:
 
     def read_pcm(self, indices: Sequence[int]) -> list[Int[np.ndarray, " S"]]:
         """int16 PCM of the examples; DataError where a record is damaged."""
-        try:
-            return [record["audio"] for record in self._source.__getitems__(list(indices))]
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
-            raise DataError(
-                f"a record of {self.name} in {self.folder} is damaged ({error}); "
-                "delete that folder, and it is built again"
-            ) from error
-
-    @functools.cached_property
-    def _source(self) -> Any:
-        load_tensorflow()  # before TFDS does, to set it up as this project does
-        source = tfds.builder_from_directory(self.folder).as_data_source(self.name)
-        if len(source) != len(self):
-            raise DataError(f"{self.folder}: {len(source)} records of {self.name}, its index has {len(self)}")
-        return source
+        starts = list(itertools.accumulate((records.num_examples for records in self.records), initial=0))
+        wanted = np.asarray(indices, np.int64)
+        found: dict[int, Int[np.ndarray, " S"]] = {}
+        for (start, end), records in zip(itertools.pairwise(starts), self.records, strict=True):
+            places = np.flatnonzero((start <= wanted) & (wanted < end)).tolist()
+            if places:
+                own = records.read_pcm((wanted[places] - start).tolist())
+                found.update(zip(places, own, strict=True))
+        return [found[place] for place in range(len(wanted))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,19 +121,31 @@ class Prepared:
 
     config: DataConfig
     sample_rate_hz: int
-    folder: Path
-    """The TFDS data set."""
     class_names: tuple[str, ...]
     """What labels index; empty where there are no classes."""
     num_rejected: int
-    """Recordings that were left out; ``rejects.jsonl`` beside ``folder`` says which, and why."""
+    """Recordings that were left out; ``rejects.jsonl`` beside each of ``folders`` says which, and why."""
     tokenizer: Tokenizer
     splits: Mapping[str, Split]
     """The single splits; ``split`` joins them."""
+    joined: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Names for several of them, joined with ``+``: a mixture's ``train`` and ``test``."""
 
     def split(self, name: str) -> Split:
         """A split, or several joined with ``+``; UserError where there is none of that name."""
-        return join_splits(self.splits, name)
+        return join_splits(self.splits, name, self.joined)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The TFDS data sets, one a part of a mixture."""
+        return tuple(
+            dict.fromkeys(records.folder for split in self.splits.values() for records in split.records)
+        )
+
+    @property
+    def num_sources(self) -> int:
+        """Parts of the mixture; 0 where there is one data set alone."""
+        return len(self.config.dataset.parts) if isinstance(self.config.dataset, MixtureConfig) else 0
 
     @property
     def num_source_samples(self) -> int:
@@ -119,46 +158,58 @@ class Prepared:
         return self.split(self.config.train_split).licence
 
     @functools.cached_property
-    def prompts(self) -> Prompts | None:
-        """Every prompt, encoded; None where captions have none before them. Raises UserError as `encode_prompts`."""
-        config = self.config.prompt
-        return None if config is None else encode_prompt_config(self.tokenizer, config, config.max_length)
+    def prompts(self) -> tuple[Prompts, ...]:
+        """The encoded prompts of each of `DataConfig.prompts`. Raises UserError as `encode_prompts`."""
+        length = self.config.prompt_length
+        return tuple(encode_prompt_config(self.tokenizer, prompt, length) for prompt in self.config.prompts)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what a run reads: examples of both splits in order, classes, settings, tokenizer, prompts."""
         digest = hashlib.sha256()
         negatives = self.config.num_negatives > 0
-        for line in itertools.chain(
-            [[self.config.source_sec, self.sample_rate_hz, self.config.tokenizer.max_length]],
+        splits = {name: self.split(name) for name in (self.config.train_split, self.config.eval_split)}
+        lines: list[Any] = [
+            [self.config.source_sec, self.sample_rate_hz, self.config.tokenizer.max_length],
             [self.class_names, self.tokenizer.to_str()],
-            [dataclasses.asdict(self.config.prompt)] if self.config.prompt else [],
-            [self.config.train_split],
-            self.split(self.config.train_split).describe(negatives=negatives),
-            [self.config.eval_split],
-            self.split(self.config.eval_split).describe(negatives=negatives),
-        ):
+        ]
+        # What a data set alone with nothing asked does not have leaves its fingerprint as it is.
+        lines += [dataclasses.asdict(prompt) for prompt in self.config.prompts]
+        if isinstance(self.config.dataset, MixtureConfig):
+            weights = [[part.name, part.weight] for part in self.config.dataset.parts]
+            lines += [
+                [self.config.dataset.mode, weights],
+                [split.source.tolist() for split in splits.values()],
+            ]
+        for name in (self.config.train_split, self.config.eval_split):
+            lines += [[name], *splits[name].describe(negatives=negatives)]
+        for line in lines:
             digest.update(json.dumps(line).encode() + b"\n")
         return digest.hexdigest()
 
 
-def join_splits(splits: Mapping[str, Split], name: str) -> Split:
-    """The examples of the splits that ``name`` joins with ``+``, one after the other."""
-    names = [part.strip() for part in name.split("+")]
+def join_splits(splits: Mapping[str, Split], name: str, joined: Mapping[str, str] | None = None) -> Split:
+    """The examples of the splits that ``name`` joins with ``+``, one after the other.
+
+    ``joined`` has names for several of ``splits``. Raises UserError where there is no split of a name, or one comes
+    twice.
+    """
+    joined = joined or {}
+    written = [part.strip() for part in name.split("+")]
+    names = [single for part in written for single in joined.get(part, part).split("+")]
     for part in names:
         if part not in splits:
-            raise UserError(f"there is no split {part!r}; the data set has {', '.join(sorted(splits))}")
+            known = ", ".join([*sorted(joined), *sorted(splits)])
+            raise UserError(f"there is no split {part!r}; the data set has {known}")
     if len(set(names)) != len(names):
         raise UserError(f"split {name!r} names a part twice")
     parts = [splits[part] for part in names]
-    tuples = ("ids", "all_captions", "all_negatives", "licences", "source_sha256")
-    return Split(
-        name="+".join(names),
-        folder=parts[0].folder,
-        labels=np.concatenate([part.labels for part in parts]),
-        num_samples=np.concatenate([part.num_samples for part in parts]),
-        **{field: tuple(itertools.chain(*(getattr(part, field) for part in parts))) for field in tuples},
-    )
+    fields: dict[str, Any] = {}
+    for field in ("source", "labels", "num_samples"):
+        fields[field] = np.concatenate([getattr(part, field) for part in parts])
+    for field in ("records", "ids", "all_captions", "all_negatives", "licences", "source_sha256"):
+        fields[field] = tuple(itertools.chain(*(getattr(part, field) for part in parts)))
+    return Split(name="+".join(names), **fields)
 
 
 def write_index(builder: tfds.core.DatasetBuilder, path: Path) -> None:
@@ -189,7 +240,8 @@ def read_index(folder: Path) -> dict[str, Split]:
     return {
         name: Split(
             name=name,
-            folder=folder,
+            records=(Records(folder=folder, name=name, num_examples=len(examples)),),
+            source=np.zeros(len(examples), np.int32),
             ids=tuple(row["id"] for row in examples),
             labels=np.array([row["label"] for row in examples], np.int32),
             num_samples=np.array([row["num_samples"] for row in examples], np.int64),

@@ -45,5 +45,6 @@ def show(data: Prepared) -> None:
         f"classes: {len(data.class_names)}; tokens: {data.tokenizer.get_vocab_size()}", soft_wrap=True
     )
     console.print(f"rejected recordings: {data.num_rejected}", soft_wrap=True)
-    console.print(f"records: {data.folder}", soft_wrap=True)
+    for folder in data.folders:
+        console.print(f"records: {folder}", soft_wrap=True)
     console.print(f"fingerprint: {data.fingerprint}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Data sets that several test files read, built once a session, and small folders in ESC-50's layout."""
+"""Data sets that several test files read, built once a session, and small folders in the layouts of ESC-50 and FSDD."""
 
 import csv
 import shutil
@@ -64,6 +64,28 @@ def make_esc(real_data_dir: Path, tmp_path: Path) -> Callable[..., Path]:
             writer.writerows(rows)
         if with_freesound:
             shutil.copy(real_data_dir / "esc10" / "meta" / "freesound.csv", root / "meta")
+        return root
+
+    return make
+
+
+@pytest.fixture
+def make_fsdd(real_data_dir: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder in FSDD's layout with takes 0 (test) and 5 (train) of every digit by one speaker."""
+
+    def make(*, without_columns: Sequence[str] = ()) -> Path:
+        root = tmp_path / "fsdd"
+        (root / "recordings").mkdir(parents=True)
+        with open(real_data_dir / "fsdd" / "metadata.csv", newline="") as table:
+            rows = [row for row in csv.DictReader(table) if row["speaker"] == "theo"]
+        rows = [row for row in rows if row["filename"].endswith(("_0.wav", "_5.wav"))]
+        for row in rows:
+            shutil.copy(real_data_dir / "fsdd" / "recordings" / row["filename"], root / "recordings")
+        columns = [column for column in rows[0] if column not in without_columns]
+        with open(root / "metadata.csv", "w", newline="") as table:
+            writer = csv.DictWriter(table, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
         return root
 
     return make

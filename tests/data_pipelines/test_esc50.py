@@ -140,7 +140,7 @@ def test_every_broken_recording_is_counted_and_named(make_esc, tmp_path, caplog)
         prepared = open_esc(root, tmp_path, max_bad_fraction=0.5)
     assert prepared.num_rejected == len(FAULTS)
     rejects = [
-        json.loads(line) for line in (prepared.folder.parent / "rejects.jsonl").read_text().splitlines()
+        json.loads(line) for line in (prepared.folders[0].parent / "rejects.jsonl").read_text().splitlines()
     ]
     assert {reject["path"] for reject in rejects} == {f"audio/{path.name}" for path in broken.values()}
     for reason, path in broken.items():
@@ -149,7 +149,7 @@ def test_every_broken_recording_is_counted_and_named(make_esc, tmp_path, caplog)
     kept = {path.name for path in paths} - {path.name for path in broken.values()}
     assert set(prepared.split("fold1+fold2").ids) == kept
     assert (
-        f"esc50: {len(FAULTS)} of 20 recordings rejected; {prepared.folder.parent / 'rejects.jsonl'}"
+        f"esc50: {len(FAULTS)} of 20 recordings rejected; {prepared.folders[0].parent / 'rejects.jsonl'}"
         in caplog.text
     )
 

@@ -1,9 +1,7 @@
 """The FSDD builder on real takes: words, digits, splits, resampling, and every fault of the folder."""
 
-import csv
 import json
 import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,28 +16,6 @@ from data_pipelines.prepare import prepare
 from data_pipelines.prepared import Prepared
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-
-
-@pytest.fixture
-def make_fsdd(real_data_dir: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Makes a folder in FSDD's layout with takes 0 (test) and 5 (train) of every digit by one speaker."""
-
-    def make(*, without_columns: Sequence[str] = ()) -> Path:
-        root = tmp_path / "fsdd"
-        (root / "recordings").mkdir(parents=True)
-        with open(real_data_dir / "fsdd" / "metadata.csv", newline="") as table:
-            rows = [row for row in csv.DictReader(table) if row["speaker"] == "theo"]
-        rows = [row for row in rows if row["filename"].endswith(("_0.wav", "_5.wav"))]
-        for row in rows:
-            shutil.copy(real_data_dir / "fsdd" / "recordings" / row["filename"], root / "recordings")
-        columns = [column for column in rows[0] if column not in without_columns]
-        with open(root / "metadata.csv", "w", newline="") as table:
-            writer = csv.DictWriter(table, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-        return root
-
-    return make
 
 
 def open_fsdd(root: Path, cache_dir: Path, *, max_bad_fraction: float = 0.0) -> Prepared:
@@ -93,7 +69,7 @@ def test_broken_takes_are_counted_and_named(make_fsdd, tmp_path):
         open_fsdd(root, tmp_path)
     prepared = open_fsdd(root, tmp_path, max_bad_fraction=0.2)
     assert prepared.num_rejected == 2
-    lines = (prepared.folder.parent / "rejects.jsonl").read_text().splitlines()
+    lines = (prepared.folders[0].parent / "rejects.jsonl").read_text().splitlines()
     assert {line["path"]: line["reason"].partition(":")[0] for line in map(json.loads, lines)} == {
         "recordings/3_theo_5.wav": "missing",
         "recordings/4_theo_0.wav": "empty",

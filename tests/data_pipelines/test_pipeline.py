@@ -306,7 +306,7 @@ def test_a_program_ends_in_the_middle_of_a_batch(synthetic):
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_a_damaged_record_stops_the_run_and_says_where(synthetic, tmp_path, damage):
     folder = tmp_path / "copy"
-    shutil.copytree(synthetic.folder, folder)
+    shutil.copytree(synthetic.folders[0], folder)
     (shard,) = folder.glob("*train.array_record*")
     content = bytearray(shard.read_bytes())
     if damage == "flip":
@@ -314,6 +314,6 @@ def test_a_damaged_record_stops_the_run_and_says_where(synthetic, tmp_path, dama
     shard.write_bytes(content[: len(content) // 2] if damage == "truncate" else content)
     if damage == "delete":
         shard.unlink()
-    damaged: Prepared = dataclasses.replace(synthetic, folder=folder, splits=read_index(folder))
+    damaged: Prepared = dataclasses.replace(synthetic, splits=read_index(folder))
     with pytest.raises(DataError, match=f"{folder}.*delete that folder, and it is built again"):
         take(train_batches(damaged, "train", batch_size=30, seed=0), 5)

@@ -72,9 +72,9 @@ def test_a_second_call_builds_nothing_and_any_tfds_program_can_read_it(tmp_path,
     first = prepare(tiny_config(tmp_path), 16_000)
     monkeypatch.setattr(prepare_module, "_build", lambda *_: pytest.fail("it was built twice"))
     second = prepare(tiny_config(tmp_path), 16_000)
-    assert second.folder == first.folder
+    assert second.folders[0] == first.folders[0]
     assert second.fingerprint == first.fingerprint
-    records = tfds.builder_from_directory(first.folder).as_data_source("train")
+    records = tfds.builder_from_directory(first.folders[0]).as_data_source("train")
     assert [record["id"].decode() for record in records] == list(first.split("train").ids)
     assert np.array_equal(records[5]["audio"], first.split("train").read_pcm([5])[0])
 
@@ -85,7 +85,7 @@ def test_the_same_seed_builds_the_same_data_and_another_seed_other_data(tmp_path
     for a, b in zip(*(p.split("train").read_pcm(range(6)) for p in (one, other)), strict=True):
         assert np.array_equal(a, b)
     reseeded = prepare(tiny_config(tmp_path / "one", dataset=dataclasses.replace(TINY, seed=1)), 16_000)
-    assert reseeded.folder != one.folder
+    assert reseeded.folders[0] != one.folders[0]
     assert reseeded.fingerprint != one.fingerprint
 
 
@@ -120,7 +120,7 @@ def test_a_source_that_has_changed_is_built_again(make_esc, tmp_path):
     root = make_esc(4)
     config = esc_config(root, tmp_path / "cache")
     before = prepare(config, 8_000)
-    assert prepare(config, 8_000).folder == before.folder
+    assert prepare(config, 8_000).folders[0] == before.folders[0]
 
     with open(root / "meta" / "esc50.csv", newline="") as table:
         first, second = [row["filename"] for row in csv.DictReader(table)][:2]
@@ -134,7 +134,7 @@ def test_a_source_that_has_changed_is_built_again(make_esc, tmp_path):
     assert changed_label.class_names[0] == "wolf"
     versions = (before, changed_audio, changed_label)
     assert len({prepared.fingerprint for prepared in versions}) == 3
-    assert len({prepared.folder for prepared in versions}) == 3
+    assert len({prepared.folders[0] for prepared in versions}) == 3
 
 
 @pytest.mark.parametrize("name", ["nothing", "train+nothing", "", "train+"])
@@ -160,7 +160,7 @@ def test_a_build_that_fails_leaves_nothing_that_looks_complete(tmp_path, monkeyp
     assert not list(tmp_path.glob("*/*/1.0.0"))
     prepared = prepare(tiny_config(tmp_path), 16_000)
     assert len(prepared.split("train")) == 6
-    assert sorted(path.name for path in prepared.folder.parent.iterdir()) == [
+    assert sorted(path.name for path in prepared.folders[0].parent.iterdir()) == [
         "1.1.0",
         "lock",
         "rejects.jsonl",
