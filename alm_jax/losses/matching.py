@@ -81,15 +81,40 @@ def mine_hard_negatives(
 
     def draw(query: Array, row: Array, own_group: Array) -> tuple[Array, Array]:
         similarity = scale * jnp.dot(candidates, query, precision=lax.Precision.HIGHEST)
-        probability = jax.nn.softmax(jnp.where(candidate_mask, similarity, MASKED_LOGIT))
         allowed = candidate_mask & (candidate_group != own_group)
-        noise = jax.random.gumbel(jax.random.fold_in(key, row), candidates.shape[:1])
-        score = jnp.where(allowed, jnp.log(probability + _FLOOR) + noise, -jnp.inf)
-        return jnp.argmax(score).astype(jnp.int32), jnp.any(allowed)
+        return _draw(jax.random.fold_in(key, row), similarity, candidate_mask, allowed)
 
     inputs = (clean(query_emb), rows, group)
     index, found = lax.map(lambda row: draw(*row), inputs, batch_size=min(_BLOCK_ROWS, num_local))
     return HardNegatives(index, found & mask)
+
+
+def draw_hard_negatives(
+    key: Array,
+    scores: Float[Array, "B B"],
+    *,
+    group: Int[Array, " B"] | None = None,
+    mask: Bool[Array, " B"] | None = None,
+) -> HardNegatives:
+    """`mine_hard_negatives` by scores, queries by rows, that are no product of two embeddings: s sim(q, c)."""
+    rows = jnp.arange(scores.shape[0])
+    mask = jnp.ones(scores.shape[0], bool) if mask is None else mask
+    group = rows if group is None else group
+    scores = lax.stop_gradient(scores.astype(jnp.float32))
+    allowed = mask[None, :] & (group[:, None] != group[None, :])
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+    index, found = jax.vmap(_draw, in_axes=(0, 0, None, 0))(keys, scores, mask, allowed)
+    return HardNegatives(index, found & mask)
+
+
+def _draw(
+    key: Array, scores: Float[Array, " c"], real: Bool[Array, " c"], allowed: Bool[Array, " c"]
+) -> tuple[Int[Array, ""], Bool[Array, ""]]:
+    """One of the ``allowed`` candidates of a query, and whether there is any."""
+    probability = jax.nn.softmax(jnp.where(real, scores, MASKED_LOGIT))
+    noise = jax.random.gumbel(key, scores.shape)
+    score = jnp.where(allowed, jnp.log(probability + _FLOOR) + noise, -jnp.inf)
+    return jnp.argmax(score).astype(jnp.int32), jnp.any(allowed)
 
 
 def matching_pairs(
@@ -115,10 +140,31 @@ def matching_pairs(
     audio = mine_hard_negatives(
         key_audio, text_emb, audio_emb, logit_scale, group=group, mask=mask, axis_name=axis_name
     )
+    return _join(rows, mask, text, audio)
+
+
+def matching_pairs_by_scores(
+    key: Array,
+    scores: Float[Array, "B B"],
+    *,
+    group: Int[Array, " B"] | None = None,
+    mask: Bool[Array, " B"] | None = None,
+) -> MatchingPairs:
+    """`matching_pairs` by scores, audio rows by text columns (`draw_hard_negatives`)."""
+    mask = jnp.ones(scores.shape[0], bool) if mask is None else mask
+    key_text, key_audio = jax.random.split(key)
+    text = draw_hard_negatives(key_text, scores, group=group, mask=mask)
+    audio = draw_hard_negatives(key_audio, scores.T, group=group, mask=mask)
+    return _join(jnp.arange(scores.shape[0], dtype=jnp.int32), mask, text, audio)
+
+
+def _join(
+    rows: Int[Array, " b"], mask: Bool[Array, " b"], text: HardNegatives, audio: HardNegatives
+) -> MatchingPairs:
     return MatchingPairs(
         audio_index=jnp.concatenate([rows, rows, audio.row]),
         text_index=jnp.concatenate([rows, text.row, rows]),
-        is_match=jnp.arange(3 * num_local) < num_local,
+        is_match=jnp.arange(3 * len(rows)) < len(rows),
         mask=jnp.concatenate([mask, text.found, audio.found]),
     )
 

@@ -27,6 +27,7 @@ channels_in, channels   what a convolution consumes and produces, where that is 
 pooled                  output of BERT's pooler
 classes                 outputs of a classifier
 codes, code_dim         rows of a codebook of audio labels, size of one
+queries                 learned queries, each for a vector that comes out
 rank                    what a low-rank adapter passes through
 joint_hidden, joint     the projection into the space that the towers share
 ======================  ===========================================================================
