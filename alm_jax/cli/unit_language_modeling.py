@@ -163,11 +163,11 @@ def _single_tasks(config: UnitLanguageModelingConfig) -> dict[str, Objective]:
     """The objectives whose losses are of words given units, and of units, where they are trained."""
     tasks, shares = config.tasks, {}
     if tasks.units_to_text:
-        shares["validation/word_loss"] = UnitTasksConfig(speech=0, units_to_text=1, text_to_units=0)
+        shares["validation/word_loss"] = UnitTasksConfig(speech=0.0, units_to_text=1.0, text_to_units=0.0)
     if tasks.speech or tasks.text_to_units:
-        is_speech = bool(tasks.speech)
+        is_speech = float(tasks.speech > 0)
         shares["validation/bits_per_unit"] = UnitTasksConfig(
-            speech=is_speech, units_to_text=0, text_to_units=not is_speech
+            speech=is_speech, units_to_text=0.0, text_to_units=1.0 - is_speech
         )
     return {
         name: build_unit_language_modeling(dataclasses.replace(config, tasks=share, loss_on="answer"))
