@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,7 @@ class Split:
     @property
     def licence(self) -> str:
         """Licences of the examples, with their counts: ``CC-BY (150), CC0 (90)``."""
-        counts = collections.Counter(self.licences)
-        ordered = sorted(counts, key=lambda licence: (-counts[licence], licence))
-        return ", ".join(f"{licence or 'unknown'} ({counts[licence]})" for licence in ordered)
+        return count_licences(self.licences)
 
     def describe(self, *, negatives: bool) -> Iterator[list[Any]]:
         """What identifies each example: all but its samples, whose last bit depends on the decoder.
@@ -153,9 +151,15 @@ class Prepared:
         return round(self.config.source_sec * self.sample_rate_hz)
 
     @property
-    def licence(self) -> str:
-        """Licences of what is trained on, with their counts."""
-        return self.split(self.config.train_split).licence
+    def licences(self) -> dict[str, str]:
+        """Licences of what is trained on, with their counts, by the name of the data set (``Esc50``)."""
+        train, dataset = self.split(self.config.train_split), self.config.dataset
+        sets = [part.dataset for part in dataset.parts] if isinstance(dataset, MixtureConfig) else [dataset]
+        kinds = [type(one).__name__.removesuffix("Config") for one in sets]
+        by_kind: dict[str, list[str]] = {}
+        for source, licence in zip(train.source.tolist(), train.licences, strict=True):
+            by_kind.setdefault(kinds[source], []).append(licence)
+        return {kind: count_licences(licences) for kind, licences in by_kind.items()}
 
     @functools.cached_property
     def prompts(self) -> tuple[Prompts, ...]:
@@ -186,6 +190,13 @@ class Prepared:
         for line in lines:
             digest.update(json.dumps(line).encode() + b"\n")
         return digest.hexdigest()
+
+
+def count_licences(licences: Iterable[str]) -> str:
+    """Each licence with the number of its examples, the most frequent first."""
+    counts = collections.Counter(licences)
+    ordered = sorted(counts, key=lambda licence: (-counts[licence], licence))
+    return ", ".join(f"{licence or 'unknown'} ({counts[licence]})" for licence in ordered)
 
 
 def join_splits(splits: Mapping[str, Split], name: str, joined: Mapping[str, str] | None = None) -> Split:

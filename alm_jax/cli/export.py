@@ -144,9 +144,7 @@ def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
         card = write_model_card(
             name=session.config.name,
             licence=licence,
-            datasets={
-                type(session.config.data.dataset).__name__.removesuffix("Config"): session.data.licence
-            },
+            datasets=session.data.licences,
             metrics=last_metrics(workdir),
             config=to_json(session.config),
             step=int(state.step),

@@ -269,7 +269,11 @@ def test_classes_of_the_same_name_are_one_class(make_esc, make_fsdd, tmp_path):
             assert split.captions(index) == [prepared.class_names[split.labels[index]]]
     assert (prepared.split("clips/train").labels == -1).all()
     assert len(prepared.split("train")) == 40 + 6 + 10 + 6
-    assert "CC-BY-SA-4.0 (10)" in prepared.licence
+    assert prepared.licences == {
+        "SyntheticCaptions": "CC0-1.0 (40)",
+        "Esc50": "CC-BY (12)",
+        "Fsdd": "CC-BY-SA-4.0 (10)",
+    }
     (batch,) = take(prepared, 1)
     assert np.bincount(batch["source"]).tolist() == [2, 2, 4, 2]
     np.testing.assert_array_equal(batch["label"], prepared.split("train").labels[batch["index"]])
