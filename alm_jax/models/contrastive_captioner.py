@@ -1,0 +1,273 @@
+"""One audio trunk under several heads: contrast, captioning, matching, and the drawing of what was hidden from it.
+
+Free functions of a config and a tree of arrays; no Flax module is seen above this file. The contrastive captioner is
+CoCa (Yu et al. 2022, https://arxiv.org/abs/2205.01917): the trunk's states are pooled by one query for a contrastive
+embedding and by many for a text decoder, whose first half reads texts alone. Matching judges the decoder's last state
+of a text and an audio (ALBEF, arXiv 2107.07651, has an encoder there); a masked autoencoder's decoder draws patches.
+
+Variables are ``{"params": {...}, "batch_stats": {"audio": ...}}``; of the parameters:
+
+==========================  ================================================================
+audio                       the trunk, as its family names its parameters
+contrast_pooler             `AttentionalPooler` of one query
+caption_pooler              `AttentionalPooler` of ``caption_queries``
+audio_projection            ``kernel`` [D E]
+text_projection             ``kernel`` [D E]
+text                        `CaptionDecoder`
+matching_head               ``kernel`` [D 1] and ``bias``, where the config has it
+patch_decoder               `PatchDecoder`, where the config has one
+==========================  ================================================================
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from alm_jax.encoders import tower
+from alm_jax.encoders.audio.audio_mae import AudioMaeConfig
+from alm_jax.errors import UserError
+from alm_jax.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig
+from alm_jax.models.masked_autoencoder import (
+    MaskedAutoencoderConfig,
+    init_masked_autoencoder,
+    masked_autoencoder_axes,
+)
+from alm_jax.models.patch_decoders import DecoderConfig
+from alm_jax.nn.attentional_pooler import AttentionalPooler
+from alm_jax.nn.dense import Dense
+from alm_jax.nn.norm import Moments, feature_moments
+from alm_jax.nn.parameter import KERNEL_INITS
+from alm_jax.nn.rematerialise import Remat
+from alm_jax.ops.frontends import FrontendSpec, feature_shape
+from alm_jax.types import Params, PyTree
+
+Variables: TypeAlias = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastiveCaptionerConfig:
+    """A front-end, a trunk, a text decoder, and the heads over them."""
+
+    frontend: FrontendSpec
+    """Waveform to features; travels with the weights."""
+    audio: tower.AudioTowerConfig
+    """The trunk: the config of any audio encoder of the zoo; of one that makes a single vector, that is the only
+    state. What is to be drawn from a part of the clip takes an AudioMaeConfig."""
+    text: CaptionDecoderConfig
+    """The text decoder."""
+    caption_queries: int = 256
+    """Vectors of a clip that the text decoder attends to."""
+    embed_dim: int = 512
+    """Size of the joint space."""
+    matching_head: bool = False
+    """Whether there is a head that judges if a text is of an audio; a MatchingTerm trains it."""
+    patch_decoder: DecoderConfig | None = None
+    """What draws hidden patches; a ReconstructionTerm trains it."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products; parameters, norms, softmax and the losses stay float32."""
+    remat: Remat = "none"
+    """What the backward pass computes again."""
+
+    def __post_init__(self) -> None:
+        tower.check_features(self.audio, self.frontend.num_frames, self.frontend.num_features)
+        if self.caption_queries < 1:
+            raise UserError(f"caption_queries is {self.caption_queries}; the decoder attends to one at least")
+        if self.patch_decoder is not None:
+            if not isinstance(self.audio, AudioMaeConfig):
+                raise UserError(
+                    f"patch_decoder draws what a trunk has not seen, and {type(self.audio).__name__} sees all of a "
+                    "clip: take an AudioMaeConfig for audio, or no patch_decoder"
+                )
+            self.autoencoder  # noqa: B018  (its own checks)
+
+    @property
+    def autoencoder(self) -> MaskedAutoencoderConfig:
+        """Trunk and patch decoder as the masked autoencoder that they are; where there is a patch decoder."""
+        assert self.patch_decoder is not None
+        return MaskedAutoencoderConfig(
+            frontend=self.frontend,
+            encoder=self.audio,
+            decoder=self.patch_decoder,
+            compute_dtype=self.compute_dtype,
+            remat=self.remat,
+        )
+
+
+def autoencoder_variables(params: Params) -> Variables:
+    """Trunk and patch decoder under the names that `alm_jax.models.masked_autoencoder` has for them."""
+    return {"params": {"encoder": params["audio"], "decoder": params["patch_decoder"]}, "batch_stats": {}}
+
+
+def hear(
+    config: ContrastiveCaptionerConfig,
+    variables: Variables,
+    features: Float[Array, "B *features"],
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    moments: Moments | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> tuple[Float[Array, "B N D"], PyTree]:
+    """The trunk's states, which every head starts from, and the next ``batch_stats`` (unchanged unless training).
+
+    Padding is heard. Arguments are those of `two_towers.encode_audio`.
+    """
+    states, batch_stats = tower.apply_audio_tower(
+        config.audio,
+        {"params": variables["params"]["audio"], "batch_stats": variables["batch_stats"]["audio"]},
+        features,
+        dtype=jnp.dtype(config.compute_dtype),
+        remat=config.remat,
+        train=train,
+        key=key,
+        row_mask=None,
+        frame_mask=None,
+        longer=None,
+        moments=moments,
+        axis_name=axis_name,
+        output="states",
+    )
+    return states, {"audio": batch_stats}
+
+
+def batch_moments(
+    config: ContrastiveCaptionerConfig,
+    features: Float[Array, "B *features"],
+    mask: Bool[Array, " B"],
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Moments | None:
+    """The statistics of a whole batch that the trunk normalises by in training; None where it does not."""
+    return feature_moments(features, mask, axis_name) if tower.takes(config.audio, "moments") else None
+
+
+def embed_audio(
+    config: ContrastiveCaptionerConfig, params: Params, states: Float[Array, "B N A"]
+) -> Float[Array, "B E"]:
+    """The contrastive embedding of the trunk's states: L2-normalised, float32."""
+    pooled = _pool(config, params["contrast_pooler"], states, 1)
+    return _embed(config, params["audio_projection"], pooled[:, 0])
+
+
+def pool_for_captions(
+    config: ContrastiveCaptionerConfig, params: Params, states: Float[Array, "B N A"]
+) -> Float[Array, "B n D"]:
+    """The vectors that the text decoder attends to, of the trunk's states."""
+    return _pool(config, params["caption_pooler"], states, config.caption_queries)
+
+
+def read_texts(
+    config: ContrastiveCaptionerConfig, params: Params, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]
+) -> Float[Array, "B tokens D"]:
+    """States of texts by themselves: `CaptionDecoder.read`."""
+    return _apply_decoder(config, params, "read", ids, mask)
+
+
+def embed_texts(
+    config: ContrastiveCaptionerConfig, params: Params, states: Float[Array, "B tokens D"]
+) -> Float[Array, "B E"]:
+    """The contrastive embedding of `read_texts`' states: L2-normalised, float32."""
+    return _embed(config, params["text_projection"], _apply_decoder(config, params, "summarise", states))
+
+
+def ground_texts(
+    config: ContrastiveCaptionerConfig,
+    params: Params,
+    states: Float[Array, "B tokens D"],
+    mask: Bool[Array, "B L"],
+    vectors: Float[Array, "B n D"],
+) -> Float[Array, "B tokens D"]:
+    """States of texts that have heard audio: `CaptionDecoder.ground` of `read_texts` and `pool_for_captions`."""
+    return _apply_decoder(config, params, "ground", states, mask, vectors)
+
+
+def matching_logits(
+    config: ContrastiveCaptionerConfig, params: Params, grounded: Float[Array, "B tokens D"]
+) -> Float[Array, " B"]:
+    """Logit that a text is of an audio, of `ground_texts`' states, by that of the class token; float32."""
+    logits: Any = _matching_head().apply({"params": params["matching_head"]}, grounded[:, -1])
+    return logits[:, 0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init_contrastive_captioner(config: ContrastiveCaptionerConfig, key: Array) -> Variables:
+    """Draws the parameters and the initial running statistics; compiled, so that no forward pass runs."""
+    return nn.unbox(_init_boxed(config, key))
+
+
+def contrastive_captioner_axes(config: ContrastiveCaptionerConfig) -> PyTree:
+    """The names of every parameter's axes (alm_jax/nn/parameter.py): the tree of ``params``, tuples for leaves."""
+    boxed = jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))["params"]
+    drawn = {}
+    if boxed.pop("patch_decoder", None) is not None:
+        drawn["patch_decoder"] = masked_autoencoder_axes(config.autoencoder)["decoder"]
+    return drawn | jax.tree.map(
+        lambda leaf: tuple(leaf.names), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
+
+
+def _pooler(config: ContrastiveCaptionerConfig, num_queries: int, dtype: Any) -> AttentionalPooler:
+    text = config.text
+    return AttentionalPooler(num_queries, text.width, text.num_heads, dtype, KERNEL_INITS[text.kernel_init])
+
+
+def _pool(config: ContrastiveCaptionerConfig, params: Params, states: Array, num_queries: int) -> Array:
+    pooler = _pooler(config, num_queries, jnp.dtype(config.compute_dtype))
+    pooled: Any = pooler.apply({"params": params}, states, jnp.ones(states.shape[:2], bool))
+    return pooled
+
+
+def _projection(config: ContrastiveCaptionerConfig, dtype: Any) -> Dense:
+    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    return Dense((config.embed_dim,), ("embed", "joint"), dtype, use_bias=False, kernel_init=init)
+
+
+def _embed(config: ContrastiveCaptionerConfig, params: Params, x: Array) -> Array:
+    """x W / ||x W||."""
+    y: Any = _projection(config, jnp.dtype(config.compute_dtype)).apply({"params": params}, x)
+    y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
+    return y * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(y), axis=-1, keepdims=True), 1e-24))
+
+
+def _matching_head() -> Dense:
+    return Dense((1,), ("embed", "classes"), jnp.dtype("float32"))
+
+
+def _decoder(config: ContrastiveCaptionerConfig, dtype: Any) -> CaptionDecoder:
+    return CaptionDecoder(config.text, dtype, config.remat)
+
+
+def _apply_decoder(config: ContrastiveCaptionerConfig, params: Params, method: str, *inputs: Array) -> Array:
+    decoder = _decoder(config, jnp.dtype(config.compute_dtype))
+    output: Any = decoder.apply({"params": params["text"]}, *inputs, method=method)
+    return output
+
+
+def _init_boxed(config: ContrastiveCaptionerConfig, key: Array) -> Variables:
+    """Variables whose leaves still carry their axis names, but for the patch decoder's."""
+    keys = jax.random.split(key, 8)
+    float32 = jnp.dtype("float32")
+    features = jnp.zeros((1, *feature_shape(config.frontend)), float32)
+    audio, audio_width = tower.init_audio_tower(config.audio, keys[0], features, "states")
+    states, is_real = jnp.zeros((1, 1, audio_width), float32), jnp.ones((1, 1), bool)
+    vectors, token = jnp.zeros((1, 1, config.text.width), float32), jnp.zeros((1, 1), jnp.int32)
+    modules = {
+        "contrast_pooler": (_pooler(config, 1, float32), (states, is_real)),
+        "caption_pooler": (_pooler(config, config.caption_queries, float32), (states, is_real)),
+        "audio_projection": (_projection(config, float32), (vectors[0],)),
+        "text_projection": (_projection(config, float32), (vectors[0],)),
+        "text": (_decoder(config, float32), (vectors, token, is_real)),
+    }
+    if config.matching_head:
+        modules["matching_head"] = (_matching_head(), (vectors[0],))
+    params: dict[str, Any] = {"audio": audio["params"]}
+    for own_key, (name, (module, inputs)) in zip(keys[1:], modules.items(), strict=False):
+        params[name] = module.init(own_key, *inputs)["params"]
+    if config.patch_decoder is not None:
+        params["patch_decoder"] = init_masked_autoencoder(config.autoencoder, keys[7])["params"]["decoder"]
+    return {"params": params, "batch_stats": {"audio": audio.get("batch_stats", {})}}
