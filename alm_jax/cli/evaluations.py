@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from alm_jax.cli import (
+    language_modeling,
     masked_prediction,
     masked_spectrogram,
     report,
@@ -16,6 +17,7 @@ from alm_jax.cli import (
 from alm_jax.cli.session import Session
 from alm_jax.objectives import (
     ContrastiveConfig,
+    LanguageModelingConfig,
     MaskedPredictionConfig,
     MaskedSpectrogramConfig,
     ObjectiveConfig,
@@ -52,6 +54,11 @@ class Evaluation:
 EVALUATIONS: Mapping[type, Evaluation] = {
     ContrastiveConfig: Evaluation(
         check=two_towers.check, evaluate=two_towers.evaluate, write_report=report.write_run_report
+    ),
+    LanguageModelingConfig: Evaluation(
+        check=language_modeling.check,
+        evaluate=language_modeling.evaluate,
+        write_report=language_modeling.write_run_report,
     ),
     MaskedSpectrogramConfig: Evaluation(
         check=masked_spectrogram.check,

@@ -3,6 +3,7 @@
 from typing import TypeAlias
 
 from alm_jax.objectives.contrastive import ContrastiveConfig, build_contrastive
+from alm_jax.objectives.language_modeling import LanguageModelingConfig, build_language_modeling
 from alm_jax.objectives.masked_prediction import MaskedPredictionConfig, build_masked_prediction
 from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig, build_masked_spectrogram
 from alm_jax.objectives.objective import Objective
@@ -17,6 +18,7 @@ from alm_jax.objectives.unit_language_modeling import (
 
 ObjectiveConfig: TypeAlias = (
     ContrastiveConfig
+    | LanguageModelingConfig
     | MaskedPredictionConfig
     | MaskedSpectrogramConfig
     | TokenizerDistillationConfig
@@ -29,6 +31,8 @@ def build_objective(config: ObjectiveConfig) -> Objective:
     match config:
         case ContrastiveConfig():
             return build_contrastive(config)
+        case LanguageModelingConfig():
+            return build_language_modeling(config)
         case MaskedPredictionConfig():
             return build_masked_prediction(config)
         case TokenizerDistillationConfig():

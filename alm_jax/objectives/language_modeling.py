@@ -1,0 +1,182 @@
+"""Language modelling after audio: the next token of an answer, of what was heard, asked and written before it.
+
+Captioning (ClapCap, arXiv 2309.05767), and audio questions and instructions in general (Pengi, arXiv 2305.11834; LTU,
+2305.10790; Qwen-Audio and Qwen2-Audio, 2311.07919 and 2407.10759): the survey's L_lm (2501.15177). What a batch asks
+and how is `data.prompt`'s affair.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from alm_jax import batch as contract
+from alm_jax.errors import UserError
+from alm_jax.losses.language_modeling import token_loss
+from alm_jax.models import two_heads
+from alm_jax.models.two_heads import Prompts, TwoHeadsConfig
+from alm_jax.nn.language_model import head_kernel
+from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
+from alm_jax.ops.frontends import WaveformSpec, compute_features, compute_waveform
+from alm_jax.types import Metrics, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModelingConfig:
+    """Two heads, trained to write the answers."""
+
+    model: TwoHeadsConfig
+    """Front-end, audio tower, connector and language model."""
+    loss_on: Literal["answer", "all"] = "answer"
+    """What is to be predicted: the answer, or the prompt too, as LTU has it; audio never is."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over the vocabulary."""
+    z_loss: float = 0.0
+    """Weight of the squared log-sum-exp of the logits."""
+    augment: WaveformAugmentConfig = WaveformAugmentConfig()
+    """Waveform augmentation; SpecAugment belongs to the audio tower."""
+
+    def __post_init__(self) -> None:
+        if self.loss_on == "all" and self.model.has_encoder:
+            raise UserError(
+                f"loss_on is 'all', and {type(self.model.language_model).__name__} reads the prompt with its encoder, "
+                "which predicts nothing: use 'answer'"
+            )
+        if not 0 <= self.label_smoothing < 1 or self.z_loss < 0:
+            raise UserError(
+                f"label_smoothing is {self.label_smoothing} and z_loss {self.z_loss}: expected a share from 0 to below "
+                "1, and a weight that is not negative"
+            )
+
+
+class Clips(NamedTuple):
+    """What the audio tower is given of a batch."""
+
+    features: Array
+    """As the front-end makes them (`alm_jax.ops.frontends.feature_shape`)."""
+    frame_mask: Bool[Array, "B T"] | None
+    """True where a frame is real; None where padding is heard."""
+
+
+class States(NamedTuple):
+    """What predicts tokens: outputs of ``encode``, which are differentiated, and so all floats."""
+
+    states: Float[Array, "B K D"]
+    counts: Float[Array, "B K"]
+    """1 where a prediction counts, 0 elsewhere."""
+
+
+class Rows(NamedTuple):
+    """Rows of the objective's inputs."""
+
+    clips: Clips
+    prompts: Prompts
+    answer_ids: Int[Array, "B L"]
+    answer_mask: Bool[Array, "B L"]
+
+
+def compute_clips(
+    config: TwoHeadsConfig,
+    batch: dict[str, Any],
+    *,
+    crop: str = "centre",
+    key: Any = None,
+    augment: WaveformAugmentConfig | None = None,
+) -> Clips:
+    """One clip of each recording, on the device; ``key`` is needed where anything is random."""
+    spec = config.frontend
+    clips, _, num_real = cut_clips(spec, batch, crop=crop, key=key)
+    clips = clips[:, 0]
+    if augment is not None:
+        clips = augment_waveform(clips, key, augment, None if config.padding == "heard" else num_real)
+    features: Array = (
+        compute_waveform(clips, spec) if isinstance(spec, WaveformSpec) else compute_features(clips, spec)
+    )
+    return Clips(features, two_heads.frame_mask(config, num_real))
+
+
+def read_prompts(batch: dict[str, Any]) -> Prompts:
+    """A batch's prompts. Raises UserError where it has none."""
+    if contract.PROMPT_IDS not in batch:
+        raise UserError(
+            "the batches have no prompts, which language modelling puts before its answers: set data.prompt "
+            "(PromptConfig(template='plain') for none but the audio)"
+        )
+    return Prompts(batch[contract.PROMPT_IDS], batch[contract.PROMPT_MASK], batch[contract.AUDIO_POSITION])
+
+
+def build_language_modeling(config: LanguageModelingConfig) -> Objective:
+    """The objective as pure functions."""
+    model = config.model
+
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+        if train:
+            clips = compute_clips(
+                model, batch, crop=model.frontend.clip.train_crop, key=key, augment=config.augment
+            )
+        else:
+            clips = compute_clips(model, batch)
+        moments = None
+        if train:
+            moments = two_heads.batch_moments(
+                model, clips.features, batch[contract.MASK], axis_name=axis_name
+            )
+        rows = Rows(clips, read_prompts(batch), batch[contract.TEXT_IDS], batch[contract.TEXT_MASK])
+        return Inputs(rows, moments)
+
+    def encode(
+        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
+    ) -> tuple[States, Params]:
+        """States of the tokens that count, each row by itself: no logits yet, which would be the most of all."""
+        rows: Rows = inputs.rows
+        key = key if train else None
+        heard, batch_stats = two_heads.encode_audio(
+            model,
+            variables,
+            rows.clips.features,
+            rows.clips.frame_mask,
+            train=train,
+            key=key,
+            moments=inputs.shared,
+            axis_name=axis_name,
+        )
+        predicted = two_heads.predict(
+            model,
+            variables,
+            heard,
+            rows.prompts,
+            rows.answer_ids,
+            rows.answer_mask,
+            loss_on=config.loss_on,
+            train=train,
+            key=key,
+        )
+        return States(predicted.states, predicted.mask.astype(jnp.float32)), batch_stats
+
+    def combine(
+        params: Params, outputs: States, batch: dict[str, Any], *, axis_name: str | None = None
+    ) -> tuple[Loss, Metrics]:
+        """The loss over the vocabulary, which is projected onto here, in blocks and cut over the mesh."""
+        kernel, tied = head_kernel(model.language_model, params["language_model"])
+        labels = two_heads.labels_of(read_prompts(batch), batch[contract.TEXT_IDS], config.loss_on)
+        loss = token_loss(
+            outputs.states,
+            kernel,
+            labels,
+            mask=(outputs.counts > 0) & batch[contract.MASK][:, None],
+            tied=tied,
+            label_smoothing=config.label_smoothing,
+            z_loss=config.z_loss,
+        )
+        return Loss(*loss), {}
+
+    return Objective(
+        init=lambda key: two_heads.init_two_heads(model, key),
+        axes=lambda: two_heads.two_heads_axes(model),
+        prepare=prepare,
+        encode=encode,
+        combine=combine,
+        project=lambda params: params,
+    )
