@@ -137,13 +137,12 @@ def frame_vectors(
             states = module.apply(variables, features, mask=frame_mask, layer=config.layer)
             mask = compute_state_mask(frames, frame_mask)
         case WhisperEncoderConfig():
-            states, mask = (
-                module.apply(variables, features, mask=frame_mask),
-                compute_token_mask(frames, frame_mask),
-            )
+            states = module.apply(variables, features, mask=frame_mask)
+            mask = compute_token_mask(frames, frame_mask)
         case _:
             size, columns = frames.patch_size, frames.num_mels // frames.patch_size
-            features = features[:, : features.shape[1] // size * size]
+            whole = features.shape[1] // size * size
+            features, frame_mask = features[:, :whole], frame_mask[:, :whole]
             mask = window_mask(frame_mask, size, size)
             given = frame_mask if isinstance(frames, BeatsConfig) else jnp.repeat(mask, columns, axis=1)
             states = module.apply(variables, features, mask=given)
