@@ -106,6 +106,15 @@ PANELS = (
         series={"label_perplexity": "a training batch", "labels/perplexity": "validation"},
         smooth=True,
     ),
+    Panel(
+        title="What is written of held-out clips",
+        series={
+            "answers/accuracy": "right answers",
+            "answers/events_accuracy": "captions of the right events",
+            "validation/token_accuracy": "right tokens, the ones before given",
+        },
+        percent=True,
+    ),
     Panel(title="Learning rate", series={"learning_rate": "learning rate"}),
     Panel(title="Logit scale (1 / temperature)", series={"logit_scale": "logit scale"}),
     Panel(title="Throughput in pairs/s", series={"pairs_per_sec": "pairs/s"}, smooth=True),

@@ -187,6 +187,8 @@ HEADLINES = {
     "zero_shot/accuracy": "zero-shot accuracy",
     "validation/masked_accuracy": "labels of hidden patches",
     "validation/teacher_cosine": "cosine to the teacher",
+    "answers/accuracy": "right answers",
+    "answers/events_accuracy": "captions of the right events",
     "linear_probe/accuracy": "linear probe",
     "linear_probe/random_accuracy": "linear probe, untrained encoder",
 }
@@ -198,6 +200,7 @@ def _headlines(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         "retrieval/text_to_audio/r@1": "retrieval/chance_r@1",
         "retrieval/audio_to_text/r@1": "retrieval/chance_r@1",
         "zero_shot/accuracy": "zero_shot/chance",
+        "answers/accuracy": "answers/chance",
         "linear_probe/accuracy": "linear_probe/chance",
     }
     headlines = []

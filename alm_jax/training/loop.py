@@ -206,6 +206,9 @@ class Loop:
 
 SHOWN = (
     "validation/loss",
+    "validation/token_accuracy",
+    "answers/accuracy",
+    "answers/events_accuracy",
     "validation/masked_accuracy",
     "validation/teacher_cosine",
     "labels/perplexity",
