@@ -36,7 +36,8 @@ from alm_jax.interop.clap_config import config_to_clap, frontend_to_preprocessor
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives import build_objective
 from alm_jax.training.build import build_parallel
-from alm_jax.training.mesh import build_mesh, check_batch_size
+from alm_jax.training.lora import add_adapters
+from alm_jax.training.mesh import AnyMesh, build_mesh, check_batch_size
 from alm_jax.training.parallel import JitParallel
 from alm_jax.training.sharding import num_batch_shards
 
@@ -50,11 +51,10 @@ FIRST_WORD = 5
 def example_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
     """A batch of noise as long as recordings get, with captions as long as the tokenizer makes them."""
     rng = np.random.default_rng(0)
-    rows = config.training.batch_size
-    samples = round(config.data.source_sec * config.objective.model.frontend.sample_rate_hz)
-    model, length = config.objective.model, config.data.tokenizer.max_length
-    # An objective that hears alone takes whatever ids there are.
-    num_ids = model.text.vocab_size if isinstance(model, TwoTowersConfig) else FIRST_WORD + 1
+    rows, data = config.training.batch_size, config.data
+    samples = round(data.source_sec * config.objective.model.frontend.sample_rate_hz)
+    # A model has an embedding for every id of its tokenizer.
+    length, num_ids = data.tokenizer.max_length, data.tokenizer.vocab_size
     batch = {
         contract.AUDIO: rng.integers(-8192, 8192, (rows, samples), np.int16),
         contract.AUDIO_NUM_SAMPLES: np.full(rows, samples, np.int32),
@@ -64,6 +64,15 @@ def example_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
         contract.INDEX: np.arange(rows, dtype=np.int32),
         contract.LABEL: np.full(rows, -1, np.int32),
     }
+    if data.num_negatives:
+        shape = (rows, data.num_negatives, length)
+        batch[contract.NEGATIVE_IDS] = rng.integers(FIRST_WORD, num_ids, shape, np.int32)
+        batch[contract.NEGATIVE_MASK] = np.ones(shape, bool)
+    if data.prompt is not None:
+        asked = (rows, data.prompt.max_length)
+        batch[contract.PROMPT_IDS] = rng.integers(FIRST_WORD, num_ids, asked, np.int32)
+        batch[contract.PROMPT_MASK] = np.ones(asked, bool)
+        batch[contract.AUDIO_POSITION] = np.zeros(rows, np.int32)
     contract.validate(batch)
     return batch
 
@@ -89,11 +98,10 @@ def mesh_of(config: ExperimentConfig, topology: Topology | None = None) -> Mesh:
     return mesh
 
 
-def build(config: ExperimentConfig, mesh: Mesh) -> JitParallel:
+def build(config: ExperimentConfig, mesh: AnyMesh) -> JitParallel:
     """The step of ``config``. Raises UserError where its parts do not fit together."""
-    parallel = build_parallel(
-        build_objective(config.objective), config.optimizer, config.training, seed=config.seed, mesh=mesh
-    )
+    objective = add_adapters(build_objective(config.objective), config.lora)
+    parallel = build_parallel(objective, config.optimizer, config.training, seed=config.seed, mesh=mesh)
     assert isinstance(parallel, JitParallel)
     return parallel
 
@@ -121,7 +129,7 @@ def describe(
     }
 
 
-def model_flops(config: ExperimentConfig, mesh: Mesh) -> float:
+def model_flops(config: ExperimentConfig, mesh: AnyMesh) -> float:
     """FLOPs of a step on one device, none of them done twice: rematerialisation is not counted."""
     objective: Any = config.objective
     model = dataclasses.replace(objective.model, remat="none")

@@ -10,6 +10,7 @@ speed needs the device. A name is a kind and a shape:
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 import time
@@ -62,6 +63,20 @@ CARDS = {
 }
 
 
+DEVICE_KINDS = {
+    "v4": "TPU v4",
+    "v5e": "TPU v5 lite",
+    "v5p": "TPU v5",
+    "v6e": "TPU v6 lite",
+    "tpu7x": "TPU7x",
+    "h100": "NVIDIA H100 80GB HBM3",
+    "h200": "NVIDIA H200",
+}
+"""What JAX calls the devices of each kind."""
+DEVICES_PER_CHIP = {"tpu7x": 2}
+"""Of kinds whose chips are several devices."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """Devices to compile for."""
@@ -104,6 +119,27 @@ class Compiled:
         return self.executable.as_text() if self.executable is not None else None
 
 
+def read_name(name: str) -> tuple[int, Chip]:
+    """How many devices a topology has and what each is, by its name: no compiler is needed.
+
+    Raises UserError where the kind is not known, or the shape is none.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in DEVICE_KINDS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+        raise UserError(_unknown(name))
+    count = math.prod(map(int, shape.split("x"))) * DEVICES_PER_CHIP.get(kind, 1)
+    chip = chip_of(DEVICE_KINDS[kind])
+    assert chip is not None, f"{DEVICE_KINDS[kind]} is not in chips.py"
+    return count, chip
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"there is no topology {name!r}: it is KIND:SHAPE, such as v5e:16x16, v5p:4x4x4 or h100:8, and KIND is one of "
+        f"{', '.join(DEVICE_KINDS)}"
+    )
+
+
 def resolve(name: str) -> Topology:
     """The topology of that name.
 
@@ -115,10 +151,7 @@ def resolve(name: str) -> Topology:
     elif kind in CARDS:
         devices = _cuda_devices(name, kind, shape)
     else:
-        raise UserError(
-            f"there is no topology {name!r}: it is KIND:SHAPE, such as v5e:16x16, v5p:4x4x4 or h100:8, and KIND is one "
-            f"of {', '.join([*ACCELERATORS, *CARDS])}"
-        )
+        raise UserError(_unknown(name))
     chip = chip_of(devices[0].device_kind)
     assert chip is not None, f"{devices[0].device_kind} is not in chips.py"
     return Topology(name, tuple(devices), chip)

@@ -3,10 +3,10 @@
 import functools
 
 import jax
-from jax.sharding import Mesh
 
 from alm_jax.objectives import Objective
 from alm_jax.training.loop import TrainingConfig
+from alm_jax.training.mesh import AnyMesh
 from alm_jax.training.optimizer import AdamWConfig, build_optimizer, learning_rate
 from alm_jax.training.parallel import PMAP_AXIS, JitParallel, Parallel, PmapParallel
 from alm_jax.training.state import init_state
@@ -15,7 +15,7 @@ from alm_jax.training.trainable import freeze
 
 
 def build_parallel(
-    objective: Objective, optimizer: AdamWConfig, training: TrainingConfig, *, seed: int, mesh: Mesh
+    objective: Objective, optimizer: AdamWConfig, training: TrainingConfig, *, seed: int, mesh: AnyMesh
 ) -> Parallel:
     """Init and step of the run, placed as ``training.parallelism`` says. Nothing is compiled yet.
 

@@ -6,13 +6,16 @@ The batch is cut over ``data`` and ``fsdp``; parameters over ``fsdp`` and ``tens
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from alm_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
+AnyMesh: TypeAlias = Mesh | AbstractMesh
+"""Of devices, or of a number of devices that need not be there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,11 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
     devices = jax.devices() if devices is None else devices
     shape = resolve_shape(config, len(devices))
     return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def abstract_mesh(config: MeshConfig, num_devices: int) -> AbstractMesh:
+    """The mesh over devices that need not be there, for shapes and shardings. Raises UserError as `build_mesh`."""
+    return AbstractMesh(resolve_shape(config, num_devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def check_batch_size(batch_size: int, num_microbatches: int, num_shards: int) -> None:

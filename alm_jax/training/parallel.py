@@ -10,11 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from alm_jax.errors import UserError
 from alm_jax.objectives import Objective
 from alm_jax.training import sharding
+from alm_jax.training.mesh import AnyMesh
 from alm_jax.training.state import TrainState
 from alm_jax.training.step import TrainStep
 from alm_jax.types import Metrics, PyTree
@@ -44,7 +44,7 @@ class Parallel(Protocol):
 
 
 def state_shardings(
-    objective: Objective, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
+    objective: Objective, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: AnyMesh
 ) -> TrainState:
     """NamedSharding of every array of the state: moments and averages lie with their parameters."""
     params = sharding.parameter_shardings(objective.axes(), abstract.params, mesh)
@@ -77,11 +77,13 @@ class JitParallel:
         train_step: TrainStep,
         objective: Objective,
         optimizer: optax.GradientTransformation,
-        mesh: Mesh,
+        mesh: AnyMesh,
     ):
         """Raises UserError where the mesh asks for cut parameters and cannot cut them."""
         abstract = jax.eval_shape(init_state)
-        self.mesh = mesh
+        self.objective = objective
+        # `init` and `step` want a mesh of devices; `abstract` does not.
+        self.mesh: Any = mesh
         self.shardings = state_shardings(objective, optimizer, abstract, mesh)
         sharding.check_sharded(abstract.params, self.shardings.params, mesh)
         self._abstract = abstract

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from alm_jax.batch import BATCH_AXES
 from alm_jax.errors import UserError
 from alm_jax.nn.kv_cache import CACHE_AXES, KVCache
+from alm_jax.training.mesh import AnyMesh
 from alm_jax.types import PyTree
 
 RULES: dict[str, str | None] = {
@@ -33,7 +34,7 @@ RULES: dict[str, str | None] = {
 """Logical axis -> mesh axis. A name that is absent is kept whole on every device."""
 
 
-def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
     """The PartitionSpec of one parameter.
 
     A dimension that its mesh axis does not divide is kept whole (a vocabulary of 50,265, say), and a mesh
@@ -53,7 +54,7 @@ def is_axes(leaf: Any) -> bool:
     return isinstance(leaf, tuple)
 
 
-def parameter_shardings(axes: PyTree, abstract: PyTree, mesh: Mesh) -> PyTree:
+def parameter_shardings(axes: PyTree, abstract: PyTree, mesh: AnyMesh) -> PyTree:
     """NamedSharding of every parameter: ``axes`` as an objective names them, ``abstract`` with shapes."""
     return jax.tree.map(
         lambda names, leaf: NamedSharding(mesh, parameter_spec(names, leaf.shape, mesh)),
@@ -63,17 +64,17 @@ def parameter_shardings(axes: PyTree, abstract: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """The sharding of a batch: rows cut over ``data`` and ``fsdp``."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def cache_shardings(cache: KVCache, mesh: Mesh) -> KVCache:
+def cache_shardings(cache: KVCache, mesh: AnyMesh) -> KVCache:
     """NamedSharding of each array of a cache (of its shapes): rows as those of a batch, heads as the parameters'.
 
     What the mesh does not divide is kept whole.
@@ -90,7 +91,7 @@ def cache_shardings(cache: KVCache, mesh: Mesh) -> KVCache:
     return KVCache._make(shard(CACHE_AXES[name], leaf.shape) for name, leaf in cache._asdict().items())
 
 
-def num_batch_shards(mesh: Mesh) -> int:
+def num_batch_shards(mesh: AnyMesh) -> int:
     """Pieces into which the rows of a batch are cut."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
@@ -114,7 +115,7 @@ def replicated_fraction(abstract: PyTree, shardings: PyTree) -> float:
 MAX_REPLICATED_FRACTION = 0.1
 
 
-def check_sharded(abstract: PyTree, shardings: PyTree, mesh: Mesh) -> None:
+def check_sharded(abstract: PyTree, shardings: PyTree, mesh: AnyMesh) -> None:
     """Raises UserError where a mesh asks for cut parameters and most of them would be whole all the same."""
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return

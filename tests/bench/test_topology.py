@@ -59,6 +59,7 @@ def test_every_generation_has_a_mesh_and_a_chip(name, num_devices, kind):
     assert {device.device_kind for device in found.devices} == {kind}
     assert found.mesh().size == num_devices
     assert found.chip.hbm_bytes >= 16 * 2**30
+    assert topology.read_name(name) == (num_devices, found.chip)
 
 
 def lower(n, found):
