@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 
 from alm_jax.bench.step import abstract_batch, build
 from alm_jax.errors import UserError
@@ -121,7 +120,6 @@ def measure_footprint(config: ExperimentConfig, num_devices: int) -> Footprint:
 def _describe(kind: str, tree: PyTree) -> Iterator[Held]:
     for path, leaf in jax.tree.leaves_with_path(tree):
         sharding: Any = leaf.sharding
-        assert isinstance(sharding, NamedSharding)
         size = leaf.dtype.itemsize
         axes = [*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec))]
         yield Held(

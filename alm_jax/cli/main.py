@@ -19,10 +19,12 @@ from alm_jax.version import __version__
 COMMANDS = {
     "pretrain": "train a model from a config; continues where the run folder left off",
     "evaluate": "a trained model on a split: retrieval and zero-shot, or a linear probe",
+    "generate": "what a trained model writes of recordings",
     "import": "read published weights as a model of the zoo",
     "export": "write a trained or imported model for transformers, or as StableHLO",
     "zoo": "every encoder and language model there is, and how far each is from its oracle",
     "bench": "speed and memory of losses, encoders, front-ends and training steps, beside their peers",
+    "compile": "what a config's training takes of a slice of accelerators that is not here",
     "data": "build a config's data set ahead of time and show what is in it",
 }
 
