@@ -40,6 +40,7 @@ from alm_jax.training.lora import add_adapters
 from alm_jax.training.mesh import AnyMesh, build_mesh, check_batch_size
 from alm_jax.training.parallel import JitParallel
 from alm_jax.training.sharding import num_batch_shards
+from data_pipelines.config import MixtureConfig
 
 FEATURES = "+features"
 PEERS = ("transformers", "transformers+compile", f"transformers{FEATURES}")
@@ -68,11 +69,13 @@ def example_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
         shape = (rows, data.num_negatives, length)
         batch[contract.NEGATIVE_IDS] = rng.integers(FIRST_WORD, num_ids, shape, np.int32)
         batch[contract.NEGATIVE_MASK] = np.ones(shape, bool)
-    if data.prompt is not None:
-        asked = (rows, data.prompt.max_length)
+    if data.prompts:
+        asked = (rows, data.prompt_length)
         batch[contract.PROMPT_IDS] = rng.integers(FIRST_WORD, num_ids, asked, np.int32)
         batch[contract.PROMPT_MASK] = np.ones(asked, bool)
         batch[contract.AUDIO_POSITION] = np.zeros(rows, np.int32)
+    if isinstance(data.dataset, MixtureConfig):
+        batch[contract.SOURCE] = np.arange(rows, dtype=np.int32) % len(data.dataset.parts)
     contract.validate(batch)
     return batch
 
