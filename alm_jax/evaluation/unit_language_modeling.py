@@ -40,7 +40,10 @@ def cluster_frames(
 
 @functools.partial(jax.jit, static_argnums=0)
 def transcribe(
-    config: UnitLanguageModelConfig, variables: dict[str, Any], batch: dict[str, Array], end_id: int
+    config: UnitLanguageModelConfig,
+    variables: dict[str, Any],
+    batch: dict[str, Array],
+    end_id: int | Int[Array, ""],
 ) -> Transcribed:
     """Greedily what follows the units of each recording, in its prompt where batches have one; up to ``end_id``.
 

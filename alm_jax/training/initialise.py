@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alm_jax.errors import UserError
+from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
 from alm_jax.training.trainable import overlay
 from alm_jax.types import Params
@@ -26,6 +27,9 @@ class InitFromConfig:
     part: str = ""
     """Path of what is taken inside the source: ``audio`` of two towers, ``encoder`` of a masked model, say; empty for
     all."""
+    is_extended: bool = False
+    """Whether an array may be longer here along one axis: the source's entries come first, and those after them stay
+    as they were drawn. A language model so gets new words, units of audio say, beside those of a published one."""
 
 
 def take_from(
@@ -38,9 +42,10 @@ def take_from(
     and what was done, in words.
 
     Raises:
-        UserError: a parameter under ``into`` is missing in the source, or has another shape.
+        UserError: a parameter under ``into`` is missing in the source, or has another shape, unless ``is_extended``
+            allows it.
     """
-    taken, unused = {}, []
+    taken, unused, extended = {}, [], []
     for kind in ("params", "batch_stats"):
         wanted = _flatten(
             _descend(getattr(state, kind), config.into, "init_from.into", is_needed=kind == "params")
@@ -54,7 +59,7 @@ def take_from(
         problems += [
             f"  {path} {list(leaf.shape)}: has shape {list(given[path].shape)}"
             for path, leaf in wanted.items()
-            if path in given and given[path].shape != leaf.shape
+            if path in given and not _fits(given[path].shape, leaf.shape, is_extended=config.is_extended)
         ]
         if problems:
             more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -65,6 +70,7 @@ def take_from(
                 + "\nGive the tower the config of that model."
             )
         unused += sorted(set(given) - set(wanted))
+        extended += [path for path, leaf in wanted.items() if given[path].shape != leaf.shape]
         placed = {path: _place(given[path], leaf) for path, leaf in wanted.items()}
         tree = getattr(state, kind)
         taken[kind] = overlay(tree, _nest(placed, config.into)) if placed else tree
@@ -76,6 +82,8 @@ def take_from(
         said += f"; not used: {', '.join(unused[:8])}" + (
             f" and {len(unused) - 8} more" if len(unused) > 8 else ""
         )
+    if extended:
+        said += f"; longer here, and new at their ends: {', '.join(extended)}"
     average = state.ema_params
     if average is not None:
         # Copies: a donated buffer must not be two leaves.
@@ -85,8 +93,21 @@ def take_from(
     ), said
 
 
+def _fits(given: tuple[int, ...], wanted: tuple[int, ...], *, is_extended: bool) -> bool:
+    if not is_extended or len(given) != len(wanted):
+        return given == wanted
+    more = [ours - theirs for theirs, ours in zip(given, wanted, strict=True) if ours != theirs]
+    return not more or (len(more) == 1 and more[0] > 0)
+
+
 def _place(value: Any, leaf: Any) -> jax.Array:
-    return jax.device_put(np.asarray(value).astype(leaf.dtype), leaf.sharding)
+    value = np.asarray(value).astype(leaf.dtype)
+    if value.shape != leaf.shape:
+        # What is longer here keeps what was drawn after the source's entries.
+        whole = np.array(sharding.fetch(leaf))
+        whole[tuple(slice(size) for size in value.shape)] = value
+        value = whole
+    return jax.device_put(value, leaf.sharding)
 
 
 def _descend(tree: Params, path: str, what: str, *, is_needed: bool) -> Any:

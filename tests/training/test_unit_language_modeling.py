@@ -7,12 +7,14 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from training_batches import make_batch
 
 from alm_jax.encoders import family
 from alm_jax.encoders.text.gpt2 import Gpt2Config
 from alm_jax.encoders.text.llama import LlamaConfig
+from alm_jax.encoders.zoo import family_of
 from alm_jax.errors import UserError
 from alm_jax.models.audio_units import CepstraConfig, ClusterUnitsConfig, frame_vectors
 from alm_jax.models.unit_language_model import UnitLanguageModelConfig, language_family
@@ -24,8 +26,10 @@ from alm_jax.objectives.unit_language_modeling import (
 )
 from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec
 from alm_jax.training.accumulation import loss_and_gradients
+from alm_jax.training.initialise import InitFromConfig, take_from
 from alm_jax.training.mesh import MeshConfig, build_mesh
 from alm_jax.training.sharding import batch_sharding, parameter_shardings
+from alm_jax.training.state import init_state
 
 ROWS, NUM_PADDING, WORDS, UNITS = 16, 3, 64, 14
 CONFIG = UnitLanguageModelingConfig(
@@ -193,3 +197,29 @@ def test_tasks_are_drawn_by_their_shares_and_stay_in_evaluation(objective):
 def test_what_does_not_fit_is_refused(build, message):
     with pytest.raises(UserError, match=message):
         build()
+
+
+def test_a_published_language_model_gets_units_beside_its_words(objective):
+    """Its rows of the table come first, its columns of the head too; the new ones stay as drawn."""
+    words = dataclasses.replace(CONFIG.model.language_model, vocab_size=WORDS)
+    given = family.init(family_of(words), words, jax.random.key(7))
+    state = init_state(objective, optax.sgd(0.1), 0, with_ema=False)
+    drawn = jax.device_get(state.params)["language_model"]
+    config = InitFromConfig(source="words", into="language_model", is_extended=True)
+    state_taken, said = take_from(state, given, config)
+    taken = state_taken.params["language_model"]
+    assert said.endswith("longer here, and new at their ends: head/kernel, token_embed/embedding")
+    for path, axis in (("token_embed/embedding", 0), ("head/kernel", 1)):
+        ours, theirs, before = (
+            np.moveaxis(np.asarray(tree[path.split("/")[0]][path.split("/")[1]]), axis, 0)
+            for tree in (taken, given["params"], drawn)
+        )
+        np.testing.assert_array_equal(ours[:WORDS], theirs)
+        np.testing.assert_array_equal(ours[WORDS:], before[WORDS:])
+        assert len(ours) == WORDS + UNITS + 2
+    jax.tree.map(np.testing.assert_array_equal, taken["blocks"], given["params"]["blocks"])
+    with pytest.raises(UserError, match="has shape"):
+        take_from(state, given, dataclasses.replace(config, is_extended=False))
+    wider = dataclasses.replace(words, mlp_dim=48)
+    with pytest.raises(UserError, match="mlp"):
+        take_from(state, family.init(family_of(wider), wider, jax.random.key(7)), config)
