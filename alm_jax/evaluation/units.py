@@ -53,7 +53,7 @@ def fit_clusters(
     return {name: value.astype(np.float32) for name, value in found.items()}
 
 
-def describe_units(units: Sequence[Int[np.ndarray, " n"]], num_units: int) -> dict[str, float]:
+def describe_units(units: Sequence[Int[np.ndarray, "_"]], num_units: int) -> dict[str, float | int]:
     """Of the units of some clips: how many a clip has, how many different ones there are, and their perplexity.
 
     Perplexity is exp of the entropy of how often each unit is said: ``num_units`` where all are equally.

@@ -209,6 +209,7 @@ SHOWN = (
     "validation/token_accuracy",
     "answers/accuracy",
     "answers/events_accuracy",
+    "units_to_text/accuracy",
     "validation/masked_accuracy",
     "validation/teacher_cosine",
     "labels/perplexity",
