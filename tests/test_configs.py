@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from alm_jax.bench.footprint import measure_footprint
+from alm_jax.bench.topology import read_name
 from alm_jax.experiment import from_json, load_config, to_json
 from alm_jax.objectives import build_objective
 from alm_jax.training.mesh import MeshConfig, build_mesh
@@ -43,6 +45,26 @@ def test_its_header_names_a_command_that_runs_it(path):
     commands = re.findall(r"alm pretrain (\S+)", module.__doc__)
     assert commands
     assert all((ROOT / command).resolve() == path for command in commands)
+
+
+def full_size() -> list[tuple[Path, str]]:
+    """Configs whose header lays them out on a slice, and that slice."""
+    found = ((path, re.search(r"alm compile \S+ --topology (\S+)", path.read_text())) for path in CONFIGS)
+    return [(path, command[1]) for path, command in found if command]
+
+
+@pytest.mark.parametrize(("path", "topology"), full_size(), ids=lambda value: getattr(value, "stem", None))
+def test_it_fits_the_chips_of_its_slice_and_takes_what_its_header_says(path, topology):
+    num_devices, chip = read_name(topology)
+    assert num_devices == 256
+    footprint = measure_footprint(load_config(path), num_devices)
+    assert footprint.total_bytes < chip.hbm_bytes
+    says = re.search(r"State and batch take ([\d.]+) GiB of a chip's (\d+)\.", path.read_text())
+    assert says is not None
+    assert float(says[1]) == round(footprint.total_bytes / 2**30, 2)
+    assert int(says[2]) * 2**30 == chip.hbm_bytes
+    # What is whole on every chip of a mesh that cuts is no weight of a layer.
+    assert footprint.replicated == []
 
 
 def test_the_readme_names_only_configs_that_exist():

@@ -1,0 +1,65 @@
+"""ClapCap at its published size: MS-CLAP 2023's HTSAT, a mapper of 8 layers and GPT-2 (arXiv 2309.05767).
+
+    alm pretrain configs/clapcap_htsat_gpt2.py --workdir runs/clapcap_htsat_gpt2
+    alm compile configs/clapcap_htsat_gpt2.py --topology v5e:16x16
+
+The mapper trains alone: the audio tower and GPT-2 stand still, as published. `ALM_MODELS_DIR` has `ms_clap_2023`,
+what `alm import` makes of the released CLAP, and `gpt2`, the folder of the Hub with its tokenizer. The published
+mapper reads CLAP's joint embedding (1024), this one the audio tower's own vector (768), of which that is a
+projection. The released training data is not public, and neither are its steps; the data set here is ESC-50, of
+which templates make captions: point `data.dataset` at AudioCaps or Clotho.
+
+State and batch take 1.48 GiB of a chip's 16.
+"""
+
+import os
+
+from alm_jax.encoders.audio import htsat
+from alm_jax.encoders.text import gpt2
+from alm_jax.experiment import ExperimentConfig
+from alm_jax.models.connectors import MapperConnectorConfig
+from alm_jax.models.two_heads import TwoHeadsConfig
+from alm_jax.objectives.language_modeling import LanguageModelingConfig
+from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec
+from alm_jax.training.initialise import InitFromConfig
+from alm_jax.training.loop import TrainingConfig
+from alm_jax.training.optimizer import AdamWConfig
+from data_pipelines.config import DataConfig, Esc50Config, PromptConfig, TokenizerConfig
+
+
+def get_config() -> ExperimentConfig:
+    models = os.environ.get("ALM_MODELS_DIR", "models")
+    return ExperimentConfig(
+        name="clapcap_htsat_gpt2",
+        data=DataConfig(
+            dataset=Esc50Config(
+                root=os.path.join(os.environ.get("ALM_DATA_DIR", "../shared/data"), "esc10"), subset="esc10"
+            ),
+            tokenizer=TokenizerConfig(path=os.path.join(models, "gpt2"), vocab_size=50257, max_length=67),
+            prompt=PromptConfig(max_length=1),
+            source_sec=7.0,
+            train_split="fold1+fold2+fold3",
+            eval_split="fold4",
+        ),
+        objective=LanguageModelingConfig(
+            model=TwoHeadsConfig(
+                frontend=TorchlibrosaSpec(
+                    sample_rate_hz=44100,
+                    mel_sample_rate_hz=32000,
+                    hop_samples=320,
+                    clip=ClipSpec(clip_sec=7.0, pad="repeat"),
+                ),
+                audio=htsat.TINY,
+                connector=MapperConnectorConfig(),
+                language_model=gpt2.SMALL,
+                compute_dtype="bfloat16",
+                remat="block",
+            ),
+        ),
+        init_from=(
+            InitFromConfig(source=os.path.join(models, "ms_clap_2023"), into="audio", part="audio"),
+            InitFromConfig(source=os.path.join(models, "gpt2"), into="language_model"),
+        ),
+        optimizer=AdamWConfig(peak_lr=1e-4, warmup_steps=1000, frozen=("^audio/", "^language_model/")),
+        training=TrainingConfig(num_steps=20_000, batch_size=1024, eval_every=1000, save_every=1000),
+    )
