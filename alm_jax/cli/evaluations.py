@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from alm_jax.cli import (
+    calm,
+    ctal,
     language_modeling,
     masked_prediction,
     masked_spectrogram,
@@ -16,7 +18,9 @@ from alm_jax.cli import (
 )
 from alm_jax.cli.session import Session
 from alm_jax.objectives import (
+    CalmConfig,
     ContrastiveConfig,
+    CtalConfig,
     LanguageModelingConfig,
     MaskedPredictionConfig,
     MaskedSpectrogramConfig,
@@ -52,6 +56,8 @@ class Evaluation:
 
 
 EVALUATIONS: Mapping[type, Evaluation] = {
+    CalmConfig: Evaluation(check=calm.check, evaluate=calm.evaluate, write_report=calm.write_run_report),
+    CtalConfig: Evaluation(check=ctal.check, evaluate=ctal.evaluate, write_report=ctal.write_run_report),
     ContrastiveConfig: Evaluation(
         check=two_towers.check, evaluate=two_towers.evaluate, write_report=report.write_run_report
     ),

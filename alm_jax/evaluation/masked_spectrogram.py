@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from alm_jax import batch as contract
 from alm_jax.evaluation.linear_probe import evaluation_crop
@@ -58,14 +58,31 @@ def _draw(
     model = config.model
     features = clip_features(model.frontend, batch)
     masked = evaluation_masks(config.mask, model.grid, batch[contract.INDEX])
-    pixels = reconstruct(model, variables, features, masked).astype(jnp.float32)
-    size = model.encoder.patch_size
-    patches = patchify(features, size)
-    if config.normalize_target:
+    pixels = reconstruct(model, variables, features, masked)
+    return to_maps(
+        features,
+        masked.hidden,
+        pixels,
+        patch_size=model.encoder.patch_size,
+        is_normalized=config.normalize_target,
+    )
+
+
+def to_maps(
+    features: Float[Array, "B T F"],
+    hidden: Bool[Array, "B N"],
+    pixels: Float[Array, "B N pixels"],
+    *,
+    patch_size: int,
+    is_normalized: bool,
+) -> Reconstruction:
+    """Patches as maps; with ``is_normalized`` their mean and deviation, which are the input's, are put back."""
+    pixels, patches = pixels.astype(jnp.float32), patchify(features, patch_size)
+    if is_normalized:
         deviation = jnp.sqrt(jnp.var(patches, axis=-1, keepdims=True, ddof=1) + 1e-6)
         pixels = pixels * deviation + jnp.mean(patches, axis=-1, keepdims=True)
-    hidden = jnp.broadcast_to(masked.hidden[..., None], patches.shape).astype(jnp.float32)
+    spread = jnp.broadcast_to(hidden[..., None], patches.shape).astype(jnp.float32)
     num_mels = features.shape[-1]
     return Reconstruction(
-        features, unpatchify(hidden, size, num_mels) > 0.5, unpatchify(pixels, size, num_mels)
+        features, unpatchify(spread, patch_size, num_mels) > 0.5, unpatchify(pixels, patch_size, num_mels)
     )

@@ -2,7 +2,9 @@
 
 from typing import TypeAlias
 
+from alm_jax.objectives.calm import CalmConfig, build_calm
 from alm_jax.objectives.contrastive import ContrastiveConfig, build_contrastive
+from alm_jax.objectives.ctal import CtalConfig, build_ctal
 from alm_jax.objectives.language_modeling import LanguageModelingConfig, build_language_modeling
 from alm_jax.objectives.masked_prediction import MaskedPredictionConfig, build_masked_prediction
 from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig, build_masked_spectrogram
@@ -17,7 +19,9 @@ from alm_jax.objectives.unit_language_modeling import (
 )
 
 ObjectiveConfig: TypeAlias = (
-    ContrastiveConfig
+    CalmConfig
+    | ContrastiveConfig
+    | CtalConfig
     | LanguageModelingConfig
     | MaskedPredictionConfig
     | MaskedSpectrogramConfig
@@ -29,6 +33,10 @@ ObjectiveConfig: TypeAlias = (
 def build_objective(config: ObjectiveConfig) -> Objective:
     """The objective that ``config``'s type names."""
     match config:
+        case CalmConfig():
+            return build_calm(config)
+        case CtalConfig():
+            return build_ctal(config)
         case ContrastiveConfig():
             return build_contrastive(config)
         case LanguageModelingConfig():

@@ -1,0 +1,218 @@
+"""CALM-style pre-training of one head: aligned modalities, and what is hidden of one drawn from both.
+
+After Sachidananda et al. 2022 (https://arxiv.org/abs/2202.03587), of which the abstract alone is public knowledge here:
+its contrastive audio-language pre-training, between the trunk's vector of the audio alone and that of the text alone.
+Beside it two losses of one more pass over both modalities, each with parts hidden: the hidden words (BERT,
+https://arxiv.org/abs/1810.04805), and the hidden patches (AudioMAE's target, https://arxiv.org/abs/2207.06405, drawn in
+place as by SimMIM, https://arxiv.org/abs/2111.09886). The survey's L_con, L_ar and a masked L_lm (2501.15177) on one
+trunk.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from alm_jax import batch as contract
+from alm_jax.errors import UserError
+from alm_jax.losses.reconstruction import masked_reconstruction, normalize_patches
+from alm_jax.models import one_head
+from alm_jax.models.one_head import Audio, OneHeadConfig, Text
+from alm_jax.objectives.contrastive_losses import (
+    InfoNceConfig,
+    MultiPositiveConfig,
+    SigmoidConfig,
+    contrastive_loss,
+    init_scalars,
+    project_scalars,
+)
+from alm_jax.objectives.masked_text import MaskedTextConfig, mask_texts, masked_text_loss, row_keys
+from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks
+from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
+from alm_jax.objectives.weighted_sum import add_means
+from alm_jax.ops.frontends import compute_features
+from alm_jax.ops.patchify import patchify
+from alm_jax.types import Metrics, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalmConfig:
+    """One head, and the three losses that it is trained by."""
+
+    model: OneHeadConfig
+    """Front-end and trunk."""
+    contrastive: InfoNceConfig | MultiPositiveConfig | SigmoidConfig = InfoNceConfig()
+    """The loss between vectors of audio alone and of text alone."""
+    masked_text: MaskedTextConfig = MaskedTextConfig()
+    """Which words are hidden."""
+    masked_audio: MaskConfig = UnstructuredMaskConfig()
+    """Which patches are hidden."""
+    normalize_target: bool = True
+    """Each patch is drawn by its own mean and deviation, as in MaskedSpectrogramConfig."""
+    contrastive_weight: float = 1.0
+    """Factor of the contrastive loss's mean in the sum."""
+    text_weight: float = 1.0
+    """Factor of the masked language model's mean in the sum."""
+    audio_weight: float = 1.0
+    """Factor of the reconstruction's mean in the sum."""
+    alone_rate: float = 0.25
+    """Share of the rows whose modalities do not see each other in the masked pass, so that the trunk knows what to do
+    without either, and what one gives to the other can be measured. None at 0; attention is then without a mask of
+    pairs, which fused kernels do not take."""
+    augment: WaveformAugmentConfig = WaveformAugmentConfig()
+    """Waveform augmentation."""
+
+    def __post_init__(self) -> None:
+        self.masked_audio.check(self.model.grid)
+        if min(self.weights.values()) < 0 or sum(self.weights.values()) <= 0:
+            raise UserError(f"the weights are {self.weights}; expected none below 0 and one above")
+        if not 0 <= self.alone_rate < 1:
+            raise UserError(f"alone_rate is {self.alone_rate}; it must be at least 0 and below 1")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Factor of each term by its name."""
+        return {
+            "contrastive": self.contrastive_weight,
+            "masked_text": self.text_weight,
+            "masked_audio": self.audio_weight,
+        }
+
+
+class Rows(NamedTuple):
+    """Rows of the objective's inputs."""
+
+    features: Float[Array, "B T F"]
+    patch_mask: Bool[Array, "B N"]
+    patch_hidden: Bool[Array, "B N"]
+    text_ids: Int[Array, "B L"]
+    text_mask: Bool[Array, "B L"]
+    text_altered: Int[Array, "B L"]
+    """The ids with the chosen tokens altered."""
+    text_chosen: Bool[Array, "B L"]
+    together: Bool[Array, " B"] | None
+    """Which rows' modalities see each other in the masked pass; None for all."""
+
+
+class Outputs(NamedTuple):
+    """What the model makes of each row by itself."""
+
+    audio_emb: Float[Array, "B E"]
+    text_emb: Float[Array, "B E"]
+    words: Float[Array, "B L D"]
+    """What logits of words are made of."""
+    text_chosen: Float[Array, "B L"]
+    """1 where a token counts: outputs are floats."""
+    reconstruction: Loss
+    """Sum and weight of each row."""
+
+
+def prepare_rows(config: CalmConfig, batch: dict[str, Any], key: Any, *, train: bool) -> Rows:
+    """What `encode_rows` reads of a batch; without ``train`` a recording always has the same masks, and sees all."""
+    model, spec = config.model, config.model.frontend
+    key_audio, key_rows, key_alone = jax.random.split(key, 3) if train else (None, None, key)
+    crop = spec.clip.train_crop if train else "centre"
+    clips, _, num_real = cut_clips(spec, batch, crop=crop, key=key_audio)
+    clips = clips[:, 0]
+    if train:
+        clips = augment_waveform(clips, key_audio, config.augment, num_real)
+    keys = jax.vmap(jax.random.split)(row_keys(key_rows, batch[contract.INDEX], train=train))
+    ids, text_mask = batch[contract.TEXT_IDS], batch[contract.TEXT_MASK]
+    masked = mask_texts(config.masked_text, ids, text_mask, keys[:, 0], vocab_size=model.vocab_size)
+    together = None
+    if train and config.alone_rate:
+        together = jax.random.uniform(key_alone, (len(clips),)) >= config.alone_rate
+    return Rows(
+        features=compute_features(clips, spec),
+        patch_mask=one_head.real_patches(model, num_real),
+        patch_hidden=draw_masks(config.masked_audio, model.grid, keys[:, 1]).hidden,
+        text_ids=ids,
+        text_mask=text_mask,
+        text_altered=masked.tokens,
+        text_chosen=masked.chosen,
+        together=together,
+    )
+
+
+def encode_rows(
+    config: CalmConfig, variables: dict[str, Any], rows: Rows
+) -> tuple[Outputs, Float[Array, "B N pixels"]]:
+    """The model's outputs of each row by itself, and the pixels of every patch that the masked pass draws."""
+    model = config.model
+    audio, text = Audio(rows.features, rows.patch_mask), Text(rows.text_ids, rows.text_mask)
+    heard, _ = one_head.encode(model, variables, audio, None)
+    _, read = one_head.encode(model, variables, None, text)
+    patches, tokens = one_head.encode(
+        model,
+        variables,
+        audio._replace(hidden=rows.patch_hidden),
+        text._replace(ids=rows.text_altered),
+        together=rows.together,
+    )
+    pixels = one_head.draw_patches(model, variables, patches)
+    target = patchify(rows.features, model.patch_size)
+    if config.normalize_target:
+        target = normalize_patches(target)
+    reconstruction = jax.vmap(lambda *row: masked_reconstruction(*(x[None] for x in row)))(
+        pixels, target, rows.patch_hidden & rows.patch_mask
+    )
+    outputs = Outputs(
+        audio_emb=one_head.embed(model, variables, heard, rows.patch_mask),
+        text_emb=one_head.embed(model, variables, read, rows.text_mask),
+        words=one_head.predict_words(model, variables, tokens),
+        text_chosen=rows.text_chosen.astype(jnp.float32),
+        reconstruction=Loss(*reconstruction),
+    )
+    return outputs, pixels
+
+
+def masked_losses(
+    params: Params, outputs: Outputs, ids: Int[Array, "B L"], mask: Bool[Array, " B"]
+) -> dict[str, Loss]:
+    """The two losses of the masked pass over the rows where ``mask`` is True; ``ids`` are the true tokens."""
+    counted = (outputs.text_chosen > 0) & mask[:, None]
+    return {
+        "masked_text": masked_text_loss(outputs.words, *one_head.word_table(params), ids, counted),
+        "masked_audio": Loss(*(jnp.sum(jnp.where(mask, x, 0.0)) for x in outputs.reconstruction)),
+    }
+
+
+def build_calm(config: CalmConfig) -> Objective:
+    """The objective as pure functions."""
+    model = config.model
+
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+        return Inputs(prepare_rows(config, batch, key, train=train), None)
+
+    def encode(
+        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
+    ) -> tuple[Outputs, Params]:
+        return encode_rows(config, variables, inputs.rows)[0], variables["batch_stats"]
+
+    def combine(
+        params: Params, outputs: Outputs, batch: dict[str, Any], *, axis_name: str | None = None
+    ) -> tuple[Loss, Metrics]:
+        real = batch[contract.MASK]
+        aligned, scale = contrastive_loss(
+            config.contrastive, params, outputs.audio_emb, outputs.text_emb, batch, axis_name=axis_name
+        )
+        losses = {"contrastive": aligned} | masked_losses(params, outputs, batch[contract.TEXT_IDS], real)
+        total = add_means(losses, config.weights, real, axis_name)
+        metrics = {f"{name}_loss": loss for name, loss in losses.items()}
+        return total, metrics | {"logit_scale": Loss(scale * total.weight, total.weight)}
+
+    def init(key: Any) -> dict[str, Params]:
+        variables = one_head.init_one_head(model, key)
+        return {**variables, "params": {**variables["params"], **init_scalars(config.contrastive)}}
+
+    return Objective(
+        init=init,
+        axes=lambda: {**one_head.one_head_axes(model), **dict.fromkeys(init_scalars(config.contrastive), ())},
+        prepare=prepare,
+        encode=encode,
+        combine=combine,
+        project=lambda params: {**params, **project_scalars(config.contrastive, params)},
+    )

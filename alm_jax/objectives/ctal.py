@@ -1,0 +1,195 @@
+"""CTAL's pre-training: hidden words of a transcript, and hidden spans of the speech given the transcript.
+
+Li et al. 2021, https://arxiv.org/abs/2109.00181: masked language modelling plus masked cross-modal acoustic modelling,
+each the mean over what was chosen, added 1 to 1.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from alm_jax import batch as contract
+from alm_jax.errors import UserError
+from alm_jax.losses.reconstruction import masked_reconstruction
+from alm_jax.models import ctal
+from alm_jax.models.ctal import CtalModelConfig
+from alm_jax.objectives.masked_text import MaskedTextConfig, mask_texts, masked_text_loss, row_keys
+from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
+from alm_jax.objectives.weighted_sum import add_means
+from alm_jax.ops.frame_masking import MaskedFrames, mask_frame_spans
+from alm_jax.ops.frontends import compute_features
+from alm_jax.types import Metrics, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedFramesConfig:
+    """Spans of frames that are zeroed (80 %), replaced by others of the clip (10 %), or left (10 %)."""
+
+    proportion: float = 0.15
+    """Largest share of a clip's frames that is chosen."""
+    min_span: int = 20
+    """Frames of the shortest span. A clip with less than one span's share of frames has none."""
+    max_span: int = 50
+    """Frames of the longest span."""
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.min_span <= self.max_span and 0 < self.proportion <= 1):
+            raise UserError(
+                f"masked_frames has spans of {self.min_span} to {self.max_span} frames over {self.proportion} of a "
+                "clip; expected 1 <= min_span <= max_span and a proportion in (0, 1]"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CtalConfig:
+    """CTAL's two encoders under its two losses."""
+
+    model: CtalModelConfig
+    """Front-end and encoders."""
+    masked_text: MaskedTextConfig = MaskedTextConfig()
+    """Which words are hidden."""
+    masked_frames: MaskedFramesConfig = MaskedFramesConfig()
+    """Which frames are hidden."""
+    text_weight: float = 1.0
+    """Factor of the masked language model's mean in the sum."""
+    audio_weight: float = 1.0
+    """Factor of the acoustic model's mean in the sum."""
+    augment: WaveformAugmentConfig = WaveformAugmentConfig()
+    """Waveform augmentation."""
+
+    def __post_init__(self) -> None:
+        longest = self.masked_frames.proportion * self.model.frontend.num_frames
+        if self.masked_frames.min_span > longest + 1e-3:
+            raise UserError(
+                f"masked_frames.min_span is {self.masked_frames.min_span}, and {self.masked_frames.proportion} of the "
+                f"{self.model.frontend.num_frames} frames of a clip is less: nothing would ever be hidden. Lower "
+                "min_span or raise the proportion"
+            )
+        if min(self.text_weight, self.audio_weight) < 0 or self.text_weight + self.audio_weight <= 0:
+            raise UserError(
+                f"text_weight is {self.text_weight} and audio_weight {self.audio_weight}; expected none below 0 and "
+                "one above"
+            )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Factor of each term by its name."""
+        return {"masked_text": self.text_weight, "masked_audio": self.audio_weight}
+
+
+class Rows(NamedTuple):
+    """Rows of the objective's inputs."""
+
+    features: Float[Array, "B T F"]
+    """As they are, which the spans are to become again."""
+    frame_mask: Bool[Array, "B T"]
+    frames: MaskedFrames
+    text_ids: Int[Array, "B L"]
+    """With the chosen tokens altered."""
+    text_mask: Bool[Array, "B L"]
+    text_chosen: Bool[Array, "B L"]
+
+
+class Outputs(NamedTuple):
+    """What the encoders make of each row by itself."""
+
+    words: Float[Array, "B L D"]
+    """What logits of words are made of."""
+    text_chosen: Float[Array, "B L"]
+    """1 where a token counts: outputs are floats."""
+    acoustic: Loss
+    """Sum and weight of each row."""
+
+
+def prepare_rows(config: CtalConfig, batch: dict[str, Any], key: Any, *, train: bool) -> Rows:
+    """What `encode_rows` reads of a batch; without ``train`` a recording always has the same masks."""
+    model, spec, chance = config.model, config.model.frontend, config.masked_frames
+    key_audio, key_rows = jax.random.split(key) if train else (None, None)
+    crop = spec.clip.train_crop if train else "centre"
+    clips, _, num_real = cut_clips(spec, batch, crop=crop, key=key_audio)
+    clips = clips[:, 0]
+    if train:
+        clips = augment_waveform(clips, key_audio, config.augment, num_real)
+    features, frame_mask = compute_features(clips, spec), ctal.real_frames(model, num_real)
+    keys = jax.vmap(jax.random.split)(row_keys(key_rows, batch[contract.INDEX], train=train))
+
+    def draw(features: Array, mask: Array, key: Any) -> MaskedFrames:
+        drawn = mask_frame_spans(
+            features[None],
+            mask[None],
+            key,
+            proportion=chance.proportion,
+            min_span=chance.min_span,
+            max_span=chance.max_span,
+        )
+        return jax.tree.map(lambda x: x[0], drawn)
+
+    ids, text_mask = batch[contract.TEXT_IDS], batch[contract.TEXT_MASK]
+    masked = mask_texts(config.masked_text, ids, text_mask, keys[:, 0], vocab_size=model.text.vocab_size)
+    frames = jax.vmap(draw)(features, frame_mask, keys[:, 1])
+    return Rows(features, frame_mask, frames, masked.tokens, text_mask, masked.chosen)
+
+
+def encode_rows(
+    config: CtalConfig, variables: dict[str, Any], rows: Rows, *, train: bool, key: Any = None
+) -> tuple[Outputs, Float[Array, "B T F"]]:
+    """The encoders' outputs of each row by itself, and the features that they draw."""
+    model = config.model
+    key_text, key_audio = jax.random.split(key) if train else (None, None)
+    text = ctal.encode_text(model, variables, rows.text_ids, rows.text_mask, train=train, key=key_text)
+    audio = ctal.encode_audio(
+        model,
+        variables,
+        rows.frames.features,
+        rows.frame_mask,
+        text,
+        rows.text_mask,
+        train=train,
+        key=key_audio,
+    )
+    drawn = ctal.draw_frames(model, variables, audio)
+    acoustic = jax.vmap(lambda *row: masked_reconstruction(*(x[None] for x in row), distance="l1"))(
+        drawn, rows.features, rows.frames.chosen
+    )
+    words = ctal.predict_words(model, variables, text)
+    return Outputs(words, rows.text_chosen.astype(jnp.float32), Loss(*acoustic)), drawn
+
+
+def build_ctal(config: CtalConfig) -> Objective:
+    """The objective as pure functions."""
+    model = config.model
+
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+        return Inputs(prepare_rows(config, batch, key, train=train), None)
+
+    def encode(
+        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
+    ) -> tuple[Outputs, Params]:
+        outputs, _ = encode_rows(config, variables, inputs.rows, train=train, key=key)
+        return outputs, variables["batch_stats"]
+
+    def combine(
+        params: Params, outputs: Outputs, batch: dict[str, Any], *, axis_name: str | None = None
+    ) -> tuple[Loss, Metrics]:
+        real = batch[contract.MASK]
+        counted = (outputs.text_chosen > 0) & real[:, None]
+        table, bias = ctal.word_table(params)
+        losses = {
+            "masked_text": masked_text_loss(outputs.words, table, bias, batch[contract.TEXT_IDS], counted),
+            "masked_audio": Loss(*(jnp.sum(jnp.where(real, x, 0.0)) for x in outputs.acoustic)),
+        }
+        total = add_means(losses, config.weights, real, axis_name)
+        return total, {f"{name}_loss": loss for name, loss in losses.items()}
+
+    return Objective(
+        init=lambda key: ctal.init_ctal(model, key),
+        axes=lambda: ctal.ctal_axes(model),
+        prepare=prepare,
+        encode=encode,
+        combine=combine,
+        project=lambda params: params,
+    )
