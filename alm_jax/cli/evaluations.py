@@ -11,6 +11,7 @@ from alm_jax.cli import (
     language_modeling,
     masked_prediction,
     masked_spectrogram,
+    query_transformer,
     report,
     tokenizer_distillation,
     two_towers,
@@ -25,6 +26,7 @@ from alm_jax.objectives import (
     MaskedPredictionConfig,
     MaskedSpectrogramConfig,
     ObjectiveConfig,
+    QueryTransformerConfig,
     TokenizerDistillationConfig,
     UnitLanguageModelingConfig,
 )
@@ -75,6 +77,11 @@ EVALUATIONS: Mapping[type, Evaluation] = {
         check=masked_prediction.check,
         evaluate=masked_prediction.evaluate,
         write_report=masked_prediction.write_run_report,
+    ),
+    QueryTransformerConfig: Evaluation(
+        check=query_transformer.check,
+        evaluate=query_transformer.evaluate,
+        write_report=query_transformer.write_run_report,
     ),
     TokenizerDistillationConfig: Evaluation(
         check=tokenizer_distillation.check,

@@ -9,6 +9,7 @@ from alm_jax.objectives.language_modeling import LanguageModelingConfig, build_l
 from alm_jax.objectives.masked_prediction import MaskedPredictionConfig, build_masked_prediction
 from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig, build_masked_spectrogram
 from alm_jax.objectives.objective import Objective
+from alm_jax.objectives.query_transformer import QueryTransformerConfig, build_query_transformer
 from alm_jax.objectives.tokenizer_distillation import (
     TokenizerDistillationConfig,
     build_tokenizer_distillation,
@@ -25,6 +26,7 @@ ObjectiveConfig: TypeAlias = (
     | LanguageModelingConfig
     | MaskedPredictionConfig
     | MaskedSpectrogramConfig
+    | QueryTransformerConfig
     | TokenizerDistillationConfig
     | UnitLanguageModelingConfig
 )
@@ -43,6 +45,8 @@ def build_objective(config: ObjectiveConfig) -> Objective:
             return build_language_modeling(config)
         case MaskedPredictionConfig():
             return build_masked_prediction(config)
+        case QueryTransformerConfig():
+            return build_query_transformer(config)
         case TokenizerDistillationConfig():
             return build_tokenizer_distillation(config)
         case MaskedSpectrogramConfig():

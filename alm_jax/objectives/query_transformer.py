@@ -1,0 +1,242 @@
+"""A Q-Former trained by three targets at once: contrast, matching and generation.
+
+The first stage of BLIP-2 (Li et al. 2023, https://arxiv.org/abs/2301.12597, section 3.2, and its code) on audio; MINT
+(https://arxiv.org/abs/2402.07485) has the same three.
+
+- Contrast: the similarity of a clip and a text is that of the nearest query; queries and text do not see each other.
+- Matching: three pairs a row, the true one and two with negatives mined by that similarity; queries and text see each
+  other. The pairs couple the rows and want a second pass of the Q-Former, which is ``combine``'s: the audio tower's
+  states come to it as ``encode``'s outputs, so that micro-batches stay exact, whether the tower trains or not.
+- Generation: a text is written after the queries; it sees them and what was written, and they do not see it.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from alm_jax import batch as contract
+from alm_jax.errors import UserError
+from alm_jax.losses.contrastive import temperature
+from alm_jax.losses.language_modeling import next_token_loss
+from alm_jax.losses.late_interaction import max_similarity, max_similarity_infonce
+from alm_jax.losses.matching import audio_text_matching, matching_pairs_by_scores
+from alm_jax.models import audio_q_former
+from alm_jax.models.audio_q_former import AudioQFormerConfig, Heard, Read
+from alm_jax.objectives.contrastive_losses import GROUP_KEYS
+from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
+from alm_jax.objectives.weighted_sum import add_means
+from alm_jax.ops.frontends import WaveformSpec, compute_features, compute_waveform
+from alm_jax.types import Metrics, Params
+
+TAU_BOUNDS = (1e-4, 10.0)
+"""BLIP-2 lets the temperature free; these only keep it positive."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryTransformerConfig:
+    """An audio tower and a Q-Former, trained by contrast, matching and generation, which count alike."""
+
+    model: AudioQFormerConfig
+    """Front-end, audio tower and Q-Former."""
+    group: Literal["recording", "label"] = "recording"
+    """Rows of a group are positives of each other in contrast and no negatives in matching: those of one recording, or
+    of one class (rows without a class are alone)."""
+    label_smoothing: float = 0.1
+    """Share of the target that is spread evenly, over the candidates in contrast, over the words in generation."""
+    augment: WaveformAugmentConfig = WaveformAugmentConfig()
+    """Waveform augmentation; SpecAugment belongs to the audio tower."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(
+                f"label_smoothing is {self.label_smoothing}; expected a share from 0 to below 1, such as 0.1"
+            )
+
+
+class Clips(NamedTuple):
+    """What the audio tower is given of a batch."""
+
+    features: Array
+    """As the front-end makes them (`alm_jax.ops.frontends.feature_shape`)."""
+    frame_mask: Bool[Array, "B T"] | None
+    """True where a frame is real; None where padding is heard."""
+
+
+class Rows(NamedTuple):
+    """Rows of the objective's inputs."""
+
+    clips: Clips
+    text_ids: Int[Array, "B L"]
+    text_mask: Bool[Array, "B L"]
+    chance: Float[Array, " B"] | None
+    """Uniform in [0, 1), what negatives and the matching pass's dropout are drawn by; None without noise."""
+
+
+class Outputs(NamedTuple):
+    """What comes of each row by itself; all floats, as gradients of outputs are taken."""
+
+    read: Read
+    audio_states: Float[Array, "B N A"]
+    audio_mask: Float[Array, "B N"]
+    """1 where a state is of real audio."""
+    chance: Float[Array, " B"] | None
+
+
+def compute_clips(
+    config: AudioQFormerConfig,
+    batch: dict[str, Any],
+    *,
+    crop: str = "centre",
+    key: Any = None,
+    augment: WaveformAugmentConfig | None = None,
+) -> Clips:
+    """One clip of each recording, on the device; ``key`` is needed where anything is random."""
+    spec = config.frontend
+    clips, _, num_real = cut_clips(spec, batch, crop=crop, key=key)
+    clips = clips[:, 0]
+    if augment is not None:
+        clips = augment_waveform(clips, key, augment, None if config.padding == "heard" else num_real)
+    features: Array = (
+        compute_waveform(clips, spec) if isinstance(spec, WaveformSpec) else compute_features(clips, spec)
+    )
+    return Clips(features, audio_q_former.frame_mask(config, num_real))
+
+
+def group_rows(
+    group: Literal["recording", "label"], batch: dict[str, Any], axis_name: str | None
+) -> Int[Array, " B"]:
+    """A number for each row, equal where rows are of one group; a row that has none is alone, on all devices."""
+    found = batch[GROUP_KEYS[group]]
+    rows = jnp.arange(len(found), dtype=found.dtype)
+    if axis_name is not None:
+        rows += lax.axis_index(axis_name).astype(found.dtype) * len(found)
+    return jnp.where(found < 0, -1 - rows, found)
+
+
+def matching_loss(
+    config: QueryTransformerConfig,
+    params: Params,
+    outputs: Outputs,
+    batch: dict[str, Any],
+    group: Int[Array, " B"],
+    scale: Float[Array, ""],
+) -> tuple[Loss, Loss]:
+    """The loss of three pairs a row, and how many of them are judged rightly.
+
+    Negatives are mined among the rows at hand: under global-view ``jit`` those of the whole batch, under ``pmap`` those
+    of one device, as in ALBEF, since states of audio would have to come from elsewhere.
+    """
+    chance, key_draw, key_dropout = outputs.chance, jax.random.key(0), None
+    if chance is not None:
+        # The rows' chance has come through the micro-batches, where keys cannot go.
+        key = jax.random.key(lax.bitcast_convert_type(chance[0], jnp.uint32))
+        key_draw, key_dropout = jax.random.split(key)
+    similarity = max_similarity(outputs.read.query_emb, outputs.read.text_emb)
+    pairs = matching_pairs_by_scores(key_draw, scale * similarity, group=group, mask=batch[contract.MASK])
+
+    def take(x: Array, index: Array) -> Array:
+        return jnp.take(x, index, axis=0, mode="clip")
+
+    logits = audio_q_former.match(
+        config.model,
+        params,
+        Heard(take(outputs.audio_states, pairs.audio_index), take(outputs.audio_mask, pairs.audio_index) > 0),
+        take(batch[contract.TEXT_IDS], pairs.text_index),
+        take(batch[contract.TEXT_MASK], pairs.text_index),
+        train=chance is not None,
+        key=key_dropout,
+    )
+    loss = Loss(*audio_text_matching(logits, pairs.is_match, mask=pairs.mask))
+    right = jnp.sum(((logits > 0) == pairs.is_match) & pairs.mask, dtype=jnp.float32)
+    return loss, Loss(right, loss.weight)
+
+
+def build_query_transformer(config: QueryTransformerConfig) -> Objective:
+    """The objective as pure functions."""
+    model = config.model
+
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+        moments = chance = None
+        if train:
+            key_audio, key_chance = jax.random.split(key)
+            crop = model.frontend.clip.train_crop
+            clips = compute_clips(model, batch, crop=crop, key=key_audio, augment=config.augment)
+            chance = jax.random.uniform(key_chance, (len(clips.features),))
+            moments = audio_q_former.batch_moments(
+                model, clips.features, batch[contract.MASK], axis_name=axis_name
+            )
+        else:
+            clips = compute_clips(model, batch)
+        return Inputs(Rows(clips, batch[contract.TEXT_IDS], batch[contract.TEXT_MASK], chance), moments)
+
+    def encode(
+        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
+    ) -> tuple[Outputs, Params]:
+        rows: Rows = inputs.rows
+        key_audio, key_read = jax.random.split(key) if train else (None, None)
+        heard, batch_stats = audio_q_former.hear(
+            model,
+            variables,
+            *rows.clips,
+            train=train,
+            key=key_audio,
+            moments=inputs.shared,
+            axis_name=axis_name,
+        )
+        read = audio_q_former.read(
+            model, variables["params"], heard, rows.text_ids, rows.text_mask, train=train, key=key_read
+        )
+        return Outputs(read, heard.states, heard.mask.astype(jnp.float32), rows.chance), batch_stats
+
+    def combine(
+        params: Params, outputs: Outputs, batch: dict[str, Any], *, axis_name: str | None = None
+    ) -> tuple[Loss, Metrics]:
+        real, group = batch[contract.MASK], group_rows(config.group, batch, axis_name)
+        scale = temperature.inverse_tau(params["tau"])
+        contrast = max_similarity_infonce(
+            outputs.read.query_emb,
+            outputs.read.text_emb,
+            scale,
+            group=group,
+            mask=real,
+            label_smoothing=config.label_smoothing,
+            axis_name=axis_name,
+        )
+        matching, right = matching_loss(config, params, outputs, batch, group, scale)
+        generation = next_token_loss(
+            outputs.read.written,
+            params["text_embed"]["token_embed"]["embedding"],
+            batch[contract.TEXT_IDS],
+            mask=batch[contract.TEXT_MASK] & real[:, None],
+            bias=params["lm_head"]["bias"],
+            tied=True,
+            label_smoothing=config.label_smoothing,
+        )
+        losses = {
+            "contrastive_loss": Loss(*contrast),
+            "matching_loss": matching,
+            "generation_loss": Loss(*generation),
+        }
+        total = add_means(losses, dict.fromkeys(losses, 1.0), real, axis_name)
+        return total, {
+            **losses,
+            "matching_accuracy": right,
+            "logit_scale": Loss(scale * total.weight, total.weight),
+        }
+
+    def project(params: Params) -> Params:
+        return {**params, "tau": temperature.clamp_tau(params["tau"], *TAU_BOUNDS)}
+
+    return Objective(
+        init=lambda key: audio_q_former.init_audio_q_former(model, key),
+        axes=lambda: audio_q_former.audio_q_former_axes(model),
+        prepare=prepare,
+        encode=encode,
+        combine=combine,
+        project=project,
+    )
