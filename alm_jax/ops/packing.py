@@ -51,6 +51,20 @@ def pack(x: Float[Array, "R K S *rest"], packing: Packing) -> Float[Array, "R C 
     return jnp.where((packing.segment < num_clips).reshape(*source.shape, *ones), taken, 0)
 
 
+def unpack(
+    x: Float[Array, "R C *rest"], packing: Packing, num_clips: int, num_steps: int
+) -> Float[Array, "R K S *rest"]:
+    """The inverse of `pack`: K clips a row, each of S steps; those that are not in the row are zeros."""
+    rows, _, *rest = x.shape
+    steps = jnp.arange(num_steps)[None, None, :, None]
+    clips = jnp.arange(num_clips)[None, :, None, None]
+    found = (clips == packing.segment[:, None, None, :]) & (steps == packing.step[:, None, None, :])
+    ones = (1,) * len(rest)
+    source = jnp.argmax(found, axis=-1).reshape(rows, num_clips * num_steps, *ones)
+    taken = jnp.take_along_axis(x, source, axis=1, mode="clip").reshape(rows, num_clips, num_steps, *rest)
+    return jnp.where(jnp.any(found, axis=-1).reshape(rows, num_clips, num_steps, *ones), taken, 0)
+
+
 def same_segment(segment: Int[Array, "R N"]) -> Bool[Array, "R N N"]:
     """True where two tokens of a row are of one clip: the block-diagonal mask of attention."""
     return segment[:, :, None] == segment[:, None, :]

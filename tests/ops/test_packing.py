@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alm_jax.ops.packing import cut_to_budget, pack, plan_packing, same_segment, segment_mean
+from alm_jax.ops.packing import cut_to_budget, pack, plan_packing, same_segment, segment_mean, unpack
 
 LENGTHS = np.random.default_rng(0).integers(1, 30, (200, 3))
 
@@ -34,6 +34,9 @@ def test_clips_lie_one_after_another_and_come_back():
         np.testing.assert_array_equal(
             packing.segment[row], np.pad(owner, (0, 24 - len(owner)), constant_values=3)
         )
+    there = np.arange(9) < lengths[:, :, None]
+    back = unpack(jnp.asarray(packed), packing, 3, 9)
+    np.testing.assert_array_equal(back, np.where(there[..., None, None], x, 0))
     mean = segment_mean(jnp.asarray(packed[:, :, 0]), packing.segment, 3)
     expected = [[x[row, k, : lengths[row, k], 0].mean(axis=0) for k in range(3)] for row in range(8)]
     np.testing.assert_allclose(mean, expected, atol=1e-6)

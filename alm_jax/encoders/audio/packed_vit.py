@@ -23,7 +23,15 @@ from alm_jax.nn.parameter import KERNEL_INITS, declare, truncated_normal
 from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PreNormBlock
 from alm_jax.ops.frontends import BeatsSpec, ClipSpec
-from alm_jax.ops.packing import Packing, cut_to_budget, pack, plan_packing, same_segment, segment_mean
+from alm_jax.ops.packing import (
+    Packing,
+    cut_to_budget,
+    pack,
+    plan_packing,
+    same_segment,
+    segment_mean,
+    unpack,
+)
 from alm_jax.ops.patchify import patchify
 
 
@@ -98,8 +106,23 @@ def count_steps(config: PackedVitConfig, mask: Bool[Array, "B T"]) -> Int[Array,
     return jnp.maximum(-(-jnp.sum(mask, axis=1) // config.patch_size), 1)
 
 
+def kept_steps(config: PackedVitConfig, mask: Bool[Array, "B T"], *, train: bool) -> Int[Array, "rows clips"]:
+    """Steps of each clip that a pass encodes: all of its own, but in training only as many as its row holds."""
+    steps, budget = count_steps(config, mask), config.row_steps if train else config.grid[0]
+    return cut_to_budget(steps.reshape(-1, config.clips_per_row if train else 1), budget)
+
+
+def compute_state_mask(
+    config: PackedVitConfig, mask: Bool[Array, "B T"], *, train: bool = False
+) -> Bool[Array, "B N"]:
+    """Which of the states that are the output "tokens" are of steps that were encoded."""
+    steps, num_bands = -(-mask.shape[1] // config.patch_size), config.grid[1]
+    kept = kept_steps(config, mask, train=train).reshape(-1)
+    return jnp.repeat(jnp.arange(steps)[None, :] < kept[:, None], num_bands, axis=1)
+
+
 class PackedVit(nn.Module):
-    """Log-mel features to a clip vector [B D], in ``dtype``.
+    """Log-mel features to a clip vector, or to the states of its tokens, in ``dtype``.
 
     Parameters: ``patch_embed``, ``time_embed`` [steps D], ``frequency_embed`` [bands D], ``blocks`` (every array with a
     leading axis of layers), ``norm``.
@@ -108,11 +131,14 @@ class PackedVit(nn.Module):
     config: PackedVitConfig
     dtype: jnp.dtype
     remat: Remat = "none"
+    output: Literal["clip", "tokens"] = "clip"
+    """clip: the norm of the mean over a clip's tokens [B D]; tokens: the norm of each, time-major with the bands inside
+    time [B N D], each clip in a row of its own again; zeros where `compute_state_mask` is False."""
 
     @nn.compact
     def __call__(
         self, features: Float[Array, "B T F"], *, mask: Bool[Array, "B T"] | None = None, train: bool = False
-    ) -> Float[Array, "B D"]:
+    ) -> Float[Array, "B D"] | Float[Array, "B N D"]:
         """Encodes ``features`` of up to ``num_frames`` frames.
 
         Args:
@@ -146,8 +172,7 @@ class PackedVit(nn.Module):
         num_steps = patches.shape[1] // num_bands
         num_rows, budget = batch_size // clips_per_row, config.row_steps if train else num_steps
 
-        lengths = cut_to_budget(count_steps(config, mask).reshape(num_rows, clips_per_row), budget)
-        packing = plan_packing(lengths, budget)
+        packing = plan_packing(kept_steps(config, mask, train=train), budget)
         patches = pack(patches.reshape(num_rows, clips_per_row, num_steps, num_bands, -1), packing)
         x = self._embed(patches, packing).reshape(num_rows, budget * num_bands, config.width)
         segment = jnp.repeat(packing.segment, num_bands, axis=1)
@@ -167,8 +192,11 @@ class PackedVit(nn.Module):
         x, _ = blocks(
             config.num_heads, config.mlp_dim, config.layer_norm_eps, self.dtype, init, name="blocks"
         )(x, seen)
-        x = segment_mean(x, segment, clips_per_row).reshape(batch_size, config.width)
-        return LayerNorm(self.dtype, config.layer_norm_eps, name="norm")(x)
+        norm = LayerNorm(self.dtype, config.layer_norm_eps, name="norm")
+        if self.output == "tokens":
+            x = norm(x).reshape(num_rows, budget, num_bands, config.width)
+            return unpack(x, packing, clips_per_row, num_steps).reshape(batch_size, -1, config.width)
+        return norm(segment_mean(x, segment, clips_per_row).reshape(batch_size, config.width))
 
     def _embed(
         self, patches: Float[Array, "R C bands pixels"], packing: Packing
