@@ -1,6 +1,7 @@
 """``alm export SRC --format transformers --out DIR``: a trained or imported model as a folder that others load.
 
-A run of two towers becomes a ClapModel; what ``alm import`` wrote becomes again what it was, bit for bit. With
+A run of two towers becomes a ClapModel, another run or a part of one (``--part language_model``) what its published
+code calls it (cli/export_part.py); what ``alm import`` wrote becomes again what it was, bit for bit. With
 ``--format stablehlo`` either becomes programs that JAX alone runs (interop/stablehlo.py).
 """
 
@@ -17,8 +18,9 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from alm_jax.cli.arguments import Parser
+from alm_jax.cli.arguments import Parser, load_run
 from alm_jax.cli.evaluate import restore_run
+from alm_jax.cli.export_part import export_part
 from alm_jax.cli.session import Session, enable_compilation_cache
 from alm_jax.errors import AlmError, UserError
 from alm_jax.experiment import to_json
@@ -69,7 +71,13 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "--licence", default="other", help="of a run's weights, for the model card (default: other)"
     )
+    parser.add_argument(
+        "--part",
+        help="of a run: the part of its model that is written, as encoder, audio, text or language_model",
+    )
     own = parser.parse_args(args)
+    if own.part and (own.format != "transformers" or is_model_folder(own.source)):
+        raise UserError("--part is for runs, in the format transformers; leave it out, or --format stablehlo")
     match is_model_folder(own.source), own.format:
         case True, "transformers":
             export_imported(own.source, own.out)
@@ -77,6 +85,12 @@ def run(args: Sequence[str]) -> None:
             model = load_model_folder(own.source)
             export_programs(model.config, model.variables, own.out)
             report_written(own.out)
+        case False, "transformers" if own.part or not isinstance(
+            load_run(own.source).objective, ContrastiveConfig
+        ):
+            layout = export_part(own.source, own.part or "", own.out)
+            shutil.copyfile(own.source / TOKENIZER, own.out / TOKENIZER)
+            report_written(own.out, f" ({layout.name})")
         case False, "transformers":
             export_run(own.source, own.out, licence=own.licence)
         case False, "stablehlo":
@@ -117,10 +131,10 @@ def choose_layout(model: ImportedModel) -> Format:
     )
 
 
-def report_written(out: Path) -> None:
-    """Says what lies in ``out``."""
+def report_written(out: Path, what: str = "") -> None:
+    """Says what lies in ``out``, and ``what`` it is."""
     Console(file=sys.stdout, highlight=False, markup=False).print(
-        f"wrote {out}: {', '.join(sorted(path.name for path in out.iterdir()))}", soft_wrap=True
+        f"wrote {out}{what}: {', '.join(sorted(path.name for path in out.iterdir()))}", soft_wrap=True
     )
 
 
@@ -133,11 +147,6 @@ def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
     enable_compilation_cache()
     console = Console(file=sys.stdout, highlight=False, markup=False)
     session, state = restore_run(workdir)
-    if not isinstance(session.config.objective, ContrastiveConfig):
-        raise UserError(
-            f"{workdir} trained a {type(session.config.objective).__name__}, which transformers has no class for; "
-            "two towers, of a ContrastiveConfig, are what is written"
-        )
     variables = jax.device_get(session.model_variables(state))
 
     def write(export_error: float | None) -> None:

@@ -5,12 +5,23 @@ import shutil
 from pathlib import Path
 from typing import get_args
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alm_jax.cli.export_part import read_part
 from alm_jax.cli.main import dispatch
+from alm_jax.encoders.family import apply
+from alm_jax.encoders.zoo import family_of
 from alm_jax.experiment import load_config
-from alm_jax.objectives import ContrastiveConfig, ObjectiveConfig
+from alm_jax.interop.safetensors_io import read_weights
+from alm_jax.objectives import (
+    ContrastiveConfig,
+    LanguageModelingConfig,
+    MaskedSpectrogramConfig,
+    ObjectiveConfig,
+)
 from alm_jax.training.metrics import METRICS_FILE, read_metrics
 from alm_jax.training.workdir import CHECKPOINTS, EVALUATION
 
@@ -42,14 +53,31 @@ def kinds() -> list:
     ]
 
 
-@pytest.mark.parametrize("kind", kinds())
-def test_it_continues_to_the_last_bit(kind, folder, capsys):
-    def run(workdir: Path) -> None:
+@pytest.fixture
+def run(folder, capsys):
+    def run(kind: type, workdir: Path) -> None:
         own = ["--workdir", str(workdir), "--data.cache-dir", str(folder / "data")]
         assert dispatch(["pretrain", str(CONFIGS[kind]), *own, *STEPS]) == 0, capsys.readouterr().err
 
-    whole, half = folder / kind.__name__, folder / f"{kind.__name__}-continued"
-    run(whole)
+    return run
+
+
+@pytest.fixture
+def trained(folder, run):
+    """A finished run of an objective, trained once."""
+
+    def trained(kind: type) -> Path:
+        workdir = folder / kind.__name__
+        if not workdir.exists():
+            run(kind, workdir)
+        return workdir
+
+    return trained
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_it_continues_to_the_last_bit(kind, folder, run, trained, capsys):
+    whole, half = trained(kind), folder / f"{kind.__name__}-continued"
     found = losses(whole)
     assert list(found) == list(range(1, 9))
     assert np.isfinite(list(found.values())).all()
@@ -59,10 +87,42 @@ def test_it_continues_to_the_last_bit(kind, folder, capsys):
         shutil.rmtree(step)
     for leftover in (EVALUATION, "report.html"):
         (half / leftover).unlink()
-    run(half)
+    run(kind, half)
     assert "continuing after step 4" in capsys.readouterr().err
     assert losses(half) == found
     figures = json.loads((half / EVALUATION).read_text())
     assert figures == json.loads((whole / EVALUATION).read_text())
     assert np.isfinite(figures["validation/loss"])
     assert "</html>" in (half / "report.html").read_text()
+
+
+def test_a_language_model_of_two_heads_is_exported_as_its_class(trained, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    workdir, out = trained(LanguageModelingConfig), tmp_path / "exported"
+    assert dispatch(["export", str(workdir), "--part", "language_model", "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    ids = np.random.default_rng(0).integers(5, 300, (2, 9))
+    model = transformers.GPT2LMHeadModel.from_pretrained(out).eval()
+    with torch.no_grad():
+        expected = model(torch.as_tensor(ids)).logits
+    config, variables = read_part(workdir, "language_model")
+    variables = jax.tree.map(jnp.asarray, variables)
+    logits = apply(family_of(config), config, variables, jnp.asarray(ids), jnp.ones(ids.shape, bool))
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_a_masked_autoencoder_is_exported_under_its_published_names(trained, tmp_path, capsys):
+    workdir, out = trained(MaskedSpectrogramConfig), tmp_path / "exported"
+    assert dispatch(["export", str(workdir), "--out", str(out)]) == 0
+    assert "(audio_mae)" in capsys.readouterr().out
+    arrays = read_weights(out)
+    kernel = read_part(workdir, "encoder")[1]["params"]["blocks"]["mlp"]["up"]["kernel"]
+    np.testing.assert_array_equal(arrays["blocks.0.mlp.fc1.weight"], kernel[0].T)
+
+
+def test_a_part_that_is_not_there_or_goes_by_no_published_name_is_a_mistake(trained, tmp_path, capsys):
+    workdir, out = trained(LanguageModelingConfig), str(tmp_path / "exported")
+    assert dispatch(["export", str(workdir), "--part", "decoder", "--out", out]) == 2
+    assert "it has ['audio', 'connector', 'language_model']" in capsys.readouterr().err
+    assert dispatch(["export", str(workdir), "--out", out]) == 2
+    assert "no published layout holds this TwoHeadsConfig whole" in capsys.readouterr().err
