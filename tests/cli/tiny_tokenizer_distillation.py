@@ -4,7 +4,7 @@ from alm_jax.encoders.audio.beats import BeatsConfig
 from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
 from alm_jax.models.distilled_tokenizer import DistilledTokenizerConfig
-from alm_jax.models.patch_decoders import LocalDecoderConfig
+from alm_jax.models.patch_decoders import GlobalDecoderConfig
 from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.objectives.tokenizer_distillation import TokenizerDistillationConfig
 from alm_jax.ops.frontends import BeatsSpec, ClipSpec
@@ -40,7 +40,7 @@ def get_config() -> ExperimentConfig:
                 frontend=BeatsSpec(hop_samples=320, num_mels=16, clip=ClipSpec(clip_sec=1.32)),
                 tokenizer=LearnedTokenizerConfig(encoder=ENCODER, num_codes=16, code_dim=8),
                 teacher=ENCODER,
-                estimator=LocalDecoderConfig(width=16, num_layers=2, num_heads=2, mlp_dim=16, bias_dim=4),
+                estimator=GlobalDecoderConfig(width=16, num_layers=1, num_heads=2, mlp_dim=16),
             ),
             augment=WaveformAugmentConfig(gain_db=3.0, roll=True),
             # So that codes die and are revived within a few steps.

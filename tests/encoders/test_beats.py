@@ -79,6 +79,34 @@ def test_padding_has_no_say(run):
     assert float(jnp.max(jnp.abs(run(features, None)[0] - alone[0]))) > 1e-2
 
 
+def test_visible_patches_keep_their_places_and_the_others_are_not_heard():
+    """All in another order is the whole; the first steps of time alone are what padding after them leaves."""
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), family.abstract(FAMILY, MICRO)
+    )
+    features = jnp.asarray(rng.normal(size=(2, 24, 8)), jnp.float32)
+
+    @jax.jit
+    def encode(features, visible_ids, mask):
+        module = Beats(MICRO, FLOAT32, "tokens")
+        return module.apply(variables, features, visible_ids=visible_ids, mask=mask)
+
+    whole = encode(features, None, None)
+    order = jnp.asarray(np.stack([rng.permutation(12) for _ in range(2)]), jnp.int32)
+    permuted = encode(features, order, None)
+    expected = jnp.take_along_axis(whole, order[:, :, None], axis=1)
+    np.testing.assert_allclose(permuted, expected, atol=1e-5)
+
+    padded = encode(features, None, jnp.arange(24)[None].repeat(2, axis=0) < 16)[:, :8]
+    first = jnp.arange(8, dtype=jnp.int32)[None].repeat(2, axis=0)
+    alone = encode(features, first, None)
+    np.testing.assert_allclose(alone, padded, atol=1e-5)
+    assert float(jnp.max(jnp.abs(alone - whole[:, :8]))) > 1e-2
+    other = features.at[:, 16:].set(5.0)
+    np.testing.assert_array_equal(encode(other, first, None), alone)
+
+
 def test_the_released_mask_hands_frames_to_patches_in_reading_order():
     """24 frames of 12 patches: two frames each, a patch real where one of them is."""
     mask = jnp.arange(24)[None] < 13

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from alm_jax.losses.regression import latent_regression
+from alm_jax.losses.regression import cosine_distance, latent_regression
 
 
 @pytest.mark.parametrize(("l1_weight", "l2_weight"), [(1.0, 0.0), (0.0, 1.0), (0.3, 1.7)])
@@ -42,3 +42,27 @@ def test_without_a_mask_every_frame_counts():
     total, weight = loss(prediction, target)
     error = prediction.astype(np.float64) - target
     np.testing.assert_allclose(total / weight, np.mean(2 * np.abs(error) + error**2 / 2), rtol=1e-6)
+
+
+def test_cosine_distance_is_pytorchs_and_what_does_not_count_has_no_say():
+    rng = np.random.default_rng(3)
+    prediction, target = (rng.normal(size=(2, 5, 7)).astype(np.float32) for _ in range(2))
+    mask = rng.random((2, 5)) < 0.6
+    cosine = torch.cosine_similarity(torch.tensor(prediction), torch.tensor(target), dim=-1).numpy()
+    prediction[~mask] = np.nan
+    target[~mask] = 0
+    run = jax.value_and_grad(
+        lambda x: cosine_distance(x, jnp.asarray(target), mask=jnp.asarray(mask)), has_aux=True
+    )
+    (total, weight), grad = run(jnp.asarray(prediction))
+    np.testing.assert_allclose(total, (1 - cosine)[mask].sum(), rtol=1e-6)
+    assert weight == mask.sum()
+    assert np.isfinite(grad).all()
+    assert not grad[~mask].any()
+    # Of vectors of length 1, half the squared distance.
+    a, b = (
+        jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True), jnp.float32)
+        for x in rng.normal(size=(2, 1, 4, 3))
+    )
+    halves = np.square(a - b).sum() / 2
+    np.testing.assert_allclose(cosine_distance(a, b)[0], halves, rtol=1e-5)
