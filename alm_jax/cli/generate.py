@@ -206,12 +206,11 @@ def _answer_imported(folder: Path, request: Request) -> list[Answer]:
     num_frames = -(-num_samples // spec.hop_samples)
     count = len(request.audio)
     asked = encode_prompts(tokenizer, "chatml", [request.prompt] * count, MAX_PROMPT)
-    texts = [
-        expand_audio_tokens(
-            config, [*row[:place], config.audio_token_id, *row[place:][real[place:]]], [int(frames)]
-        )
-        for row, real, place, frames in zip(*asked, num_frames, strict=True)
-    ]
+    texts = []
+    for row, real, place, frames in zip(*asked, num_frames, strict=True):
+        tokens = row[real].tolist()
+        named = [*tokens[:place], config.audio_token_id, *tokens[place:]]
+        texts.append(expand_audio_tokens(config, named, [int(frames)]))
     length = max(map(len, texts))
     ids = np.stack([np.pad(text, (length - len(text), 0)) for text in texts])
     mask = np.stack([np.arange(length) >= length - len(text) for text in texts])
@@ -257,8 +256,8 @@ def _write_imported(
 
 def read_recordings(
     paths: Sequence[Path], sample_rate_hz: int, num_samples: int
-) -> list[Float[np.ndarray, " S"]]:
-    """Mono waveforms of files; of longer ones the ``num_samples`` in their midst. DataError where one is unusable."""
+) -> list[Float[np.ndarray, "..."]]:
+    """Mono waveforms [S] of files, of longer ones ``num_samples`` in their midst. DataError where one is unusable."""
     waveforms = []
     for path in paths:
         try:
@@ -271,9 +270,9 @@ def read_recordings(
 
 
 def pad_recordings(
-    waveforms: Sequence[Float[np.ndarray, " S"]], num_samples: int
+    waveforms: Sequence[Float[np.ndarray, "..."]], num_samples: int
 ) -> tuple[Float[np.ndarray, "B W"], Int[np.ndarray, " B"]]:
-    """Waveforms with zeros behind them, and how many samples of each are real."""
+    """Waveforms [S] with zeros behind them, and how many samples of each are real."""
     padded = np.zeros((len(waveforms), num_samples), np.float32)
     for row, waveform in zip(padded, waveforms, strict=True):
         row[: len(waveform)] = waveform

@@ -13,8 +13,13 @@ from alm_jax.cli.evaluate import restore_run
 from alm_jax.cli.main import dispatch
 from alm_jax.cli.session import Session
 from alm_jax.experiment import load_config
+from alm_jax.interop.qwen2_audio import QWEN2_AUDIO
+from alm_jax.models import qwen2_audio
 from alm_jax.models.generation import Beam, Greedy, Sample
 from alm_jax.training.workdir import TOKENIZER
+from data_pipelines.config import TokenizerConfig
+from data_pipelines.templates import TEMPLATES, render
+from data_pipelines.text import train_tokenizer
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "tiny_language_modeling.py"
@@ -119,3 +124,74 @@ def test_what_does_not_write_is_refused(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(generate, "load_run", lambda workdir: other)
     assert dispatch(["generate", str(folder / "run"), "--audio", "x.wav"]) == 2
     assert "ContrastiveConfig, which writes no text" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_imported_qwen2_audio_writes_what_transformers_does(tmp_path, capsys):
+    """From files: its processor cuts, filters and expands them, and its model writes; weights are random."""
+    import torch
+    import transformers
+
+    tokenizer = train_tokenizer(
+        ["a loud high tone", "which sound is it"],
+        TokenizerConfig(vocab_size=400),
+        TEMPLATES["chatml"].special_tokens,
+    )
+    nano = qwen2_audio.NANO
+    config = dataclasses.replace(
+        nano,
+        language_model=dataclasses.replace(nano.language_model, vocab_size=tokenizer.get_vocab_size()),
+        audio_token_id=tokenizer.token_to_id("<|AUDIO|>"),
+    )
+    torch.manual_seed(0)
+    theirs = transformers.Qwen2AudioForConditionalGeneration(
+        transformers.Qwen2AudioConfig(**QWEN2_AUDIO.write_config(config))
+    ).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    theirs.save_pretrained(tmp_path / "hub")
+    tokenizer.save(str(tmp_path / "hub" / "tokenizer.json"))
+    assert dispatch(["import", str(tmp_path / "hub"), "--out", str(tmp_path / "imported")]) == 0
+
+    rng, files, waveforms = np.random.default_rng(0), [], []
+    for index, num_samples in enumerate((24_000, 40_007)):
+        pcm = rng.integers(-8000, 8000, num_samples).astype(np.int16)
+        files.append(str(tmp_path / f"{index}.wav"))
+        waveforms.append(pcm.astype(np.float32) / 32768)
+        soundfile.write(files[-1], pcm, 16000)
+    capsys.readouterr()
+    asked = ["--prompt", "which sound is it?", "--max-new-tokens", "20", "--json", "-"]
+    assert dispatch(["generate", str(tmp_path / "imported"), "--audio", *files, *asked]) == 0
+    ours = json.loads(capsys.readouterr().out)
+
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", padding_side="left"
+    )
+    extractor = transformers.WhisperFeatureExtractor(
+        feature_size=config.encoder.num_mels, chunk_length=config.encoder.max_positions // 50
+    )
+    processor = transformers.Qwen2AudioProcessor(extractor, fast)
+    inputs = processor(
+        text=[render("chatml", "which sound is it?")] * 2,
+        audio=waveforms,
+        sampling_rate=16000,
+        padding=True,
+        return_tensors="pt",
+        add_special_tokens=False,
+    )
+    end_id = tokenizer.token_to_id("<|im_end|>")
+    written = theirs.generate(
+        **inputs,
+        generation_config=transformers.GenerationConfig(
+            max_new_tokens=20, do_sample=False, eos_token_id=end_id, pad_token_id=1
+        ),
+    )
+    texts = tokenizer.decode_batch(
+        [
+            [token for token in row if token != end_id]
+            for row in written[:, inputs["input_ids"].shape[1] :].tolist()
+        ]
+    )
+    assert [found["text"] for found in ours] == [text.strip() for text in texts]
+    assert len({found["text"] for found in ours}) == 2
