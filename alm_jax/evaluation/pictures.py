@@ -80,6 +80,14 @@ PANELS = (
         percent=True,
     ),
     Panel(
+        title="R@1 of the nearest, ranked again by matching",
+        series={
+            "reranked/text_to_audio/r@1": "text → audio",
+            "reranked/audio_to_text/r@1": "audio → text",
+        },
+        percent=True,
+    ),
+    Panel(
         title="Zero-shot accuracy on held-out clips", series={"zero_shot/accuracy": "accuracy"}, percent=True
     ),
     Panel(

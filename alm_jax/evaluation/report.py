@@ -184,6 +184,8 @@ HEADLINES = {
     "retrieval/audio_to_text/r@1": "R@1, audio → text",
     "retrieval/text_to_audio/map@10": "mAP@10, text → audio",
     "retrieval/audio_to_text/map@10": "mAP@10, audio → text",
+    "reranked/text_to_audio/r@1": "ranked again by matching, text → audio",
+    "reranked/audio_to_text/r@1": "ranked again by matching, audio → text",
     "zero_shot/accuracy": "zero-shot accuracy",
     "validation/masked_accuracy": "labels of hidden patches",
     "validation/teacher_cosine": "cosine to the teacher",

@@ -111,14 +111,14 @@ def test_negatives_by_scores_are_those_by_embeddings():
     audio, scale, key = jnp.asarray(QUERY[:, 0]), jnp.float32(3.0), jax.random.key(4)
     options = {"group": jnp.asarray(GROUP), "mask": jnp.asarray(MASK)}
     scores = scale * max_similarity(jnp.asarray(QUERY[:, :1]), jnp.asarray(TEXT))
-    want = mine_hard_negatives(key, audio, jnp.asarray(TEXT), scale, **options)
-    found = draw_hard_negatives(key, scores, **options)
+    want = jax.jit(mine_hard_negatives)(key, audio, jnp.asarray(TEXT), scale, **options)
+    found = jax.jit(draw_hard_negatives)(key, scores, **options)
     np.testing.assert_array_equal(found.found, want.found)
     np.testing.assert_array_equal(found.row[MASK], want.row[MASK])
     assert found.found.sum() == MASK.sum()
     assert (GROUP[np.asarray(found.row)] != GROUP)[MASK].all()
-    pairs = matching_pairs(key, audio, jnp.asarray(TEXT), scale, **options)
-    by_scores = matching_pairs_by_scores(key, scores, **options)
+    pairs = jax.jit(matching_pairs)(key, audio, jnp.asarray(TEXT), scale, **options)
+    by_scores = jax.jit(matching_pairs_by_scores)(key, scores, **options)
     np.testing.assert_array_equal(by_scores.mask, pairs.mask)
     for name in ("audio_index", "text_index", "is_match"):
         np.testing.assert_array_equal(

@@ -1,5 +1,6 @@
 """The Q-Former against transformers' BLIP-2 with the same random weights, and who sees whom."""
 
+import functools
 import operator
 
 import flax.linen as nn
@@ -117,7 +118,7 @@ def test_queries_alone_equal_transformers(run, oracle, params):
         mask = torch.tensor(AUDIO_MASK).long()
         want = model(query_embeds=queries, encoder_attention_mask=mask, **audio).last_hidden_state.numpy()
     np.testing.assert_allclose(run(AUDIO, AUDIO_MASK, None, None), want, atol=1e-4)
-    vectors = query_audio(CONFIG, params, jnp.asarray(AUDIO), jnp.asarray(AUDIO_MASK))
+    vectors = jax.jit(functools.partial(query_audio, CONFIG))(params, AUDIO, AUDIO_MASK)
     np.testing.assert_allclose(vectors, want, atol=1e-4)
 
 
