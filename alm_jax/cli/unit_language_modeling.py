@@ -12,16 +12,18 @@ from alm_jax import batch as contract
 from alm_jax.cli.run_page import write_run_page
 from alm_jax.cli.session import Session
 from alm_jax.errors import UserError
-from alm_jax.evaluation.unit_language_modeling import Transcript, cluster_frames, transcribe
+from alm_jax.evaluation.unit_language_modeling import (
+    Transcript,
+    answer_loss,
+    cluster_frames,
+    transcribe,
+)
 from alm_jax.evaluation.units import describe_units, fit_clusters
 from alm_jax.evaluation.validation_loss import batch_loss
 from alm_jax.models.audio_units import ClusterUnitsConfig
-from alm_jax.objectives import Objective, UnitLanguageModelingConfig
-from alm_jax.objectives.unit_language_modeling import (
-    UnitTasksConfig,
-    build_unit_language_modeling,
-    check_row_tokens,
-)
+from alm_jax.objectives import UnitLanguageModelingConfig
+from alm_jax.objectives.unit_language_modeling import check_row_tokens
+from alm_jax.ops.unit_sequences import SPEECH, TEXT_TO_UNITS, UNITS_TO_TEXT
 from alm_jax.training import sharding
 from alm_jax.training.initialise import InitFromConfig, take_from
 from alm_jax.training.state import TrainState
@@ -121,18 +123,17 @@ def evaluate(session: Session, state: TrainState, split: str) -> UnitLanguageMod
     config, tokenizer, source = _config(session), session.data.tokenizer, session.data.split(split)
     variables = session.replicate(state.evaluation_variables)
     merged = session.replicate(session.model_variables(state))
-    losses = {"validation/loss": (session.objective, variables)} | {
-        name: (objective, merged) for name, objective in _single_tasks(config).items()
-    }
-    sums = {name: np.zeros(2) for name in losses}
+    tasks = _single_tasks(config)
+    sums = {name: np.zeros(2) for name in ("validation/loss", *tasks)}
     end_id = framing_tokens(tokenizer)[1][0]
     shown = set(np.linspace(0, len(source) - 1, NUM_SHOWN).astype(int).tolist())
     all_units, transcripts, num_right = [], [], 0
     for batch in session.evaluation_batches(split):
         batch = {name: np.array(value) for name, value in batch.items()}
         placed = session.place(batch)
-        for name, (objective, given) in losses.items():
-            sums[name] += [float(x) for x in batch_loss(objective, given, placed)]
+        sums["validation/loss"] += [float(x) for x in batch_loss(session.objective, variables, placed)]
+        for name, task in tasks.items():
+            sums[name] += [float(x) for x in answer_loss(config, merged, placed, task)]
         transcribed = transcribe(session.model, merged, placed, end_id)
         units, said, ids, mask = map(
             sharding.fetch,
@@ -159,20 +160,14 @@ def evaluate(session: Session, state: TrainState, split: str) -> UnitLanguageMod
     return UnitLanguageModelingResult(metrics=metrics, transcripts=tuple(transcripts))
 
 
-def _single_tasks(config: UnitLanguageModelingConfig) -> dict[str, Objective]:
-    """The objectives whose losses are of words given units, and of units, where they are trained."""
-    tasks, shares = config.tasks, {}
+def _single_tasks(config: UnitLanguageModelingConfig) -> dict[str, int]:
+    """The tasks whose losses are of words given units, and of units, where they are trained."""
+    tasks, measured = config.tasks, {}
     if tasks.units_to_text:
-        shares["validation/word_loss"] = UnitTasksConfig(speech=0.0, units_to_text=1.0, text_to_units=0.0)
+        measured["validation/word_loss"] = UNITS_TO_TEXT
     if tasks.speech or tasks.text_to_units:
-        is_speech = float(tasks.speech > 0)
-        shares["validation/bits_per_unit"] = UnitTasksConfig(
-            speech=is_speech, units_to_text=0.0, text_to_units=1.0 - is_speech
-        )
-    return {
-        name: build_unit_language_modeling(dataclasses.replace(config, tasks=share, loss_on="answer"))
-        for name, share in shares.items()
-    }
+        measured["validation/bits_per_unit"] = SPEECH if tasks.speech else TEXT_TO_UNITS
+    return measured
 
 
 def _read(session: Session, ids: Any) -> str:

@@ -12,7 +12,13 @@ from alm_jax import batch as contract
 from alm_jax.models.audio_units import ClusterUnitsConfig, frame_vectors
 from alm_jax.models.generated import Generated
 from alm_jax.models.unit_language_model import UnitLanguageModelConfig, listen, write
-from alm_jax.objectives.unit_language_modeling import compute_clips, make_examples
+from alm_jax.objectives.unit_language_modeling import (
+    UnitLanguageModelingConfig,
+    compute_clips,
+    make_examples,
+    read_examples,
+    sequence_loss,
+)
 from alm_jax.ops.unit_sequences import NUM_TAGS, UNITS_TO_TEXT, Spoken, build_sequences
 
 
@@ -36,6 +42,24 @@ def cluster_frames(
     clips = compute_clips(config, batch)
     dtype = jnp.dtype(config.compute_dtype)
     return frame_vectors(units, params, clips.features, clips.frame_mask, dtype=dtype)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def answer_loss(
+    config: UnitLanguageModelingConfig,
+    variables: dict[str, Any],
+    batch: dict[str, Array],
+    task: int | Int[Array, ""],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum and weight, nats and tokens, of what one task asks of every recording of a batch."""
+    clips = compute_clips(config.model, batch)
+    examples = make_examples(batch, clips, jnp.full_like(batch[contract.INDEX], task))
+    together = config.examples_per_row
+    sequences = read_examples(
+        config.model, variables, examples, length=config.row_tokens, num_together=together
+    )
+    words, units = sequence_loss(config.model, variables, sequences, loss_on="answer")
+    return jnp.sum(words.sum + units.sum), jnp.sum(words.weight + units.weight)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -6,7 +6,7 @@ loss on what the task asks for.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,9 @@ from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_wavefor
 from alm_jax.ops.frontends import WaveformSpec, compute_features, compute_waveform
 from alm_jax.ops.unit_sequences import Sequences, Spoken, build_sequences, unit_budget
 from alm_jax.types import Metrics, Params
+
+LossOn: TypeAlias = Literal["all", "answer"]
+"""Every token but an example's first, or what its task asks for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,9 +62,9 @@ class UnitLanguageModelingConfig:
     """Front-end, units and language model."""
     tasks: UnitTasksConfig = UnitTasksConfig()
     """What an example is made into."""
-    loss_on: Literal["all", "answer"] = "all"
-    """What is to be predicted: every token but an example's first (SpeechGPT), or what the task asks for alone: the
-    text after units, the units after <sosp> (AudioPaLM)."""
+    loss_on: LossOn = "all"
+    """What is to be predicted: every token but an example's first (SpeechGPT), or what the task asks for alone, the
+    text after units or the units after <sosp> (AudioPaLM)."""
     row_tokens: int
     """Tokens of a row of the language model. Texts and prompts always have room; of units that have none the end is
     left out, of a row's longest example first."""
@@ -173,6 +176,29 @@ def read_examples(
     )
 
 
+def sequence_loss(
+    model: UnitLanguageModelConfig,
+    variables: dict[str, Any],
+    sequences: Sequences,
+    *,
+    loss_on: LossOn,
+    train: bool = False,
+    key: Any = None,
+) -> Terms:
+    """The loss of rows of tokens, each predicted from those before it in its example."""
+    states = predict(model, variables, sequences, train=train, key=key)
+    kernel, tied = head_kernel(model.language_model, variables["params"]["language_model"])
+    counts = sequences.mask & ~sequences.is_first
+    if loss_on == "answer":
+        counts &= sequences.is_answer
+
+    def loss(mask: Array) -> Loss:
+        found = next_token_loss(states, kernel, sequences.ids, mask=mask, tied=tied)
+        return Loss(*(x[None] for x in found))
+
+    return Terms(loss(counts & ~sequences.is_unit), loss(counts & sequences.is_unit))
+
+
 def check_row_tokens(config: UnitLanguageModelingConfig, num_text: int, num_prompt: int) -> None:
     """Raises UserError where texts and prompts of so many tokens leave no room for units."""
     budget = unit_budget(config.row_tokens, config.examples_per_row, num_text, num_prompt)
@@ -214,17 +240,8 @@ def build_unit_language_modeling(config: UnitLanguageModelingConfig) -> Objectiv
         sequences = read_examples(
             model, variables, inputs.rows, length=config.row_tokens, num_together=config.examples_per_row
         )
-        states = predict(model, variables, sequences, train=train, key=key if train else None)
-        kernel, tied = head_kernel(model.language_model, variables["params"]["language_model"])
-        counts = sequences.mask & ~sequences.is_first
-        if config.loss_on == "answer":
-            counts &= sequences.is_answer
-
-        def loss(mask: Array) -> Loss:
-            found = next_token_loss(states, kernel, sequences.ids, mask=mask, tied=tied)
-            return Loss(*(x[None] for x in found))
-
-        terms = Terms(loss(counts & ~sequences.is_unit), loss(counts & sequences.is_unit))
+        key = key if train else None
+        terms = sequence_loss(model, variables, sequences, loss_on=config.loss_on, train=train, key=key)
         return terms, variables["batch_stats"]
 
     def combine(

@@ -171,7 +171,12 @@ def expect(variables, task: int, loss_on: str) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize(
-    ("task", "loss_on"), [(1, "answer"), (2, "all"), pytest.param(0, "all", marks=pytest.mark.slow)]
+    ("task", "loss_on"),
+    [
+        (2, "all"),
+        pytest.param(1, "answer", marks=pytest.mark.slow),
+        pytest.param(0, "all", marks=pytest.mark.slow),
+    ],
 )
 def test_the_loss_is_its_formula(variables, task, loss_on):
     tasks = UnitTasksConfig(
