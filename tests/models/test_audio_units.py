@@ -25,7 +25,10 @@ from alm_jax.models.unit_language_model import (
     abstract_unit_language_model,
     init_unit_language_model,
 )
+from alm_jax.objectives import build_objective
+from alm_jax.objectives.unit_language_modeling import UnitLanguageModelingConfig
 from alm_jax.ops.frontends import AstSpec, BeatsSpec, ClipSpec, WaveformSpec, WhisperSpec, feature_shape
+from alm_jax.training.accumulation import loss_and_gradients
 
 CLIP = ClipSpec(clip_sec=0.64, pad="zero")
 WAVEFORM = WaveformSpec(clip=ClipSpec(clip_sec=0.2, pad="zero"))
@@ -139,3 +142,40 @@ def test_new_rows_begin_near_zero():
     language_model = init_unit_language_model(config, jax.random.key(0))["params"]["language_model"]
     for table in (language_model["token_embed"]["embedding"], language_model["head"]["kernel"].T):
         assert np.std(table[100:]) < 0.02 * np.std(table[:100])
+
+
+def test_an_objective_hears_through_a_codec():
+    """Its codebooks lie among the statistics; nothing of it trains."""
+    config = UnitLanguageModelingConfig(
+        model=UnitLanguageModelConfig(
+            frontend=CODEC,
+            units=CodecUnitsConfig(codec=encodec.NANO),
+            language_model=LlamaConfig(
+                vocab_size=60 + 64 + 2, width=16, num_layers=1, num_heads=2, num_kv_heads=2, mlp_dim=16
+            ),
+        ),
+        row_tokens=64,
+    )
+    objective = build_objective(config)
+    variables = jax.eval_shape(objective.init, jax.random.key(0))
+    assert variables["batch_stats"]["units"]["codec"]["codebooks"]["embed"].shape == (4, 64, 16)
+    batch = make_audio_batch()
+    loss, gradients, stats, _ = jax.eval_shape(
+        lambda *given: loss_and_gradients(objective, *given, jax.random.key(0)), variables, batch
+    )
+    assert loss.shape == ()
+    assert gradients.keys() == {"language_model"}
+    assert jax.tree.structure(stats) == jax.tree.structure(variables["batch_stats"])
+
+
+def make_audio_batch():
+    """Two recordings, as the contract says."""
+    return {
+        "audio": np.zeros((2, 400), np.int16),
+        "audio_num_samples": np.full(2, 400, np.int32),
+        "text_ids": np.zeros((2, 5), np.int32),
+        "text_mask": np.ones((2, 5), bool),
+        "mask": np.ones(2, bool),
+        "index": np.arange(2, dtype=np.int32),
+        "label": np.full(2, -1, np.int32),
+    }
