@@ -8,6 +8,7 @@ MlpConnectorConfig        means of neighbouring states, and two linear layers
 DirectConnectorConfig     nothing: the tower's vectors have the language model's width (CAV-MAE's prompt, as in LTU,
                           arXiv 2305.10790: mean over frequency, pooled by 2, divided by 50, standardised, linear)
 MapperConnectorConfig     ClapCap's and Pengi's transformer, which makes a prefix of a clip's vector (arXiv 2305.11834)
+QFormerConnectorConfig    learned queries that read the states, and a linear layer (BLIP-2, arXiv 2301.12597)
 ========================  =========================================================================================
 """
 
@@ -21,6 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from alm_jax.encoders.tower import Output
 from alm_jax.errors import UserError
+from alm_jax.models.q_former import QFormer, QFormerConfig
 from alm_jax.nn.attention import SelfAttention
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.mlp import Mlp, gelu
@@ -90,8 +92,23 @@ class MapperConnectorConfig:
     """What of the audio tower goes in."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QFormerConnectorConfig:
+    """As many vectors of any clip as there are queries; its parameters may begin with a Q-Former's that was trained."""
+
+    q_former: QFormerConfig = QFormerConfig()
+    """The Q-Former."""
+
+    reads: ClassVar[Output] = "states"
+    """What of the audio tower goes in."""
+
+
 ConnectorConfig: TypeAlias = (
-    LinearConnectorConfig | MlpConnectorConfig | DirectConnectorConfig | MapperConnectorConfig
+    LinearConnectorConfig
+    | MlpConnectorConfig
+    | DirectConnectorConfig
+    | MapperConnectorConfig
+    | QFormerConnectorConfig
 )
 _LAYER_NORM_EPS = 1e-5
 _FAN_IN = KERNEL_INITS["fan_in"]
@@ -179,7 +196,7 @@ class Mapper(nn.Module):
 class Connector(nn.Module):
     """What the audio tower makes of clips to vectors of a language model's ``width``, and which of them are real.
 
-    Parameters: ``linear``; ``up`` and ``down``; none; or those of `Mapper`, under ``mapper``.
+    Parameters: ``linear``; ``up`` and ``down``; none; ``mapper``; ``q_former`` and ``linear``.
     """
 
     config: ConnectorConfig
@@ -188,9 +205,11 @@ class Connector(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "B *N D"], mask: Bool[Array, "B N"] | None
+        self, states: Float[Array, "B *N D"], mask: Bool[Array, "B N"] | None, *, train: bool = False
     ) -> tuple[Float[Array, "B n width"], Bool[Array, "B n"]]:
         """``states`` are the tower's, or clips' vectors [B D], as ``config.reads`` says; ``mask``: the real ones.
+
+        Training drops out, by the stream "dropout", where a Q-Former has a rate for it.
 
         Raises:
             UserError: nothing is to be changed, and the widths differ.
@@ -211,10 +230,13 @@ class Connector(nn.Module):
                 assert mask is not None
                 return states.astype(self.dtype), mask
         assert mask is not None
+        linear = Dense(size, ("audio_embed", "embed"), self.dtype, kernel_init=_FAN_IN, name="linear")
+        if isinstance(config, QFormerConnectorConfig):
+            queried = QFormer(config.q_former, self.dtype, name="q_former")(states, mask, train=train)
+            return linear(queried), jnp.ones(queried.shape[:2], bool)
         pooled, mask = pool_states(states, mask, config.pool_size)
         if isinstance(config, LinearConnectorConfig):
-            axes = ("audio_embed", "embed")
-            return Dense(size, axes, self.dtype, kernel_init=_FAN_IN, name="linear")(pooled), mask
+            return linear(pooled), mask
         hidden = Dense((config.mlp_dim,), ("audio_embed", "mlp"), self.dtype, kernel_init=_FAN_IN, name="up")(
             pooled
         )

@@ -178,7 +178,10 @@ def encode_audio(
             is_real = tower.state_mask(config.audio, frame_mask)
     # A connector may have no parameters.
     params = variables["params"].get("connector", {})
-    vectors: Any = _connector(config, dtype).apply({"params": params}, states, is_real)
+    rngs = None if key is None else {"dropout": jax.random.fold_in(key, 3)}
+    vectors: Any = _connector(config, dtype).apply(
+        {"params": params}, states, is_real, train=train, rngs=rngs
+    )
     return Heard(*vectors), {"audio": batch_stats}
 
 

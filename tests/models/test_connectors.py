@@ -16,8 +16,10 @@ from alm_jax.models.connectors import (
     LinearConnectorConfig,
     MapperConnectorConfig,
     MlpConnectorConfig,
+    QFormerConnectorConfig,
     check_connector,
 )
+from alm_jax.models.q_former import QFormerConfig, query_audio
 
 FLOAT32 = jnp.dtype("float32")
 
@@ -89,6 +91,21 @@ def test_states_are_pooled_and_projected_and_groups_with_padding_are_none(kind):
     layer = params["linear" if kind is LinearConnectorConfig else "down"]
     np.testing.assert_allclose(vectors, y @ layer["kernel"] + layer["bias"], atol=1e-6)
     np.testing.assert_array_equal(mask, [[True, True, True], [True, False, False]])
+
+
+def test_a_q_former_makes_as_many_vectors_of_any_clip():
+    config = QFormerConfig(num_queries=3, width=8, num_layers=1, num_heads=2, mlp_dim=8, cross_every=1)
+    connector = Connector(QFormerConnectorConfig(q_former=config), 4, FLOAT32)
+    x, real = jax.random.normal(jax.random.key(0), (2, 5, 6)), jnp.arange(5)[None] < jnp.asarray([[5], [2]])
+    params = nn.unbox(connector.init(jax.random.key(0), x, real))["params"]
+    vectors, mask = connector.apply({"params": params}, x, real)
+    layer = params["linear"]
+    queried = np.asarray(query_audio(config, params["q_former"], x, real))
+    np.testing.assert_allclose(
+        vectors, queried @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"]), atol=1e-6
+    )
+    assert mask.shape == (2, 3)
+    assert mask.all()
 
 
 def test_what_cannot_be_connected_is_refused():
