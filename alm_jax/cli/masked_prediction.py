@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
 from alm_jax.models.label_predictor import TOKENIZER, init_label_predictor
 from alm_jax.objectives import MaskedPredictionConfig
 from alm_jax.training import sharding
+from alm_jax.training.initialise import InitFromConfig
 from alm_jax.training.state import TrainState
 
 NUM_PICTURES = 6
@@ -41,14 +42,13 @@ def check(session: Session) -> None:
     """Finds out now, and not after training, that scikit-learn is missing, or that a tokenizer was never trained."""
     check_probe()
     if isinstance(session.model.tokenizer, LearnedTokenizerConfig):
-        warn_unless_given(
-            session, TOKENIZER, "the tokenizer", "alm pretrain of a TokenizerDistillationConfig"
-        )
+        origin = "alm pretrain of a TokenizerDistillationConfig"
+        warn_unless_given(session.config.init_from, TOKENIZER, "the tokenizer", origin)
 
 
-def warn_unless_given(session: Session, path: str, what: str, origin: str) -> None:
+def warn_unless_given(sources: Sequence[InitFromConfig], path: str, what: str, origin: str) -> None:
     """Says that frozen parameters come from nowhere, where no ``init_from`` names a source of them."""
-    if not any(source.into in ("", path) for source in session.config.init_from):
+    if not any(source.into in ("", path) for source in sources):
         log.warning(
             "%s is as it was drawn from the seed, and stays so: no init_from has into=%r; name a run folder of %s "
             "there",

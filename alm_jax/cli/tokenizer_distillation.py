@@ -14,7 +14,8 @@ from alm_jax.training.state import TrainState
 def check(session: Session) -> None:
     """Finds out now, and not after training, that scikit-learn is missing, or that the teacher knows nothing."""
     check_probe()
-    warn_unless_given(session, TEACHER, "the teacher", "alm pretrain of a MaskedPredictionConfig")
+    origin = "alm pretrain of a MaskedPredictionConfig"
+    warn_unless_given(session.config.init_from, TEACHER, "the teacher", origin)
 
 
 def evaluate(session: Session, state: TrainState, split: str) -> LabelResult:

@@ -3,11 +3,12 @@
 BEATs (Chen et al. 2022, https://arxiv.org/abs/2212.09058, section 3.1.2 and equation 6): the states of the tokenizer's
 encoder are quantised, an estimator makes the teacher's states of the codes, and the loss is the mean over patches of
 
-    1 - cos(estimate, teacher) + beta |latent - sg(code)|^2,
+    1 - cos(estimate, teacher) + beta mean((latent - sg(code))^2),
 
-with all latents and codes of length 1. The codes follow the latents without a gradient, by a moving average over all
-rows of a batch (`alm_jax/ops/vector_quantization.py`). The released code divides the squared distance by the size of a
-code; here it stands as it is printed. Captions and labels of clips are not read.
+with all latents and codes of length 1. As printed, the squared distance is a sum over the dimensions; in the released
+quantiser, here, and in BEiT v2 it is their mean, 256 times less, and latents are not pulled together before the codes
+mean something. The codes follow the latents without a gradient, by a moving average over all rows of a batch
+(`alm_jax/ops/vector_quantization.py`). Captions and labels of clips are not read.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ class TokenizerDistillationConfig:
     model: DistilledTokenizerConfig
     """Front-end, tokenizer, teacher and estimator."""
     beta: float = 1.0
-    """Weight of the distance of a latent from its code, which keeps latents where codes are."""
+    """Weight of the mean square of a latent's difference from its code, which keeps latents where codes are."""
     codebook_decay: float = 0.99
     """Decay of the moving average by which codes follow latents."""
     revive_below: float = 0.1
@@ -69,7 +70,7 @@ class QuantizedClips(NamedTuple):
     distance: Float[Array, " B"]
     """Sum over the patches of 1 - cos(estimate, teacher)."""
     commitment: Float[Array, " B"]
-    """Sum over the patches of the squared distance of a latent from its code."""
+    """Sum over the patches of the mean over dimensions of a latent's squared difference from its code."""
     num_patches: Float[Array, " B"]
     """How many there are."""
     counts: Float[Array, "B V"]
@@ -98,7 +99,7 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
         estimated = estimate(model, variables, codes, train=train, key=key if train else None)
         by_row = jax.vmap(lambda a, b: cosine_distance(a[None], b[None]))
         distance, num_patches = by_row(estimated, target)
-        commitment = jnp.sum(jnp.square(latents - chosen), axis=(1, 2))
+        commitment = jnp.sum(jnp.mean(jnp.square(latents - chosen), axis=-1), axis=-1)
         vectors = read_codebook(tokenizer_variables(variables)).vectors
         kept = lax.stop_gradient(latents)
         counts = count_codes(nearest_codes(kept, vectors), model.tokenizer.num_codes)
