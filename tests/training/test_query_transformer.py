@@ -11,6 +11,7 @@ from training_batches import make_batch
 
 from alm_jax.encoders.audio.whisper import WhisperEncoderConfig
 from alm_jax.errors import UserError
+from alm_jax.losses.matching import matching_pairs_by_scores
 from alm_jax.models import audio_q_former
 from alm_jax.models.audio_q_former import AudioQFormerConfig, Heard
 from alm_jax.models.q_former import QFormerConfig
@@ -168,12 +169,15 @@ def test_the_losses_are_their_formulas(objective, variables):
         found["generation_loss"], cross_entropy(logits, targets)[counted].mean(), rtol=1e-5
     )
 
-    # Which negatives were drawn is not seen from here; that each lies within what could be drawn is.
-    total = metrics["matching_loss"].sum - np.log1p(np.exp(-np.diag(match_logits)[REAL])).sum()
-    allowed = np.where(positive, np.nan, np.logaddexp(0, match_logits[REAL][:, REAL]))
-    lowest, highest = (f(allowed, axis=1).sum() + f(allowed, axis=0).sum() for f in (np.nanmin, np.nanmax))
-    assert metrics["matching_loss"].weight == 3 * size
-    assert lowest < total < highest
+    # tests/losses say whom negatives are drawn from; here, that these pairs are what is matched.
+    alone = np.where(BATCH["label"] < 0, 100 + np.arange(ROWS), BATCH["label"])
+    scores = jnp.asarray(similarity / 0.07, jnp.float32)
+    pairs = matching_pairs_by_scores(jax.random.key(0), scores, group=jnp.asarray(alone), mask=batch["mask"])
+    audio, text, is_match, counted = (np.asarray(x) for x in pairs)
+    signed = np.where(is_match, -1, 1) * match_logits[audio, text].astype(np.float64)
+    assert counted.sum() == 3 * size
+    np.testing.assert_allclose(found["matching_loss"], np.logaddexp(0, signed)[counted].mean(), rtol=1e-5)
+    np.testing.assert_allclose(found["matching_accuracy"], (signed < 0)[counted].mean(), rtol=1e-6)
 
 
 def measure(objective, axis_name, variables, batch):
