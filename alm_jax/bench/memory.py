@@ -34,7 +34,8 @@ def memory_of(compiled: Any) -> Memory:
         + stats.output_size_in_bytes
         - stats.alias_size_in_bytes
     )
-    devices = next(iter(jax.tree.leaves(compiled.input_shardings))).device_set
+    # Not those of the inputs: a program may have more of them than its function (LTU-7B's step), which JAX trips over.
+    devices = next(iter(jax.tree.leaves(compiled.output_shardings))).device_set
     is_cpu = next(iter(devices)).platform == "cpu"
     return Memory(
         temp_bytes=stats.temp_size_in_bytes,
