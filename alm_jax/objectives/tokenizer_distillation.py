@@ -6,9 +6,9 @@ encoder are quantised, an estimator makes the teacher's states of the codes, and
     1 - cos(estimate, teacher) + beta mean((latent - sg(code))^2),
 
 with all latents and codes of length 1. As printed, the squared distance is a sum over the dimensions; in the released
-quantiser, here, and in BEiT v2 it is their mean, 256 times less, and latents are not pulled together before the codes
-mean something. The codes follow the latents without a gradient, by a moving average over all rows of a batch
-(`alm_jax/ops/vector_quantization.py`). Captions and labels of clips are not read.
+quantiser, in BEiT v2 and here it is their mean, 256 times less with codes of BEATs' size. The codes follow the latents
+without a gradient, by a moving average over all rows of a batch (`alm_jax/ops/vector_quantization.py`). Captions and
+labels of clips are not read.
 """
 
 import dataclasses
