@@ -13,6 +13,7 @@ from alm_jax.cli import (
     masked_spectrogram,
     query_transformer,
     report,
+    together,
     tokenizer_distillation,
     two_towers,
     unit_language_modeling,
@@ -27,6 +28,7 @@ from alm_jax.objectives import (
     MaskedSpectrogramConfig,
     ObjectiveConfig,
     QueryTransformerConfig,
+    TogetherConfig,
     TokenizerDistillationConfig,
     UnitLanguageModelingConfig,
 )
@@ -77,6 +79,9 @@ EVALUATIONS: Mapping[type, Evaluation] = {
         check=masked_prediction.check,
         evaluate=masked_prediction.evaluate,
         write_report=masked_prediction.write_run_report,
+    ),
+    TogetherConfig: Evaluation(
+        check=together.check, evaluate=together.evaluate, write_report=together.write_run_report
     ),
     QueryTransformerConfig: Evaluation(
         check=query_transformer.check,

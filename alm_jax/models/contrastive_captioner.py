@@ -21,7 +21,7 @@ patch_decoder               `PatchDecoder`, where the config has one
 
 import dataclasses
 import functools
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -30,7 +30,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.encoders import tower
+from alm_jax.encoders.audio import packed_vit
 from alm_jax.encoders.audio.audio_mae import AudioMaeConfig
+from alm_jax.encoders.audio.packed_vit import PackedVitConfig
 from alm_jax.errors import UserError
 from alm_jax.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig
 from alm_jax.models.masked_autoencoder import (
@@ -73,11 +75,20 @@ class ContrastiveCaptionerConfig:
     """Of the matrix products; parameters, norms, softmax and the losses stay float32."""
     remat: Remat = "none"
     """What the backward pass computes again."""
+    padding: Literal["heard", "masked"] = "heard"
+    """What is made of a clip's filling where the recording is shorter: heard, or masked, so that no query sees it; that
+    takes a trunk that says which of its states are real, as the packed ViT does, whose clips then share rows."""
 
     def __post_init__(self) -> None:
         tower.check_features(self.audio, self.frontend.num_frames, self.frontend.num_features)
         if self.caption_queries < 1:
             raise UserError(f"caption_queries is {self.caption_queries}; the decoder attends to one at least")
+        known = (PackedVitConfig, *tower.STATE_MASKS)
+        if self.padding == "masked" and type(self.audio) not in known:
+            raise UserError(
+                f"padding is 'masked', and {type(self.audio).__name__} cannot say which of its states are real, as "
+                f"{', '.join(kind.__name__ for kind in known)} can; take one of these, or padding 'heard'"
+            )
         if self.patch_decoder is not None:
             if not isinstance(self.audio, AudioMaeConfig):
                 raise UserError(
@@ -104,19 +115,30 @@ def autoencoder_variables(params: Params) -> Variables:
     return {"params": {"encoder": params["audio"], "decoder": params["patch_decoder"]}, "batch_stats": {}}
 
 
+class Heard(NamedTuple):
+    """Clips as the trunk has heard them, which every head starts from."""
+
+    states: Float[Array, "B N A"]
+    mask: Bool[Array, "B N"]
+    """True where a state is of real audio."""
+
+
 def hear(
     config: ContrastiveCaptionerConfig,
     variables: Variables,
     features: Float[Array, "B *features"],
+    frame_mask: Bool[Array, "B T"] | None = None,
     *,
     train: bool = False,
     key: Array | None = None,
     moments: Moments | None = None,
     axis_name: str | tuple[str, ...] | None = None,
-) -> tuple[Float[Array, "B N D"], PyTree]:
-    """The trunk's states, which every head starts from, and the next ``batch_stats`` (unchanged unless training).
+) -> tuple[Heard, PyTree]:
+    """The trunk's states, and the next ``batch_stats`` (unchanged unless training).
 
-    Padding is heard. Arguments are those of `two_towers.encode_audio`.
+    Args:
+        frame_mask: True where a frame is real, where ``padding`` is masked (`frame_mask`); None: all are.
+        train, key, moments, axis_name: as in `alm_jax.models.two_towers.encode_audio`.
     """
     states, batch_stats = tower.apply_audio_tower(
         config.audio,
@@ -127,13 +149,29 @@ def hear(
         train=train,
         key=key,
         row_mask=None,
-        frame_mask=None,
+        frame_mask=frame_mask,
         longer=None,
         moments=moments,
         axis_name=axis_name,
         output="states",
     )
-    return states, {"audio": batch_stats}
+    if frame_mask is None:
+        mask = jnp.ones(states.shape[:2], bool)
+    elif isinstance(config.audio, PackedVitConfig):
+        mask = packed_vit.compute_state_mask(config.audio, frame_mask, train=train)
+    else:
+        mask = tower.state_mask(config.audio, frame_mask)
+    return Heard(states, mask), {"audio": batch_stats}
+
+
+def frame_mask(
+    config: ContrastiveCaptionerConfig, num_samples: Int[Array, " B"]
+) -> Bool[Array, "B T"] | None:
+    """Which frames of clips begin within their first ``num_samples`` samples; None where padding is heard."""
+    if config.padding == "heard":
+        return None
+    begin = jnp.arange(config.frontend.num_frames) * config.frontend.hop_samples
+    return begin[None, :] < num_samples[:, None]
 
 
 def batch_moments(
@@ -146,19 +184,17 @@ def batch_moments(
     return feature_moments(features, mask, axis_name) if tower.takes(config.audio, "moments") else None
 
 
-def embed_audio(
-    config: ContrastiveCaptionerConfig, params: Params, states: Float[Array, "B N A"]
-) -> Float[Array, "B E"]:
-    """The contrastive embedding of the trunk's states: L2-normalised, float32."""
-    pooled = _pool(config, params["contrast_pooler"], states, 1)
+def embed_audio(config: ContrastiveCaptionerConfig, params: Params, heard: Heard) -> Float[Array, "B E"]:
+    """The contrastive embedding of clips: L2-normalised, float32."""
+    pooled = _pool(config, params["contrast_pooler"], heard, 1)
     return _embed(config, params["audio_projection"], pooled[:, 0])
 
 
 def pool_for_captions(
-    config: ContrastiveCaptionerConfig, params: Params, states: Float[Array, "B N A"]
+    config: ContrastiveCaptionerConfig, params: Params, heard: Heard
 ) -> Float[Array, "B n D"]:
-    """The vectors that the text decoder attends to, of the trunk's states."""
-    return _pool(config, params["caption_pooler"], states, config.caption_queries)
+    """The vectors that the text decoder attends to."""
+    return _pool(config, params["caption_pooler"], heard, config.caption_queries)
 
 
 def read_texts(
@@ -216,9 +252,9 @@ def _pooler(config: ContrastiveCaptionerConfig, num_queries: int, dtype: Any) ->
     return AttentionalPooler(num_queries, text.width, text.num_heads, dtype, KERNEL_INITS[text.kernel_init])
 
 
-def _pool(config: ContrastiveCaptionerConfig, params: Params, states: Array, num_queries: int) -> Array:
+def _pool(config: ContrastiveCaptionerConfig, params: Params, heard: Heard, num_queries: int) -> Array:
     pooler = _pooler(config, num_queries, jnp.dtype(config.compute_dtype))
-    pooled: Any = pooler.apply({"params": params}, states, jnp.ones(states.shape[:2], bool))
+    pooled: Any = pooler.apply({"params": params}, heard.states, heard.mask)
     return pooled
 
 

@@ -10,6 +10,7 @@ from alm_jax.objectives.masked_prediction import MaskedPredictionConfig, build_m
 from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig, build_masked_spectrogram
 from alm_jax.objectives.objective import Objective
 from alm_jax.objectives.query_transformer import QueryTransformerConfig, build_query_transformer
+from alm_jax.objectives.together import TogetherConfig, build_together
 from alm_jax.objectives.tokenizer_distillation import (
     TokenizerDistillationConfig,
     build_tokenizer_distillation,
@@ -27,6 +28,7 @@ ObjectiveConfig: TypeAlias = (
     | MaskedPredictionConfig
     | MaskedSpectrogramConfig
     | QueryTransformerConfig
+    | TogetherConfig
     | TokenizerDistillationConfig
     | UnitLanguageModelingConfig
 )
@@ -47,6 +49,8 @@ def build_objective(config: ObjectiveConfig) -> Objective:
             return build_masked_prediction(config)
         case QueryTransformerConfig():
             return build_query_transformer(config)
+        case TogetherConfig():
+            return build_together(config)
         case TokenizerDistillationConfig():
             return build_tokenizer_distillation(config)
         case MaskedSpectrogramConfig():

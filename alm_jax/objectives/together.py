@@ -1,0 +1,415 @@
+"""Several objectives over one trunk: a weighted sum of the means of its terms, each over the rows of its own data sets.
+
+Contrastive and captioning losses as CoCa (Yu et al. 2022, https://arxiv.org/abs/2205.01917, section 3.2); matching of
+audio and text with negatives mined from the batch as ALBEF (Li et al. 2021, https://arxiv.org/abs/2107.07651, section
+3.2) and BLIP; reconstruction of what was hidden as AudioMAE (Huang et al. 2022, https://arxiv.org/abs/2207.06405). The
+trunk runs once for all terms that hear the whole clip, and once over the visible patches for reconstruction.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from alm_jax import batch as contract
+from alm_jax.errors import UserError
+from alm_jax.losses.language_modeling import next_token_loss
+from alm_jax.losses.matching import audio_text_matching, matching_pairs
+from alm_jax.losses.reconstruction import masked_reconstruction
+from alm_jax.models import contrastive_captioner
+from alm_jax.models.contrastive_captioner import ContrastiveCaptionerConfig
+from alm_jax.models.masked_autoencoder import reconstruct
+from alm_jax.nn.language_model import head_kernel
+from alm_jax.nn.norm import Moments
+from alm_jax.objectives.contrastive_losses import (
+    InfoNceConfig,
+    MultiPositiveConfig,
+    SigmoidConfig,
+    contrastive_loss,
+    init_scalars,
+    project_scalars,
+)
+from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig, reconstruction_target
+from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
+from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
+from alm_jax.objectives.weighted_sum import add_means
+from alm_jax.ops.frontends import compute_features
+from alm_jax.ops.patch_masking import PatchMask
+from alm_jax.types import Metrics, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastiveTerm:
+    """Each audio is to find its text among those of the batch, and the other way round."""
+
+    name: ClassVar[str] = "contrastive"
+    weight: float = 1.0
+    """Factor of this term's mean in the sum; CoCa's is 1."""
+    sources: tuple[int, ...] = ()
+    """The parts of a mixture, by their place in it, whose rows count; the empty tuple for all rows."""
+    loss: InfoNceConfig | MultiPositiveConfig | SigmoidConfig = InfoNceConfig()
+    """The loss, and how it is computed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptioningTerm:
+    """Each token of a caption is predicted from the audio and those before it."""
+
+    name: ClassVar[str] = "captioning"
+    weight: float = 2.0
+    """Factor of this term's mean in the sum; CoCa's is 2."""
+    sources: tuple[int, ...] = ()
+    """The parts of a mixture, by their place in it, whose rows count; the empty tuple for all rows."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over the vocabulary."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatchingTerm:
+    """Is this text of this audio? For each row its own pair, and two with a partner that the towers find similar."""
+
+    name: ClassVar[str] = "matching"
+    weight: float = 1.0
+    """Factor of this term's mean in the sum; ALBEF's is 1."""
+    sources: tuple[int, ...] = ()
+    """The parts of a mixture, by their place in it, whose rows count; the empty tuple for all rows."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReconstructionTerm:
+    """Patches that the trunk does not see are drawn from those that it sees; captions are not read."""
+
+    name: ClassVar[str] = "reconstruction"
+    weight: float = 1.0
+    """Factor of this term's mean in the sum."""
+    sources: tuple[int, ...] = ()
+    """The parts of a mixture, by their place in it, whose rows count; the empty tuple for all rows."""
+    mask: MaskConfig = UnstructuredMaskConfig()
+    """What is hidden, drawn anew for every clip and step."""
+    normalize_target: bool = True
+    """As in MaskedSpectrogramConfig."""
+
+
+Term: TypeAlias = ContrastiveTerm | CaptioningTerm | MatchingTerm | ReconstructionTerm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TogetherConfig:
+    """A contrastive captioner, and what it is trained for at the same time."""
+
+    model: ContrastiveCaptionerConfig
+    """The trunk and its heads."""
+    terms: tuple[Term, ...] = (ContrastiveTerm(), CaptioningTerm())
+    """What is added up, one term of a kind. Said in the config file: the command line changes single fields."""
+    augment: WaveformAugmentConfig = WaveformAugmentConfig()
+    """Waveform augmentation, the same clip for all terms."""
+
+    def __post_init__(self) -> None:
+        names = [term.name for term in self.terms]
+        if len(set(names)) < len(names):
+            raise UserError(f"objective.terms are {names}; one term of a kind, whose sources may be several")
+        if not {ContrastiveTerm.name, CaptioningTerm.name} <= set(names):
+            raise UserError(
+                f"objective.terms are {names}; a contrastive captioner is trained for both, so that there must be a "
+                "ContrastiveTerm and a CaptioningTerm. For one of them, take ContrastiveConfig or "
+                "LanguageModelingConfig"
+            )
+        for term in self.terms:
+            if term.weight <= 0:
+                raise UserError(f"the {term.name} term has weight {term.weight}; it must be positive")
+            if any(source < 0 for source in term.sources):
+                raise UserError(
+                    f"the {term.name} term has sources {term.sources}; parts of a mixture count from 0"
+                )
+        if (MatchingTerm.name in names) != self.model.matching_head:
+            raise UserError(
+                "a MatchingTerm and model.matching_head go together: set matching_head to "
+                f"{MatchingTerm.name in names}, or change objective.terms, which are {names}"
+            )
+        if (ReconstructionTerm.name in names) != (self.model.patch_decoder is not None):
+            raise UserError(
+                "a ReconstructionTerm and model.patch_decoder go together: give both or neither; objective.terms are "
+                f"{names}"
+            )
+        if self.model.patch_decoder is not None:
+            self.reconstruction  # noqa: B018  (its own checks)
+
+    def term(self, kind: type) -> Any:
+        """The term of this kind, or None."""
+        return next((term for term in self.terms if isinstance(term, kind)), None)
+
+    @property
+    def reconstruction(self) -> MaskedSpectrogramConfig:
+        """The ReconstructionTerm as the objective that it is by itself; where there is one."""
+        term = self.term(ReconstructionTerm)
+        return MaskedSpectrogramConfig(
+            model=self.model.autoencoder, mask=term.mask, normalize_target=term.normalize_target
+        )
+
+
+class Rows(NamedTuple):
+    """Rows of the objective's inputs."""
+
+    features: Float[Array, "B T F"]
+    frame_mask: Bool[Array, "B T"] | None
+    """True where a frame is real; None where padding is heard."""
+    text_ids: Int[Array, "B L"]
+    text_mask: Bool[Array, "B L"]
+    masked: PatchMask | None
+    """Of a ReconstructionTerm."""
+    chance: Float[Array, " B"] | None
+    """Of a MatchingTerm: uniform in [0, 1), what its negatives are drawn by."""
+
+
+class Outputs(NamedTuple):
+    """What the model makes of each row by itself; the losses over all rows are made of it."""
+
+    audio_emb: Float[Array, "B E"]
+    text_emb: Float[Array, "B E"]
+    grounded: Float[Array, "B tokens D"]
+    """States of the row's text that have heard its audio."""
+    text_states: Float[Array, "B tokens D"] | None
+    """Of a MatchingTerm: states of the text alone."""
+    vectors: Float[Array, "B n D"] | None
+    """Of a MatchingTerm: what the decoder attends to."""
+    chance: Float[Array, " B"] | None
+    reconstruction: Loss | None
+    """Of a ReconstructionTerm: sum and weight of each row."""
+
+
+def prepare_rows(config: TogetherConfig, batch: dict[str, Any], key: Any, *, train: bool) -> Rows:
+    """What `encode_rows` reads of a batch; without ``train`` no chance is in it, and ``key`` is not read."""
+    model, drawn, masked, chance = config.model, config.term(ReconstructionTerm), None, None
+    spec = model.frontend
+    keys: Any = jax.random.split(key, 3) if train else (None, None, None)
+    key_audio, key_mask, key_chance = keys
+    clips, _, num_real = cut_clips(
+        spec, batch, crop=spec.clip.train_crop if train else "centre", key=key_audio
+    )
+    clips = clips[:, 0]
+    if train:
+        clips = augment_waveform(
+            clips, key_audio, config.augment, None if model.padding == "heard" else num_real
+        )
+    if drawn:
+        grid = model.autoencoder.grid
+        masked = (
+            draw_masks(drawn.mask, grid, jax.random.split(key_mask, len(clips)))
+            if train
+            else evaluation_masks(drawn.mask, grid, batch[contract.INDEX])
+        )
+    if model.matching_head:
+        chance = jax.random.uniform(key_chance, (len(clips),)) if train else jnp.zeros(len(clips))
+    return Rows(
+        features=compute_features(clips, spec),
+        frame_mask=contrastive_captioner.frame_mask(model, num_real),
+        text_ids=batch[contract.TEXT_IDS],
+        text_mask=batch[contract.TEXT_MASK],
+        masked=masked,
+        chance=chance,
+    )
+
+
+def encode_rows(
+    config: TogetherConfig,
+    variables: dict[str, Any],
+    rows: Rows,
+    *,
+    train: bool,
+    key: Any = None,
+    moments: Moments | None = None,
+    axis_name: str | None = None,
+) -> tuple[Outputs, Params]:
+    """The model's outputs of each row by itself, and the next ``batch_stats``."""
+    model, params = config.model, variables["params"]
+    key_trunk, key_draw = jax.random.split(key) if train else (None, None)
+    heard, batch_stats = contrastive_captioner.hear(
+        model,
+        variables,
+        rows.features,
+        rows.frame_mask,
+        train=train,
+        key=key_trunk,
+        moments=moments,
+        axis_name=axis_name,
+    )
+    vectors = contrastive_captioner.pool_for_captions(model, params, heard)
+    text_states = contrastive_captioner.read_texts(model, params, rows.text_ids, rows.text_mask)
+    reconstruction = None
+    if rows.masked is not None:
+        drawn = config.reconstruction
+        pixels = reconstruct(
+            drawn.model,
+            contrastive_captioner.autoencoder_variables(params),
+            rows.features,
+            rows.masked,
+            train=train,
+            key=key_draw,
+        )
+        target = reconstruction_target(drawn, rows.features)
+        reconstruction = Loss(
+            *jax.vmap(lambda *row: masked_reconstruction(*(x[None] for x in row)))(
+                pixels, target, rows.masked.hidden
+            )
+        )
+    matches = model.matching_head
+    return Outputs(
+        audio_emb=contrastive_captioner.embed_audio(model, params, heard),
+        text_emb=contrastive_captioner.embed_texts(model, params, text_states),
+        grounded=contrastive_captioner.ground_texts(model, params, text_states, rows.text_mask, vectors),
+        text_states=text_states if matches else None,
+        vectors=vectors if matches else None,
+        chance=rows.chance,
+        reconstruction=reconstruction,
+    ), batch_stats
+
+
+def counted_rows(term: Term, batch: dict[str, Any]) -> Bool[Array, " B"]:
+    """The real rows that a term counts. Raises UserError where it names sources and the batch has none."""
+    if not term.sources:
+        return batch[contract.MASK]
+    if contract.SOURCE not in batch:
+        raise UserError(
+            f"the {term.name} term counts sources {term.sources}, and the batches do not say where a row is from: make "
+            "data.dataset a mixture, or leave the term's sources out"
+        )
+    return batch[contract.MASK] & jnp.isin(batch[contract.SOURCE], jnp.asarray(term.sources))
+
+
+def captioning_loss(
+    config: TogetherConfig,
+    params: Params,
+    outputs: Outputs,
+    batch: dict[str, Any],
+    counted: Bool[Array, " B"],
+) -> Loss:
+    """Cross-entropy of the captions' tokens, their first ones left out."""
+    kernel, tied = head_kernel(config.model.text, params["text"])
+    found = next_token_loss(
+        outputs.grounded[:, :-1],
+        kernel,
+        batch[contract.TEXT_IDS],
+        mask=batch[contract.TEXT_MASK] & counted[:, None],
+        tied=tied,
+        label_smoothing=config.term(CaptioningTerm).label_smoothing,
+    )
+    return Loss(*found)
+
+
+def matching_loss(
+    config: TogetherConfig,
+    params: Params,
+    outputs: Outputs,
+    batch: dict[str, Any],
+    counted: Bool[Array, " B"],
+    logit_scale: Float[Array, ""],
+) -> tuple[Loss, Loss]:
+    """The loss of three pairs a row, and how many of them are judged rightly.
+
+    Negatives are mined among the rows at hand, under ``pmap`` those of one device, as ALBEF does. Rows of one recording
+    are no negatives of each other.
+    """
+    assert outputs.chance is not None
+    assert outputs.text_states is not None
+    assert outputs.vectors is not None
+    num_rows = len(counted)
+    # The rows' chance has come through the micro-batches, where keys cannot go: outputs are floats.
+    key = jax.random.key(lax.bitcast_convert_type(outputs.chance[0], jnp.uint32))
+    pairs = matching_pairs(
+        key,
+        outputs.audio_emb,
+        outputs.text_emb,
+        logit_scale,
+        group=batch[contract.INDEX],
+        mask=counted,
+    )
+    # The first run of pairs are the rows themselves, which `encode` has grounded.
+    audio, text = pairs.audio_index[num_rows:], pairs.text_index[num_rows:]
+
+    def take(x: Array, index: Array) -> Array:
+        return jnp.take(x, index, axis=0, mode="clip")
+
+    grounded = contrastive_captioner.ground_texts(
+        config.model,
+        params,
+        take(outputs.text_states, text),
+        take(batch[contract.TEXT_MASK], text),
+        take(outputs.vectors, audio),
+    )
+    states = jnp.concatenate([outputs.grounded[:, -1:], grounded[:, -1:]])
+    logits = contrastive_captioner.matching_logits(config.model, params, states)
+    loss = Loss(*audio_text_matching(logits, pairs.is_match, mask=pairs.mask))
+    right = jnp.sum(((logits > 0) == pairs.is_match) & pairs.mask, dtype=jnp.float32)
+    return loss, Loss(right, loss.weight)
+
+
+def build_together(config: TogetherConfig) -> Objective:
+    """The objective as pure functions."""
+    model, contrast = config.model, config.term(ContrastiveTerm).loss
+
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+        rows = prepare_rows(config, batch, key, train=train)
+        moments = None
+        if train:
+            moments = contrastive_captioner.batch_moments(
+                model, rows.features, batch[contract.MASK], axis_name
+            )
+        return Inputs(rows, moments)
+
+    def encode(
+        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
+    ) -> tuple[Outputs, Params]:
+        return encode_rows(
+            config, variables, inputs.rows, train=train, key=key, moments=inputs.shared, axis_name=axis_name
+        )
+
+    def combine(
+        params: Params, outputs: Outputs, batch: dict[str, Any], *, axis_name: str | None = None
+    ) -> tuple[Loss, Metrics]:
+        counted = {term.name: counted_rows(term, batch) for term in config.terms}
+        pairs = {**batch, contract.MASK: counted[ContrastiveTerm.name]}
+        contrastive, scale = contrastive_loss(
+            contrast, params, outputs.audio_emb, outputs.text_emb, pairs, axis_name=axis_name
+        )
+        losses = {
+            ContrastiveTerm.name: contrastive,
+            CaptioningTerm.name: captioning_loss(
+                config, params, outputs, batch, counted[CaptioningTerm.name]
+            ),
+        }
+        metrics: Metrics = {}
+        if MatchingTerm.name in counted:
+            loss, right = matching_loss(config, params, outputs, batch, counted[MatchingTerm.name], scale)
+            losses[MatchingTerm.name] = loss
+            metrics["matching_accuracy"] = right
+        if outputs.reconstruction is not None:
+            real = counted[ReconstructionTerm.name]
+            losses[ReconstructionTerm.name] = Loss(
+                *(jnp.sum(jnp.where(real, x, 0.0)) for x in outputs.reconstruction)
+            )
+        weights = {term.name: term.weight for term in config.terms}
+        total = add_means(losses, weights, batch[contract.MASK], axis_name)
+        metrics |= {f"{name}_loss": loss for name, loss in losses.items()}
+        metrics["logit_scale"] = Loss(scale * total.weight, total.weight)
+        return total, metrics
+
+    def init(key: Any) -> dict[str, Params]:
+        variables = contrastive_captioner.init_contrastive_captioner(model, key)
+        return {**variables, "params": {**variables["params"], **init_scalars(contrast)}}
+
+    def axes() -> Any:
+        scalars = dict.fromkeys(init_scalars(contrast), ())
+        return {**contrastive_captioner.contrastive_captioner_axes(model), **scalars}
+
+    return Objective(
+        init=init,
+        axes=axes,
+        prepare=prepare,
+        encode=encode,
+        combine=combine,
+        project=lambda params: {**params, **project_scalars(contrast, params)},
+    )
