@@ -112,6 +112,7 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
     model = config.model
 
     def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+        prompts = read_prompts(batch)
         if train:
             clips = compute_clips(
                 model, batch, crop=model.frontend.clip.train_crop, key=key, augment=config.augment
@@ -123,7 +124,7 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
             moments = two_heads.batch_moments(
                 model, clips.features, batch[contract.MASK], axis_name=axis_name
             )
-        rows = Rows(clips, read_prompts(batch), batch[contract.TEXT_IDS], batch[contract.TEXT_MASK])
+        rows = Rows(clips, prompts, batch[contract.TEXT_IDS], batch[contract.TEXT_MASK])
         return Inputs(rows, moments)
 
     def encode(

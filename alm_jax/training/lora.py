@@ -130,7 +130,8 @@ def add_adapters(objective: Objective, config: LoraConfig) -> Objective:
         )
 
     def combine(params: Params, *args: Any, **kwargs: Any) -> Any:
-        return objective.combine(without_adapters(params), *args, **kwargs)
+        # A loss may read kernels too, such as a language model's head.
+        return objective.combine(merge(params), *args, **kwargs)
 
     def project(params: Params) -> dict[str, Any]:
         return {**objective.project(without_adapters(params)), ADAPTERS: params[ADAPTERS]}
