@@ -20,7 +20,7 @@ IDS = np.random.default_rng(0).integers(0, 50, (2, 16)).astype(np.int32)
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
-        (gpt2.FAMILY, gpt2.Gpt2Config(kernel_init="fan_in", **SIZES)),
+        pytest.param(gpt2.FAMILY, gpt2.Gpt2Config(kernel_init="fan_in", **SIZES), marks=pytest.mark.slow),
         (llama.FAMILY, llama.LlamaConfig(num_kv_heads=2, kernel_init="fan_in", **SIZES)),
     ],
     ids=["gpt2", "llama"],

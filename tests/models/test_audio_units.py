@@ -144,6 +144,7 @@ def test_new_rows_begin_near_zero():
         assert np.std(table[100:]) < 0.02 * np.std(table[:100])
 
 
+@pytest.mark.slow
 def test_an_objective_hears_through_a_codec():
     """Its codebooks lie among the statistics; nothing of it trains."""
     config = UnitLanguageModelingConfig(
