@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from alm_jax.encoders.text.whisper_decoder import WhisperCache
 from alm_jax.errors import UserError
 from alm_jax.models.generated import Generated, Read
 from alm_jax.nn.cross_attention import Seq2SeqCache
 from alm_jax.nn.kv_cache import CACHE_AXES, KVCache
 
-Cache: TypeAlias = KVCache | Seq2SeqCache
+Cache: TypeAlias = KVCache | Seq2SeqCache | WhisperCache
 NEVER = -1e9
 """The score of what is out of the race; transformers', and like it not -inf, so that lengths divide it."""
 
@@ -164,8 +165,13 @@ def _repeat(cache: Cache, times: int) -> Cache:
     def repeat(part: KVCache) -> KVCache:
         return _map_rows(part, lambda x, axis: jnp.repeat(x, times, axis=axis))
 
-    if isinstance(cache, Seq2SeqCache):
-        return Seq2SeqCache(repeat(cache.text), repeat(cache.source))
+    match cache:
+        case Seq2SeqCache():
+            return Seq2SeqCache(repeat(cache.text), repeat(cache.source))
+        case WhisperCache():
+            key, value = (jnp.repeat(x, times, axis=1) for x in (cache.audio_key, cache.audio_value))
+            mask = None if cache.audio_mask is None else jnp.repeat(cache.audio_mask, times, axis=0)
+            return WhisperCache(repeat(cache.text), key, value, mask)
     return repeat(cache)
 
 
@@ -179,9 +185,9 @@ def _follow(cache: Cache, parent: Int[Array, "B k"]) -> Cache:
         take = jax.vmap(lambda group, index: jnp.take(group, index, axis=axis, mode="clip"), (axis, 0), axis)
         return take(grouped, parent).reshape(x.shape)
 
-    if isinstance(cache, Seq2SeqCache):
-        return cache._replace(text=_map_rows(cache.text, choose))
-    return _map_rows(cache, choose)
+    if isinstance(cache, KVCache):
+        return _map_rows(cache, choose)
+    return cache._replace(text=_map_rows(cache.text, choose))
 
 
 def _map_rows(cache: KVCache, change: Callable[[Array, int], Array]) -> KVCache:

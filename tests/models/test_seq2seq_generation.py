@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 
-from alm_jax.encoders.family import apply
-from alm_jax.encoders.text import bart, t5
+from alm_jax.encoders.audio.whisper import WhisperEncoderConfig
+from alm_jax.encoders.family import abstract, apply
+from alm_jax.encoders.text import bart, t5, whisper_decoder
 from alm_jax.interop import bart as bart_files
 from alm_jax.interop import t5 as t5_files
 from alm_jax.interop.format import arrays_to_variables
@@ -110,3 +111,46 @@ def test_beam_search_equals_transformers(name):
         np.testing.assert_array_equal(found.ids[:, : texts.shape[1]], texts)
         np.testing.assert_allclose(found.score, scores, rtol=1e-4)
     assert np.sum(found.mask) < 2 * NEW
+
+
+@pytest.mark.slow
+def test_beams_of_whisper_score_as_their_texts_read_at_once():
+    """And they find likelier ones than greedy decoding; the audio of a clip is its beams' together."""
+    encoder = WhisperEncoderConfig(
+        num_mels=12, max_positions=20, width=16, num_layers=1, num_heads=2, mlp_dim=32
+    )
+    config = whisper_decoder.WhisperConfig(
+        encoder=encoder, vocab_size=30, num_layers=2, max_text_positions=12
+    )
+    rng, family = np.random.default_rng(0), whisper_decoder.FAMILY
+
+    def fill(path, leaf):
+        key = jax.tree_util.keystr(path)
+        if "norm" in key:
+            return jnp.full(leaf.shape, float("scale" in key))
+        return jnp.asarray(rng.normal(0, 5.0 if "position" in key else 1.0, leaf.shape), jnp.float32)
+
+    variables = jax.tree.map_with_path(fill, abstract(family, config))
+    features = jnp.asarray(rng.normal(size=(2, 40, 12)), jnp.float32)
+    frames = jnp.arange(40)[None, :] < jnp.asarray([[40], [21]])
+    ids, mask = jnp.asarray(rng.integers(0, 30, (2, 3)), jnp.int32), jnp.ones((2, 3), bool)
+
+    @functools.partial(jax.jit, static_argnames="strategy")
+    def write(strategy):
+        audio = apply(family, config, variables, features, frames, method="encode")
+        read = {"method": "decode", "audio": audio, "audio_mask": frames[:, ::2]}
+        return generate(
+            family, config, variables, ids, mask, num_new_tokens=8, end_id=-1, strategy=strategy, **read
+        )
+
+    greedy, beams = write(Greedy()), write(Beam(num_beams=4, length_penalty=0.0))
+    assert not np.array_equal(greedy.ids, beams.ids)
+    for found in (greedy, beams):
+        whole = jnp.concatenate([ids, found.ids], axis=1)
+        logits = apply(
+            family, config, variables, features, whole, jnp.ones((2, 11), bool), features_mask=frames
+        )
+        log_probs = jax.nn.log_softmax(logits)[:, 2:-1]
+        expected = jnp.sum(jnp.take_along_axis(log_probs, found.ids[:, :, None], axis=2), axis=(1, 2))
+        np.testing.assert_allclose(found.score, expected, rtol=1e-5)
+    assert np.all(beams.score > greedy.score - 1e-5)

@@ -147,9 +147,9 @@ class WhisperDecoder(nn.Module):
             (x, text_cache), jnp.arange(config.num_layers), heard, visible, audio_mask
         )
         x = LayerNorm(self.dtype, LAYER_NORM_EPS, name="norm")(x)
-        if output == "last":
+        if output in ("last", "next"):
             x = take_rows(x, find_last(mask))
-        elif output == "logits":
+        if output in ("logits", "next"):
             x = project(x, embed.embedding, tied=True)
         if text_cache is None:
             return x
