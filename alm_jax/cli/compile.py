@@ -22,6 +22,8 @@ from alm_jax.cli.bench import prepare_jax
 NUM_SHOWN = 8
 """The largest parameters that are listed."""
 GIB = 2**30
+WIDTH = 120
+"""Columns of the tables, whatever the terminal: paths are long."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -70,7 +72,7 @@ def to_json(footprint: Footprint, topology: str, row: step.Row | None) -> dict[s
 
 def show(footprint: Footprint, topology: str, hbm_bytes: int, row: step.Row | None) -> None:
     """The figures for a person."""
-    console = Console(file=sys.stdout, highlight=False, markup=False)
+    console = Console(file=sys.stdout, highlight=False, markup=False, width=WIDTH)
     mesh = " x ".join(f"{axis} {size}" for axis, size in footprint.mesh.items() if size > 1) or "one device"
     console.print(
         f"{footprint.config} on {topology} ({mesh}): {footprint.num_parameters:,} parameters, "
