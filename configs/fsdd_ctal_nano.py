@@ -12,8 +12,8 @@ Seed 0, on the 200 recordings of the test split, of the four speakers of the tra
     the same, all words hidden                      0.0568  0.0475
     linear probe of the digit, per cent               89.5    92.5
 
-The probe on the encoders as they were drawn has 91.5 per cent; chance is 10. A text is one word and hears nothing, so that
-naming it is a guess among ten: ln 10 = 2.303 of the loss where it is hidden.
+The probe on the encoders as they were drawn has 91.5 per cent; chance is 10. A text is one word and hears nothing, so
+that naming it where it is hidden is a guess among ten: ln 10 = 2.303 of the loss.
 """
 
 import os
