@@ -4,24 +4,15 @@ import dataclasses
 import functools
 from pathlib import Path
 
-import jax
-import numpy as np
-
-from alm_jax import batch as contract
-from alm_jax.cli.bands import band_centres_hz
 from alm_jax.cli.linear_probe import check_probe, probe_encoder
+from alm_jax.cli.reconstructions import draw_pictures
 from alm_jax.cli.run_page import write_run_page
 from alm_jax.cli.session import Session
 from alm_jax.evaluation.masked_spectrogram import draw, embed_clips
-from alm_jax.evaluation.pictures import draw_reconstruction
 from alm_jax.evaluation.validation_loss import validation_loss
 from alm_jax.models.masked_autoencoder import init_masked_autoencoder
 from alm_jax.objectives import MaskedSpectrogramConfig
-from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
-
-NUM_PICTURES = 6
-"""Clips that are shown with their reconstruction."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,29 +48,13 @@ def write_run_report(
     workdir: Path, session: Session, state: TrainState, result: MaskedSpectrogramResult
 ) -> None:
     """Writes a run's last figures and its report page."""
-    pictures = draw_clips(session, state, session.config.data.eval_split)
-    write_run_page(workdir, session, state, result.metrics, reconstructions=pictures)
-
-
-def draw_clips(session: Session, state: TrainState, split: str) -> dict[str, bytes]:
-    """Pictures of some clips from all over a split, by their ids."""
     objective = session.config.objective
     assert isinstance(objective, MaskedSpectrogramConfig)
-    frontend, ids = session.model.frontend, session.data.split(split).ids
-    shown = np.unique(np.linspace(0, len(ids) - 1, NUM_PICTURES).astype(int))
-    variables = jax.tree.map(sharding.fetch, session.model_variables(state))
-    pictures: dict[str, bytes] = {}
-    for batch in session.evaluation_batches(split):
-        wanted = np.flatnonzero(np.isin(batch[contract.INDEX], shown))
-        if not len(wanted):
-            continue
-        rows = {key: np.array(value[wanted]) for key, value in batch.items()}
-        for row, maps in enumerate(zip(*draw(objective, variables, rows), strict=True)):
-            name = ids[int(rows[contract.INDEX][row])]
-            pictures[name] = draw_reconstruction(
-                *maps,
-                title=name,
-                frame_sec=frontend.hop_samples / frontend.sample_rate_hz,
-                mel_frequencies_hz=band_centres_hz(frontend),
-            )
-    return pictures
+    pictures = draw_pictures(
+        session,
+        functools.partial(draw, objective),
+        session.model_variables(state),
+        objective.model.frontend,
+        session.config.data.eval_split,
+    )
+    write_run_page(workdir, session, state, result.metrics, reconstructions=pictures)
