@@ -3,8 +3,9 @@
     alm pretrain configs/synthetic_q_former_nano.py --workdir runs/q_former --seed 0
     alm evaluate runs/q_former
 
-Seed 0, on 200 held-out compositions with 5 captions each (`alm pretrain` prints and records these): validation loss, and R@1
-in per cent (chance 0.5) from text to audio and from audio to text, by contrast and of the 16 nearest ranked again by matching.
+Seed 0, on 200 held-out compositions with 5 captions each (`alm pretrain` prints and records these): validation loss,
+and R@1 in per cent (chance 0.5) from text to audio and from audio to text, by contrast, and of the 16 nearest ranked
+again by matching.
 
     after steps    loss    contrast      matching
     150            5.38    16.5  16.0     9.2  12.5
@@ -12,8 +13,8 @@ in per cent (chance 0.5) from text to audio and from audio to text, by contrast 
     450            3.26    69.3  70.0    47.0  56.0
     600            3.11    75.1  79.0    60.4  64.5
 
-Matching sets out last, once there are hard negatives to tell apart, and after 600 steps has not caught up: 83 % of its pairs
-are judged rightly.
+Matching sets out last, once there are hard negatives to tell apart, and after 600 steps has not caught up: 83 % of
+its pairs are judged rightly.
 """
 
 from alm_jax.encoders.audio.whisper import WhisperEncoderConfig
