@@ -1,0 +1,71 @@
+"""A captioner for a laptop: says which composed sounds are in a clip, by states of an audio encoder and a small GPT-2.
+
+    alm pretrain configs/synthetic_captions_nano.py --workdir runs/synthetic_captions --seed 0
+
+Captions of the 200 test clips, whose compositions are in no training clip, that name the right events (kind, register and
+level of both sounds), in per cent, seed 0: 21.5, 80.0, 80.0 and 81.5 after 500, 1,000, 1,500 and 2,000 steps; validation
+loss 0.836, 0.685, 0.674 and 0.680.
+"""
+
+from alm_jax.encoders.audio.whisper import WhisperEncoderConfig
+from alm_jax.encoders.text.gpt2 import Gpt2Config
+from alm_jax.experiment import ExperimentConfig
+from alm_jax.models.connectors import LinearConnectorConfig
+from alm_jax.models.two_heads import TwoHeadsConfig
+from alm_jax.objectives.language_modeling import LanguageModelingConfig
+from alm_jax.ops.frontends import AstSpec, ClipSpec
+from alm_jax.training.loop import TrainingConfig
+from alm_jax.training.optimizer import AdamWConfig
+from data_pipelines.config import DataConfig, PromptConfig, SyntheticCaptionsConfig, TokenizerConfig
+
+
+def get_config() -> ExperimentConfig:
+    return ExperimentConfig(
+        name="synthetic_captions_nano",
+        data=DataConfig(
+            dataset=SyntheticCaptionsConfig(clip_sec=2.0),
+            tokenizer=TokenizerConfig(vocab_size=480, max_length=24),
+            # The audio alone comes before a caption.
+            prompt=PromptConfig(max_length=1),
+            source_sec=2.0,
+        ),
+        objective=LanguageModelingConfig(
+            model=TwoHeadsConfig(
+                # Levels as they are: what is loud in itself shall be told from what is loud in its clip.
+                frontend=AstSpec(
+                    n_fft=1024,
+                    window_samples=640,
+                    hop_samples=400,
+                    num_mels=40,
+                    padded_frames=80,
+                    mean=-6.6,
+                    std=5.4,
+                    clip=ClipSpec(clip_sec=2.0, train_crop="centre"),
+                ),
+                audio=WhisperEncoderConfig(
+                    num_mels=40,
+                    max_positions=40,
+                    width=96,
+                    num_layers=2,
+                    num_heads=4,
+                    mlp_dim=384,
+                    kernel_init="fan_in",
+                ),
+                connector=LinearConnectorConfig(pool_size=2),
+                language_model=Gpt2Config(
+                    vocab_size=480,
+                    width=96,
+                    num_layers=2,
+                    num_heads=4,
+                    mlp_dim=384,
+                    max_positions=64,
+                    dropout=0.0,
+                    kernel_init="fan_in",
+                ),
+            ),
+        ),
+        optimizer=AdamWConfig(peak_lr=2e-3, warmup_steps=100),
+        training=TrainingConfig(
+            num_steps=2000, batch_size=32, ema_decay=0.99, eval_every=500, save_every=1000
+        ),
+    )
