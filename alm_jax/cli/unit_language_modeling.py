@@ -19,7 +19,7 @@ from alm_jax.evaluation.unit_language_modeling import (
     transcribe,
 )
 from alm_jax.evaluation.units import describe_units, fit_clusters
-from alm_jax.evaluation.validation_loss import batch_loss
+from alm_jax.evaluation.validation_loss import batch_metrics
 from alm_jax.models.audio_units import ClusterUnitsConfig
 from alm_jax.objectives import UnitLanguageModelingConfig
 from alm_jax.objectives.unit_language_modeling import check_row_tokens
@@ -131,7 +131,9 @@ def evaluate(session: Session, state: TrainState, split: str) -> UnitLanguageMod
     for batch in session.evaluation_batches(split):
         batch = {name: np.array(value) for name, value in batch.items()}
         placed = session.place(batch)
-        sums["validation/loss"] += [float(x) for x in batch_loss(session.objective, variables, placed)]
+        sums["validation/loss"] += [
+            float(x) for x in batch_metrics(session.objective, variables, placed)["loss"]
+        ]
         for name, task in tasks.items():
             sums[name] += [float(x) for x in answer_loss(config, merged, placed, task)]
         transcribed = transcribe(session.model, merged, placed, end_id)

@@ -40,8 +40,8 @@ class GatedRelativeAttention(nn.Module):
         bias: Float[Array, "rows H N N"],
         mask: Bool[Array, "B N"] | None = None,
     ) -> Float[Array, "B N D"]:
-        """Attends; ``bias`` is float32 or wider, one for each row or one for all; ``mask`` is True for the tokens that may
-        be attended to."""
+        """Attends; ``bias`` is float32 or wider, one for each row or one for all; ``mask`` is True for the tokens that
+        may be attended to."""
         width = x.shape[-1]
         head_dim = width // self.num_heads
 
