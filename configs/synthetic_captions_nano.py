@@ -23,7 +23,7 @@ def get_config() -> ExperimentConfig:
     return ExperimentConfig(
         name="synthetic_captions_nano",
         data=DataConfig(
-            dataset=SyntheticCaptionsConfig(clip_sec=2.0),
+            dataset=SyntheticCaptionsConfig(num_train=6000, clip_sec=2.0),
             tokenizer=TokenizerConfig(vocab_size=480, max_length=24),
             # The audio alone comes before a caption.
             prompt=PromptConfig(max_length=1),
@@ -46,7 +46,7 @@ def get_config() -> ExperimentConfig:
                     num_mels=40,
                     max_positions=40,
                     width=96,
-                    num_layers=2,
+                    num_layers=3,
                     num_heads=4,
                     mlp_dim=384,
                     kernel_init="fan_in",
@@ -66,6 +66,6 @@ def get_config() -> ExperimentConfig:
         ),
         optimizer=AdamWConfig(peak_lr=2e-3, warmup_steps=100),
         training=TrainingConfig(
-            num_steps=2000, batch_size=32, ema_decay=0.99, eval_every=500, save_every=1000
+            num_steps=2400, batch_size=32, ema_decay=0.99, eval_every=600, save_every=1200
         ),
     )
