@@ -115,3 +115,9 @@ def test_data_workers_start_without_frameworks(module):
         "assert not {'jax', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """Without packages pytest imports each by its base name, and one process that meets two of a name stops."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)

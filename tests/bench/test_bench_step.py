@@ -37,6 +37,7 @@ def test_batches_of_shapes_are_those_of_arrays(config):
     }
 
 
+@pytest.mark.slow
 def test_rematerialised_flops_are_no_model_flops(config):
     mesh = build_mesh(MeshConfig(), jax.devices()[:1])
     plain = bench.model_flops(config, mesh)

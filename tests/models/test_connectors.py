@@ -93,6 +93,7 @@ def test_states_are_pooled_and_projected_and_groups_with_padding_are_none(kind):
     np.testing.assert_array_equal(mask, [[True, True, True], [True, False, False]])
 
 
+@pytest.mark.slow
 def test_a_q_former_makes_as_many_vectors_of_any_clip():
     config = QFormerConfig(num_queries=3, width=8, num_layers=1, num_heads=2, mlp_dim=8, cross_every=1)
     connector = Connector(QFormerConnectorConfig(q_former=config), 4, FLOAT32)

@@ -152,6 +152,7 @@ def test_the_loss_is_its_formula():
     assert loss.weight == counted.sum()
 
 
+@pytest.mark.slow
 def test_devices_change_nothing():
     """pmap over rows, and a mesh that cuts rows, parameters and words."""
     batch = make_prompted(num_padding=0)

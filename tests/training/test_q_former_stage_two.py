@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from alm_jax.encoders.audio.whisper import WhisperEncoderConfig
 from alm_jax.encoders.text.gpt2 import Gpt2Config
@@ -26,6 +27,7 @@ AUDIO = WhisperEncoderConfig(num_mels=16, max_positions=16, width=16, num_layers
 Q_FORMER = QFormerConfig(num_queries=3, width=24, num_layers=2, num_heads=2, mlp_dim=16)
 
 
+@pytest.mark.slow
 def test_two_heads_begin_with_a_q_former_and_hear_as_it_does():
     first = AudioQFormerConfig(
         frontend=FRONTEND, audio=AUDIO, q_former=Q_FORMER, vocab_size=32, max_positions=8, embed_dim=8
