@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alm_jax.cli.export_part import read_part
+from alm_jax.cli.arguments import load_run
 from alm_jax.cli.main import dispatch
+from alm_jax.cli.run_variables import read_run_variables
 from alm_jax.encoders.family import apply
 from alm_jax.encoders.zoo import family_of
 from alm_jax.experiment import load_config
@@ -105,9 +106,9 @@ def test_a_language_model_of_two_heads_is_exported_as_its_class(trained, tmp_pat
     model = transformers.GPT2LMHeadModel.from_pretrained(out).eval()
     with torch.no_grad():
         expected = model(torch.as_tensor(ids)).logits
-    config, variables = read_part(workdir, "language_model")
-    variables = jax.tree.map(jnp.asarray, variables)
-    logits = apply(family_of(config), config, variables, jnp.asarray(ids), jnp.ones(ids.shape, bool))
+    config = load_run(workdir).objective.model.language_model
+    params = jax.tree.map(jnp.asarray, read_run_variables(workdir)["params"]["language_model"])
+    logits = apply(family_of(config), config, {"params": params}, jnp.asarray(ids), jnp.ones(ids.shape, bool))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
@@ -116,7 +117,7 @@ def test_a_masked_autoencoder_is_exported_under_its_published_names(trained, tmp
     assert dispatch(["export", str(workdir), "--out", str(out)]) == 0
     assert "(audio_mae)" in capsys.readouterr().out
     arrays = read_weights(out)
-    kernel = read_part(workdir, "encoder")[1]["params"]["blocks"]["mlp"]["up"]["kernel"]
+    kernel = read_run_variables(workdir)["params"]["encoder"]["blocks"]["mlp"]["up"]["kernel"]
     np.testing.assert_array_equal(arrays["blocks.0.mlp.fc1.weight"], kernel[0].T)
 
 
