@@ -1,7 +1,10 @@
 """Session settings: CPU, eight simulated devices, strict numerics, no network."""
 
 import os
+import random
 import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,6 +15,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -21,6 +25,34 @@ jax.config.update("jax_default_matmul_precision", "highest")
 DATA_DIR = Path(
     os.environ.get("ALM_DATA_DIR", Path(__file__).parents[1] / ".." / "shared" / "data")
 ).resolve()
+
+
+def seed_global_generators() -> None:
+    """Start Python's, NumPy's and PyTorch's global generators anew; PyTorch's draws the weights of oracles."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_fixture_setup() -> Iterator[None]:
+    """What a fixture draws depends on no test or fixture before it."""
+    seed_global_generators()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """What a test draws depends on no test before it."""
+    seed_global_generators()
+    return (yield)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random inputs of one test and of its fixtures: a module's generator would depend on the tests before."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="session")

@@ -121,3 +121,13 @@ def test_files_of_tests_have_names_of_their_own():
     """Without packages pytest imports each by its base name, and one process that meets two of a name stops."""
     names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
     assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=relative)
+def test_random_inputs_belong_to_a_test(path):
+    """A generator of a module gives a test what the tests before it left: use the fixture `rng`."""
+    generators = ("default_rng", "RandomState", "Generator", "Random")
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Call):
+            name = ast.unparse(node.value.func).rpartition(".")[2]
+            assert name not in generators, f"{relative(path)}:{node.lineno} shares a generator among tests"

@@ -5,13 +5,12 @@ import pytest
 
 from alm_jax.evaluation.query_transformer import rerank, reranked_metrics, similarity_of
 
-RNG = np.random.default_rng(0)
-SIMILARITY = RNG.uniform(-1, 1, (5, 8)).astype(np.float32)
-LOGITS = RNG.normal(0, 10, SIMILARITY.shape).astype(np.float32)
+SIMILARITY = np.random.default_rng(0).uniform(-1, 1, (5, 8)).astype(np.float32)
+LOGITS = np.random.default_rng(1).normal(0, 10, SIMILARITY.shape).astype(np.float32)
 
 
-def test_similarity_is_that_of_the_nearest_query():
-    query, text = RNG.normal(size=(4, 3, 6)), RNG.normal(size=(7, 6))
+def test_similarity_is_that_of_the_nearest_query(rng):
+    query, text = rng.normal(size=(4, 3, 6)), rng.normal(size=(7, 6))
     np.testing.assert_allclose(
         similarity_of(query, text), np.einsum("ike,je->ijk", query, text).max(-1), rtol=1e-12
     )

@@ -17,12 +17,11 @@ from alm_jax.models.q_former import QFormer, QFormerConfig, query_audio
 
 CONFIG = QFormerConfig(num_queries=5, width=24, num_layers=4, num_heads=3, mlp_dim=40, dropout=0.0)
 AUDIO_WIDTH, NUM_STATES, NUM_TOKENS = 16, 7, 6
-RNG = np.random.default_rng(0)
-AUDIO = RNG.normal(size=(3, NUM_STATES, AUDIO_WIDTH)).astype(np.float32)
+AUDIO = np.random.default_rng(0).normal(size=(3, NUM_STATES, AUDIO_WIDTH)).astype(np.float32)
 AUDIO_MASK = np.arange(NUM_STATES) < np.array([[7], [4], [1]])
 ALL = np.ones_like(AUDIO_MASK)
 """transformers' cross-attention takes a mask of states beside queries alone, not beside queries and text."""
-TEXT = RNG.normal(size=(3, NUM_TOKENS, 24)).astype(np.float32)
+TEXT = np.random.default_rng(1).normal(size=(3, NUM_TOKENS, 24)).astype(np.float32)
 TEXT_MASK = np.arange(NUM_TOKENS) < np.array([[6], [3], [5]])
 MODULE = QFormer(CONFIG, jnp.dtype("float32"))
 

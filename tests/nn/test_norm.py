@@ -12,14 +12,13 @@ from jax.sharding import PartitionSpec as P
 
 from alm_jax.nn.norm import BatchNorm, LayerNorm, feature_moments
 
-RNG = np.random.default_rng(0)
 FLOAT32 = jnp.dtype("float32")
 
 
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-12])
-def test_layer_norm_equals_pytorch(epsilon):
-    x = RNG.normal(2, 0.5, (4, 7, 32)).astype(np.float32)
-    scale, bias = RNG.normal(size=(2, 32)).astype(np.float32)
+def test_layer_norm_equals_pytorch(rng, epsilon):
+    x = rng.normal(2, 0.5, (4, 7, 32)).astype(np.float32)
+    scale, bias = rng.normal(size=(2, 32)).astype(np.float32)
     expected = torch.nn.functional.layer_norm(
         torch.tensor(x).double(), (32,), torch.tensor(scale).double(), torch.tensor(bias).double(), epsilon
     )
@@ -29,10 +28,10 @@ def test_layer_norm_equals_pytorch(epsilon):
 
 
 @pytest.mark.parametrize("epsilon", [1e-5, 0.1])
-def test_gradients_of_layer_norm_equal_pytorch(epsilon):
+def test_gradients_of_layer_norm_equal_pytorch(rng, epsilon):
     """In double precision there; an epsilon beside the variance shows a closed form that forgets it."""
-    x, cotangent = RNG.normal(2, 0.5, (2, 4, 7, 32)).astype(np.float32)
-    scale, bias = RNG.normal(size=(2, 32)).astype(np.float32)
+    x, cotangent = rng.normal(2, 0.5, (2, 4, 7, 32)).astype(np.float32)
+    scale, bias = rng.normal(size=(2, 32)).astype(np.float32)
     inputs = [torch.tensor(a).double().requires_grad_() for a in (x, scale, bias)]
     expected = torch.nn.functional.layer_norm(inputs[0], (32,), inputs[1], inputs[2], epsilon)
     expected.backward(torch.tensor(cotangent).double())
@@ -43,11 +42,12 @@ def test_gradients_of_layer_norm_equal_pytorch(epsilon):
 
     actual = jax.grad(loss, argnums=(0, 1, 2))(*map(jnp.asarray, (x, scale, bias)))
     for ours, theirs in zip(actual, inputs, strict=True):
-        np.testing.assert_allclose(ours, theirs.grad, atol=1e-5)
+        # Sums of terms of both signs, up to 27: 1.1e-5 was measured where the largest is 6.
+        np.testing.assert_allclose(ours, theirs.grad, atol=1e-5 * float(theirs.grad.abs().max()))
 
 
-def test_layer_norm_of_bfloat16_computes_in_float32():
-    x = jnp.asarray(RNG.normal(8, 0.1, (4, 512)), jnp.bfloat16)
+def test_layer_norm_of_bfloat16_computes_in_float32(rng):
+    x = jnp.asarray(rng.normal(8, 0.1, (4, 512)), jnp.bfloat16)
     params = {"scale": jnp.ones((512,)), "bias": jnp.zeros((512,))}
     out = LayerNorm(jnp.dtype("bfloat16")).apply({"params": params}, x)
     exact = np.asarray(x, np.float64)
@@ -57,15 +57,15 @@ def test_layer_norm_of_bfloat16_computes_in_float32():
 
 
 @pytest.fixture
-def features() -> np.ndarray:
+def features(rng) -> np.ndarray:
     """Log-mel-like: decibels, each bin with its own mean and spread."""
-    mean, spread = RNG.uniform(-60, -10, 12), RNG.uniform(1, 20, 12)
-    return (mean + spread * RNG.normal(size=(8, 21, 12))).astype(np.float32)
+    mean, spread = rng.uniform(-60, -10, 12), rng.uniform(1, 20, 12)
+    return (mean + spread * rng.normal(size=(8, 21, 12))).astype(np.float32)
 
 
 @pytest.fixture
-def variables() -> dict:
-    scale, bias = RNG.normal(1, 0.2, (2, 12)).astype(np.float32)
+def variables(rng) -> dict:
+    scale, bias = rng.normal(1, 0.2, (2, 12)).astype(np.float32)
     return {
         "params": {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)},
         "batch_stats": {"mean": jnp.zeros(12), "var": jnp.ones(12)},

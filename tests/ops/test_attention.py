@@ -1,5 +1,7 @@
 """Attention against PyTorch's scaled_dot_product_attention."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +12,16 @@ from alm_jax.errors import UserError
 from alm_jax.ops.attention import attend, choose_attention
 from alm_jax.training.mesh import MeshConfig, build_mesh
 
-RNG = np.random.default_rng(0)
 BATCH, QUERIES, KEYS, HEADS, SIZE = 3, 5, 7, 2, 8
 
 
-def draw(*shape: int) -> np.ndarray:
-    return RNG.normal(size=shape).astype(np.float32)
+@pytest.fixture
+def draw(rng) -> Callable[..., np.ndarray]:
+    return lambda *shape: rng.normal(size=shape).astype(np.float32)
 
 
 @pytest.fixture
-def qkv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def qkv(draw) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (
         draw(BATCH, QUERIES, HEADS, SIZE),
         draw(BATCH, KEYS, HEADS, SIZE),
@@ -29,9 +31,9 @@ def qkv() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("with_mask", [False, True])
-def test_equals_pytorch(qkv, with_bias, with_mask):
+def test_equals_pytorch(rng, draw, qkv, with_bias, with_mask):
     bias = draw(1, HEADS, QUERIES, KEYS) if with_bias else None
-    mask = RNG.random((BATCH, 1, 1, KEYS)) < 0.6 if with_mask else None
+    mask = rng.random((BATCH, 1, 1, KEYS)) < 0.6 if with_mask else None
     added = torch.zeros(BATCH, HEADS, QUERIES, KEYS)
     if bias is not None:
         added = added + torch.tensor(bias)
@@ -99,7 +101,7 @@ def test_dropout_keeps_the_mean_and_is_off_without_a_key(qkv):
 
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("keys_seen", ["all", "mask", "lengths"])
-def test_library_equals_the_reference(qkv, with_bias, keys_seen):
+def test_library_equals_the_reference(draw, qkv, with_bias, keys_seen):
     """Values and gradients, two leading axes, a bias that broadcasts over one of them."""
     nested = [jnp.stack([jnp.asarray(x), 2 * jnp.asarray(x)]) for x in qkv]
     options: dict = {"bias": jnp.asarray(draw(1, 1, HEADS, QUERIES, KEYS))} if with_bias else {}
@@ -186,7 +188,7 @@ def test_causal_equals_pytorch(qkv, impl, keys):
 
 
 @pytest.mark.parametrize("impl", ["reference", "xla"])
-def test_groups_of_queries_share_keys_as_in_pytorch(qkv, impl):
+def test_groups_of_queries_share_keys_as_in_pytorch(draw, qkv, impl):
     query = draw(BATCH, QUERIES, 3 * HEADS, SIZE)
     bias = draw(1, 3 * HEADS, QUERIES, KEYS)
     expected = torch.nn.functional.scaled_dot_product_attention(
