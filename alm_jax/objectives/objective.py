@@ -16,11 +16,13 @@ over the whole batch; without accumulation the three are composed and differenti
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
+from alm_jax.figures import Figure
+from alm_jax.models.capabilities import TextTokens
 from alm_jax.types import Metrics, Params, PyTree
 
 
@@ -38,6 +40,53 @@ class Loss(NamedTuple):
 
     sum: Float[Array, ""]
     weight: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What an objective checks of the data set and the run that it is trained with."""
+
+    tokens: TextTokens
+    """The ids that frame a text."""
+    vocab_size: int
+    """Tokens of the tokenizer."""
+    max_length: int
+    """Tokens that a text is cut to."""
+    mask_ids: Mapping[str, int]
+    """Ids of the tokens that hide others, by name; empty where the tokenizer has none."""
+    prompt_length: int | None
+    """Tokens that a prompt is cut to; None where the batches have no prompts."""
+    num_sources: int
+    """Parts of a mixture; 0 where the data set is none."""
+    batch_size: int
+    """Rows of a training batch."""
+    eval_batch_size: int
+    """Rows of a batch of evaluation."""
+    num_microbatches: int
+    """Pieces in which a training batch is encoded."""
+    num_mapped_devices: int
+    """Devices over which `pmap` divides a batch; 1 under `jit`."""
+    init_paths: tuple[str, ...]
+    """Paths of parameters that ``init_from`` replaces; the empty path stands for all."""
+
+
+class Fitted(NamedTuple):
+    """What an objective makes of its training data before the first step."""
+
+    path: str
+    """Path of the parameters that are replaced."""
+    params: Params
+    message: str
+    """What was done, for people."""
+
+
+def no_capabilities(tokens: TextTokens) -> Any:
+    """A model that nothing but its loss is measured of."""
+    return None
+
+
+def check_nothing(facts: DataFacts) -> None:
+    """Any data fits."""
 
 
 def keep_stats(
@@ -70,6 +119,18 @@ class Objective:
     same on every device."""
     project: Callable[[Params], Params]
     """params -> params after an optimiser step, such as a clamp on the temperature."""
+    check: Callable[[DataFacts], None] = check_nothing
+    """Raises UserError, before anything is compiled, where the objective does not fit the data or the run."""
+    fit: Callable[..., Fitted | None] | None = None
+    """(variables, batches of training, place, fetch, seed) -> parameters made of the training data before the first
+    step, such as k-means; None where nothing is."""
+    capabilities: Callable[[TextTokens], Any] = no_capabilities
+    """tokens -> an object that implements the protocols of `alm_jax.models.capabilities` that the model has."""
+    measure: Callable[..., Metrics] | None = None
+    """(variables of the model, batch) -> further figures of evaluation as a dict of Loss, without noise; None where
+    there are none beside the loss and its metrics."""
+    figures: tuple[Figure, ...] = ()
+    """Declarations of the figures that training records and ``measure`` returns."""
     trained: Callable[[Params], Params] = dict
     """params -> the nested dict of those that train, all of them unless some are frozen (training/trainable.py)."""
     merge: Callable[[Params], Params] = dict
