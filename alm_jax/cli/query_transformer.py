@@ -13,6 +13,7 @@ from alm_jax.cli.session import Session
 from alm_jax.cli.two_towers import check_microbatches
 from alm_jax.errors import UserError
 from alm_jax.evaluation.embed import embed_text
+from alm_jax.evaluation.metrics.retrieval import retrieval_metrics
 from alm_jax.evaluation.query_transformer import (
     HeardClips,
     embed_captions,
@@ -22,7 +23,6 @@ from alm_jax.evaluation.query_transformer import (
     reranked_metrics,
     similarity_of,
 )
-from alm_jax.evaluation.retrieval import retrieval_metrics
 from alm_jax.evaluation.validation_loss import validation_metrics
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState

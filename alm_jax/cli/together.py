@@ -18,7 +18,7 @@ from alm_jax.cli.two_towers import check_microbatches
 from alm_jax.errors import UserError
 from alm_jax.evaluation.embed import embed_text
 from alm_jax.evaluation.masked_spectrogram import draw
-from alm_jax.evaluation.retrieval import retrieval_metrics_of_embeddings
+from alm_jax.evaluation.metrics.retrieval import retrieval_metrics_of_embeddings
 from alm_jax.evaluation.together import (
     embed_captions,
     embed_recordings,

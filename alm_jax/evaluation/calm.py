@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
-from alm_jax.evaluation.linear_probe import evaluation_crop
 from alm_jax.evaluation.masked_spectrogram import Reconstruction, to_maps
+from alm_jax.evaluation.metrics.linear_probe import evaluation_crop
 from alm_jax.models import one_head
 from alm_jax.models.one_head import Audio, OneHeadConfig, Text
 from alm_jax.objectives.calm import CalmConfig, encode_rows, masked_losses, prepare_rows

@@ -12,8 +12,13 @@ from jaxtyping import Float
 from alm_jax import batch as contract
 from alm_jax.evaluation.config import EvaluationConfig
 from alm_jax.evaluation.embed import Batch, embed_audio, embed_text
-from alm_jax.evaluation.retrieval import retrieval_metrics_of_embeddings
-from alm_jax.evaluation.zero_shot import build_prompts, class_embeddings, confusion_matrix, zero_shot_metrics
+from alm_jax.evaluation.metrics.retrieval import retrieval_metrics_of_embeddings
+from alm_jax.evaluation.metrics.zero_shot import (
+    build_prompts,
+    class_embeddings,
+    confusion_matrix,
+    zero_shot_metrics,
+)
 from alm_jax.objectives.contrastive_losses import Negatives
 
 Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from alm_jax import batch as contract
-from alm_jax.evaluation.linear_probe import evaluation_crop
 from alm_jax.evaluation.masked_spectrogram import Reconstruction
+from alm_jax.evaluation.metrics.linear_probe import evaluation_crop
 from alm_jax.models import ctal
 from alm_jax.models.ctal import CtalModelConfig
 from alm_jax.nn.pooling import masked_mean

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from alm_jax import batch as contract
-from alm_jax.evaluation.linear_probe import evaluation_crop
+from alm_jax.evaluation.metrics.linear_probe import evaluation_crop
 from alm_jax.models.masked_autoencoder import MaskedAutoencoderConfig, encode_clips, reconstruct
 from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig
 from alm_jax.objectives.patch_masks import evaluation_masks

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from alm_jax import batch as contract
 from alm_jax.evaluation.embed import Batch
-from alm_jax.evaluation.linear_probe import evaluation_crop
+from alm_jax.evaluation.metrics.linear_probe import evaluation_crop
 from alm_jax.models import distilled_tokenizer, label_predictor
 from alm_jax.models.audio_tokenizer import label_patches
 from alm_jax.models.distilled_tokenizer import DistilledTokenizerConfig, tokenizer_variables

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.evaluation.retrieval import retrieval_metrics
+from alm_jax.evaluation.metrics.retrieval import retrieval_metrics
 from alm_jax.models import audio_q_former
 from alm_jax.models.audio_q_former import AudioQFormerConfig, Heard
 from alm_jax.objectives.query_transformer import compute_clips

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from alm_jax.errors import DataError
-from alm_jax.evaluation.ranking import require_finite, stable_ranks
+from alm_jax.evaluation.metrics.ranking import require_finite, stable_ranks
 
 RECALL_AT = (1, 5, 10)
 MAP_AT = 10

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from alm_jax.errors import DataError, UserError
-from alm_jax.evaluation.ranking import require_finite, stable_ranks
+from alm_jax.evaluation.metrics.ranking import require_finite, stable_ranks
 
 TOP_K = 5
 

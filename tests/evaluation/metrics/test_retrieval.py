@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
 
 from alm_jax.errors import DataError
-from alm_jax.evaluation import retrieval
-from alm_jax.evaluation.retrieval import retrieval_metrics, retrieval_metrics_of_embeddings
+from alm_jax.evaluation.metrics import retrieval
+from alm_jax.evaluation.metrics.retrieval import retrieval_metrics, retrieval_metrics_of_embeddings
 
 BOTH = ("text_to_audio", "audio_to_text")
 

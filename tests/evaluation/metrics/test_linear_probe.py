@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alm_jax.errors import DataError
-from alm_jax.evaluation.linear_probe import linear_probe_accuracy
+from alm_jax.evaluation.metrics.linear_probe import linear_probe_accuracy
 
 
 def make(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,12 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.preprocessing import normalize
 
 from alm_jax.errors import DataError, UserError
-from alm_jax.evaluation.zero_shot import build_prompts, class_embeddings, confusion_matrix, zero_shot_metrics
+from alm_jax.evaluation.metrics.zero_shot import (
+    build_prompts,
+    class_embeddings,
+    confusion_matrix,
+    zero_shot_metrics,
+)
 
 
 def make_case(num_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
