@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from alm_jax.errors import UserError
 from alm_jax.evaluation.config import EvaluationConfig
+from alm_jax.migrate import FORMAT_KEY, TYPE_KEY, current_format, migrate
 from alm_jax.objectives import ObjectiveConfig
 from alm_jax.training.initialise import InitFromConfig
 from alm_jax.training.loop import TrainingConfig
@@ -46,10 +47,6 @@ class ExperimentConfig:
     """What is measured during and after training."""
 
 
-TYPE_KEY = "type"
-"""Marks which of several dataclasses a JSON object stands for."""
-
-
 def load_config(path: str | Path) -> ExperimentConfig:
     """Runs a config file's ``get_config()``. Raises UserError where there is none."""
     path = Path(path)
@@ -70,17 +67,30 @@ def load_config(path: str | Path) -> ExperimentConfig:
 
 
 def to_json(value: Any) -> Any:
-    """A config as JSON values; each object carries its type's name."""
+    """A config as JSON values: each object has its type's name, the outermost the version of the format too."""
+    encoded = _encode(value)
+    return {FORMAT_KEY: current_format()} | encoded if isinstance(encoded, dict) else encoded
+
+
+def _encode(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {field.name: _encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {TYPE_KEY: type(value).__name__} | fields
     if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
+        return [_encode(item) for item in value]
     return value
 
 
 def from_json(value: Any, expected: Any = ExperimentConfig, path: str = "config") -> Any:
-    """The config that ``to_json`` wrote. Raises UserError where it names what this version does not know."""
+    """The config that ``to_json`` of this or an older version wrote; `alm_jax.migrate` has the old names.
+
+    Raises UserError where it names what this version does not know, or is of a newer version. ``path`` is what an
+    error calls the value.
+    """
+    return _decode(migrate(value, path), expected, path)
+
+
+def _decode(value: Any, expected: Any, path: str) -> Any:
     alternatives: tuple[Any, ...] = get_args(expected) or (expected,)
     choices: list[Any] = [kind for kind in alternatives if dataclasses.is_dataclass(kind)]
     if isinstance(value, dict) and choices:
@@ -95,9 +105,18 @@ def from_json(value: Any, expected: Any = ExperimentConfig, path: str = "config"
             raise UserError(
                 f"{path} has unknown fields {unknown}; it may come from another version of alm_jax"
             )
-        return kind(**{name: from_json(item, hints[name], f"{path}.{name}") for name, item in fields.items()})
+        missing = sorted(
+            field.name
+            for field in dataclasses.fields(kind)
+            if field.name not in fields
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        )
+        if missing:
+            raise UserError(f"{path} lacks the fields {missing} of {kind.__name__}; the file is damaged")
+        return kind(**{name: _decode(item, hints[name], f"{path}.{name}") for name, item in fields.items()})
     if isinstance(value, list):
-        return tuple(from_json(item, element_type(expected), path) for item in value)
+        return tuple(_decode(item, element_type(expected), path) for item in value)
     return value
 
 

@@ -16,6 +16,7 @@ LAYERS = [
     {"models"},
     {"objectives"},
     {"training", "evaluation", "interop"},
+    {"migrate"},
     {"experiment"},
     {"model_folder", "programs"},
     {"pretrained"},
