@@ -92,7 +92,7 @@ def from_json(value: Any, expected: Any = ExperimentConfig, path: str = "config"
 
 def _decode(value: Any, expected: Any, path: str) -> Any:
     alternatives: tuple[Any, ...] = get_args(expected) or (expected,)
-    choices: list[Any] = [kind for kind in alternatives if dataclasses.is_dataclass(kind)]
+    choices = [each for kind in alternatives if dataclasses.is_dataclass(kind) for each in kinds_of(kind)]
     if isinstance(value, dict) and choices:
         kinds = {kind.__name__: kind for kind in choices}
         kind = kinds.get(value.get(TYPE_KEY, ""))
@@ -118,6 +118,12 @@ def _decode(value: Any, expected: Any, path: str) -> Any:
     if isinstance(value, list):
         return tuple(_decode(item, element_type(expected), path) for item in value)
     return value
+
+
+def kinds_of(kind: Any) -> list[Any]:
+    """The dataclasses that a field of this type may hold: itself, or of a base class, such as that of data sets, all
+    that its ``kinds`` finds."""
+    return kind.kinds() if hasattr(kind, "kinds") else [kind]
 
 
 def element_type(expected: Any) -> Any:

@@ -25,7 +25,8 @@ from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.ops.frontends import BeatsSpec, ClipSpec
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
-from data_pipelines.config import DataConfig, Esc50Config, TokenizerConfig
+from data_pipelines.config import DataConfig, TokenizerConfig
+from data_pipelines.datasets.esc50 import Esc50Config
 
 # 20 ms frames and 64 bands. A label is a direction: with the mean between loud patches and quiet ones, they point to
 # opposite sides, and more labels are in use.

@@ -27,7 +27,8 @@ from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.ops.frontends import ClipSpec, CtalSpec
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
-from data_pipelines.config import DataConfig, FsddConfig, TokenizerConfig
+from data_pipelines.config import DataConfig, TokenizerConfig
+from data_pipelines.datasets.fsdd import FsddConfig
 
 
 def get_config() -> ExperimentConfig:

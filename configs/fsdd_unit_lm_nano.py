@@ -21,7 +21,8 @@ from alm_jax.objectives.unit_language_modeling import UnitLanguageModelingConfig
 from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
-from data_pipelines.config import DataConfig, FsddConfig, TokenizerConfig
+from data_pipelines.config import DataConfig, TokenizerConfig
+from data_pipelines.datasets.fsdd import FsddConfig
 
 
 def get_config() -> ExperimentConfig:

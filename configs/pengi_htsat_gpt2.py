@@ -24,7 +24,8 @@ from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec
 from alm_jax.training.initialise import InitFromConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
-from data_pipelines.config import DataConfig, Esc50Config, PromptConfig, TokenizerConfig
+from data_pipelines.config import DataConfig, PromptConfig, TokenizerConfig
+from data_pipelines.datasets.esc50 import Esc50Config
 
 
 def get_config() -> ExperimentConfig:

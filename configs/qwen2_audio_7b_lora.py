@@ -25,7 +25,8 @@ from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.lora import LoraConfig
 from alm_jax.training.mesh import MeshConfig
 from alm_jax.training.optimizer import AdamWConfig
-from data_pipelines.config import DataConfig, Esc50Config, PromptConfig, TokenizerConfig
+from data_pipelines.config import DataConfig, PromptConfig, TokenizerConfig
+from data_pipelines.datasets.esc50 import Esc50Config
 
 
 def get_config() -> ExperimentConfig:

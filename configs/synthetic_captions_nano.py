@@ -17,7 +17,8 @@ from alm_jax.objectives.language_modeling import LanguageModelingConfig
 from alm_jax.ops.frontends import AstSpec, ClipSpec
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
-from data_pipelines.config import DataConfig, PromptConfig, SyntheticCaptionsConfig, TokenizerConfig
+from data_pipelines.config import DataConfig, PromptConfig, TokenizerConfig
+from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
 
 
 def get_config() -> ExperimentConfig:

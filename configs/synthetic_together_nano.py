@@ -31,7 +31,8 @@ from alm_jax.objectives.together import (
 from alm_jax.ops.frontends import AstSpec, ClipSpec
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
-from data_pipelines.config import DataConfig, SyntheticCaptionsConfig, TokenizerConfig
+from data_pipelines.config import DataConfig, TokenizerConfig
+from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
 
 
 def get_config() -> ExperimentConfig:

@@ -3,82 +3,19 @@
 import dataclasses
 import itertools
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from alm_jax.errors import UserError
+from data_pipelines.dataset import DatasetConfig, require
 from data_pipelines.templates import TemplateName, render
 
 
-def _require(condition: bool, field: str, value: object, expected: str) -> None:
-    if not condition:
-        raise UserError(f"{field} is {value!r}; it must be {expected}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticCaptionsConfig:
-    """Sounds composed from a seed, with captions that say what is in them; needs no download.
-
-    Splits: ``train``, ``validation`` and ``test``. The compositions of the last two occur in no other
-    split, though every single event of theirs does in ``train``.
-    """
-
-    num_train: int = 3000
-    """Clips of the train split."""
-    num_validation: int = 100
-    """Clips of the validation split, each of a different composition."""
-    num_test: int = 200
-    """Clips of the test split, each of a different composition."""
-    clip_sec: float = 2.5
-    """Length of every clip, seconds."""
-    captions_per_clip: int = 5
-    """Captions of a validation or test clip; a train clip has one to this many."""
-    seed: int = 0
-    """Seed of compositions, sounds and wording."""
-
-    def __post_init__(self) -> None:
-        _require(self.num_train >= 1, "num_train", self.num_train, "at least 1")
-        _require(self.num_validation >= 1, "num_validation", self.num_validation, "at least 1")
-        _require(self.num_test >= 1, "num_test", self.num_test, "at least 1")
-        _require(1.0 <= self.clip_sec <= 60.0, "clip_sec", self.clip_sec, "between 1 and 60 seconds")
-        _require(1 <= self.captions_per_clip <= 8, "captions_per_clip", self.captions_per_clip, "1 to 8")
-        _require(self.seed >= 0, "seed", self.seed, "zero or more")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Esc50Config:
-    """ESC-50 (Piczak 2015) in its published layout: ``audio/`` and ``meta/esc50.csv``.
-
-    Splits: ``fold1`` ... ``fold5``, those that the CSV names; join them with ``+``.
-    """
-
-    root: str
-    """Folder that holds ``audio/`` and ``meta/``."""
-    subset: Literal["esc50", "esc10"] = "esc50"
-    """``esc10`` keeps the rows whose column ``esc10`` is True: ten classes."""
-    captions: Literal["class", "title"] = "class"
-    """``class``: every template, filled with the class; ``title``: what the recording's author called it
-    (``meta/freesound.csv``), cleaned, or the templates where nothing is left of it."""
-    templates: tuple[str, ...] = ("This is a sound of {}.",)
-    """Captions of a class; ``{}`` is its name. With several, training draws one each time."""
-
-    def __post_init__(self) -> None:
-        if not self.templates or any(template.count("{}") != 1 for template in self.templates):
-            raise UserError(
-                f"dataset.templates is {self.templates!r}; give at least one, each with exactly one {{}} "
-                "where the name of the class goes"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FsddConfig:
-    """The Free Spoken Digit Dataset in its published layout: ``recordings/``, and a ``metadata.csv`` beside it.
-
-    Splits: those that the CSV names in its column ``split``, ``train`` and ``test``. The caption of a recording is
-    the word of its digit (``seven``), its label the digit.
-    """
-
-    root: str
-    """Folder that holds ``recordings/`` and ``metadata.csv`` (columns filename, split, digit)."""
+def __getattr__(name: str) -> Any:
+    """The configs of single data sets by their names, for config files that import them from here."""
+    for kind in DatasetConfig.kinds() if name.endswith("Config") else ():
+        if kind.__name__ == name:
+            return kind
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,9 +31,9 @@ class PromptConfig:
     """Tokens a prompt is padded to, P of the batch contract; a longer one is an error."""
 
     def __post_init__(self) -> None:
-        _require(self.max_length >= 1, "prompt.max_length", self.max_length, "at least 1")
-        _require(self.question != (), "prompt.question", self.question, "a question, or several")
-        _require(
+        require(self.max_length >= 1, "prompt.max_length", self.max_length, "at least 1")
+        require(self.question != (), "prompt.question", self.question, "a question, or several")
+        require(
             len(set(self.questions)) == len(self.questions),
             "prompt.question",
             self.question,
@@ -117,7 +54,7 @@ class MixturePart:
 
     name: str
     """What its splits begin with: ``digits/train``."""
-    dataset: SyntheticCaptionsConfig | Esc50Config | FsddConfig
+    dataset: DatasetConfig
     """The data set."""
     weight: int = 1
     """Its share, beside the other parts' weights: of the rows of every batch, or of the batches."""
@@ -129,14 +66,14 @@ class MixturePart:
     """What is asked of its recordings; None: what ``data.prompt`` says."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             re.fullmatch(r"[A-Za-z0-9_.-]+", self.name) is not None,
             "the name of a mixture's part",
             self.name,
             "letters, digits, dots, hyphens and underscores",
         )
         is_whole = isinstance(self.weight, int) and 1 <= self.weight <= 1000
-        _require(is_whole, f"the weight of part {self.name!r}", self.weight, "a whole number from 1 to 1000")
+        require(is_whole, f"the weight of part {self.name!r}", self.weight, "a whole number from 1 to 1000")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,8 +94,8 @@ class MixtureConfig:
 
     def __post_init__(self) -> None:
         names = [part.name for part in self.parts]
-        _require(len(names) >= 1, "dataset.parts", self.parts, "one data set or more")
-        _require(len(set(names)) == len(names), "dataset.parts", names, "parts of different names")
+        require(len(names) >= 1, "dataset.parts", self.parts, "one data set or more")
+        require(len(set(names)) == len(names), "dataset.parts", names, "parts of different names")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,9 +115,9 @@ class TokenizerConfig:
     """A ``tokenizer.json``, or a folder that holds one; trained from the captions where it is None."""
 
     def __post_init__(self) -> None:
-        _require(self.max_length >= 3, "tokenizer.max_length", self.max_length, "at least 3")
+        require(self.max_length >= 3, "tokenizer.max_length", self.max_length, "at least 3")
         lengths = (*self.length_buckets, self.max_length)
-        _require(
+        require(
             lengths[0] >= 3 and all(a < b for a, b in itertools.pairwise(lengths)),
             "tokenizer.length_buckets",
             self.length_buckets,
@@ -188,7 +125,7 @@ class TokenizerConfig:
         )
         smallest = 300 if self.kind == "bpe" else 50
         if self.path is None:
-            _require(
+            require(
                 self.vocab_size >= smallest,
                 "tokenizer.vocab_size",
                 self.vocab_size,
@@ -200,7 +137,7 @@ class TokenizerConfig:
 class DataConfig:
     """A data set, its splits, and how batches are cut from it."""
 
-    dataset: SyntheticCaptionsConfig | Esc50Config | FsddConfig | MixtureConfig
+    dataset: DatasetConfig | MixtureConfig
     """The data set, or several."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """How captions become token ids."""
@@ -224,10 +161,10 @@ class DataConfig:
     """Batches that are read at the same time."""
 
     def __post_init__(self) -> None:
-        _require(self.num_negatives >= 0, "num_negatives", self.num_negatives, "zero or more")
-        _require(self.source_sec > 0, "source_sec", self.source_sec, "above zero")
-        _require(0 <= self.max_bad_fraction < 1, "max_bad_fraction", self.max_bad_fraction, "in [0, 1)")
-        _require(self.num_reads >= 1, "num_reads", self.num_reads, "at least 1")
+        require(self.num_negatives >= 0, "num_negatives", self.num_negatives, "zero or more")
+        require(self.source_sec > 0, "source_sec", self.source_sec, "above zero")
+        require(0 <= self.max_bad_fraction < 1, "max_bad_fraction", self.max_bad_fraction, "in [0, 1)")
+        require(self.num_reads >= 1, "num_reads", self.num_reads, "at least 1")
         asked = [prompt is not None for prompt in self._prompts]
         if any(asked) and not all(asked):
             raise UserError(

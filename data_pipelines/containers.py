@@ -22,10 +22,13 @@ _DS64_FRAMES = re.compile(r"frame count (\d+) does not match value from 'ds64' c
 _UNKNOWN_SIZES = (0xFFFFFFFF, 0x7FFFFFFF)  # of a program that streams, and cannot go back to the header
 
 
-def describe_unreadable(path: Path) -> str:
-    """What a file seems to be that libsndfile does not open, as the reason of a rejection."""
-    with open(path, "rb") as file:
-        head = file.read(512)
+def describe_unreadable(source: Path | bytes) -> str:
+    """What a file, or its content, seems to be that libsndfile does not open, as the reason of a rejection."""
+    if isinstance(source, bytes):
+        head = source[:512]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(512)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "not audio: an HTML page, probably a failed download"
     if head[4:8] == b"ftyp" or head[:2] in (b"\xff\xf1", b"\xff\xf9"):
@@ -35,13 +38,20 @@ def describe_unreadable(path: Path) -> str:
     return "not an audio file that libsndfile reads (WAV, FLAC, Ogg Vorbis or Opus, MP3, AIFF)"
 
 
-def check_whole(path: Path) -> None:
-    """Raises DataError where the container of an Ogg or MP3 file is cut off or damaged."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data[:4] == b"OggS":
-            _check_ogg(data)
-        elif data[:3] == b"ID3" or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2):
-            _check_mp3(data)
+def check_whole(source: Path | bytes) -> None:
+    """Raises DataError where the container of an Ogg or MP3 file, or its content, is cut off or damaged."""
+    if isinstance(source, bytes):
+        _check_container(source)
+        return
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        _check_container(data)
+
+
+def _check_container(data: mmap.mmap | bytes) -> None:
+    if data[:4] == b"OggS":
+        _check_ogg(data)
+    elif data[:3] == b"ID3" or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2):
+        _check_mp3(data)
 
 
 def check_header_size(log: str) -> None:
@@ -60,7 +70,7 @@ def _ogg_checksum(page: bytes) -> int:
     return int.from_bytes(reflected.to_bytes(4, "little").translate(_REVERSED_BITS), "big")
 
 
-def _check_ogg(data: mmap.mmap) -> None:
+def _check_ogg(data: mmap.mmap | bytes) -> None:
     position = 0
     next_page: dict[int, int] = {}  # by the serial number of the stream
     is_open: dict[int, bool] = {}
@@ -116,7 +126,7 @@ def _mp3_frame_bytes(header: bytes) -> int | None:
     return (144 if is_mpeg1 or layer == 2 else 72) * bits_per_sec // rate_hz + padding
 
 
-def _check_mp3(data: mmap.mmap) -> None:
+def _check_mp3(data: mmap.mmap | bytes) -> None:
     position, end = 0, len(data)
     if data[:3] == b"ID3" and end >= 10:
         size = sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))

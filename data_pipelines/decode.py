@@ -4,6 +4,7 @@ One rule of scale for every subtype, libsndfile's: full scale is 1.0, so int16 i
 (value - 128) / 128, and float files are taken as they are. Channels are averaged.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -21,33 +22,57 @@ _LEAD_IN_FRAMES = 1 << 14  # MP3 frames borrow bits from the ones before: decodi
 
 
 def read_audio(
-    path: str | Path, sample_rate_hz: int, *, start_sec: float = 0.0, max_sec: float | None = None
+    source: str | Path | bytes, sample_rate_hz: int, *, start_sec: float = 0.0, max_sec: float | None = None
 ) -> Float[np.ndarray, " S"]:
-    """The recording at ``path``, or ``max_sec`` of it from ``start_sec``: float32, mono, ``sample_rate_hz``.
+    """A recording, or ``max_sec`` of it from ``start_sec``: float32, mono, ``sample_rate_hz``.
 
-    Only the window is decoded, so memory is bounded by ``max_sec`` however long the file is. Resampling
-    is soxr's HQ; a file that has the rate already is returned as it is decoded.
+    ``source`` is a path, or the content of a file. Only the window is decoded, so memory is bounded by ``max_sec``
+    however long the file is. Resampling is soxr's HQ; a file that has the rate already is returned as it is decoded.
 
     Raises:
       DataError: the reason alone (the caller knows the path): missing, empty, header-only, not audio,
         corrupt, truncated, NaN or Inf samples, a sampling rate outside 1 kHz to 768 kHz, a length over
-        100 hours, or ``start_sec`` at or after the end.
+        100 hours, ``start_sec`` at or after the end, or so short that resampling leaves no sample.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError("missing: there is no such file")
-    if path.stat().st_size == 0:
-        raise DataError("empty: the file has 0 bytes")
+    source = source if isinstance(source, bytes) else Path(source)
     try:
-        check_whole(path)
-        with soundfile.SoundFile(path) as file:
+        _check_there(source)
+        check_whole(source)
+        with soundfile.SoundFile(_as_file(source)) as file:
             waveform = _decode(file, start_sec, max_sec)
             rate_hz = file.samplerate
     except soundfile.SoundFileError as error:
-        raise DataError(describe_unreadable(path)) from error
+        raise DataError(describe_unreadable(source)) from error
     except OSError as error:
         raise DataError(f"unreadable: {error.strerror}") from error
-    return waveform if rate_hz == sample_rate_hz else soxr.resample(waveform, rate_hz, sample_rate_hz, "HQ")
+    num_decoded = len(waveform)
+    if rate_hz != sample_rate_hz:
+        waveform = soxr.resample(waveform, rate_hz, sample_rate_hz, "HQ")
+    if not waveform.size:
+        raise DataError(f"too short: {num_decoded} samples at {rate_hz} Hz leave none at {sample_rate_hz} Hz")
+    return waveform
+
+
+def duration_sec(source: str | Path | bytes) -> float:
+    """Seconds of a recording that `read_audio` has read, by its header."""
+    with soundfile.SoundFile(_as_file(source)) as file:
+        return float(file.frames / file.samplerate)
+
+
+def _as_file(source: str | Path | bytes) -> str | Path | io.BytesIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _check_there(source: Path | bytes) -> None:
+    """Raises DataError where there is no file, or nothing in it."""
+    if isinstance(source, bytes):
+        size = len(source)
+    elif source.is_file():
+        size = source.stat().st_size
+    else:
+        raise DataError("missing: there is no such file")
+    if size == 0:
+        raise DataError("empty: the file has 0 bytes")
 
 
 def float_to_pcm(waveform: Float[np.ndarray, " S"]) -> Int[np.ndarray, " S"]:

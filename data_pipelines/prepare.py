@@ -4,7 +4,7 @@ Layout, below ``cache_dir``::
 
     esc50/esc10-class-48000hz-0a1b2c3d4e5f/     settings and state of the source, in the name
         rejects.jsonl                           what was left out: {"path", "reason"}, a line each
-        1.1.0/                                  a TFDS data set; appears when it is complete
+        1.2.0/                                  a TFDS data set; appears when it is complete
             examples.jsonl                      what is in the records but the audio
 
 The digest in the name covers every setting that decides the content and the state of the source (the
@@ -27,17 +27,9 @@ import tensorflow_datasets as tfds
 from tokenizers import Tokenizer
 
 from alm_jax.errors import DataError, UserError
-from data_pipelines.config import (
-    DataConfig,
-    Esc50Config,
-    FsddConfig,
-    MixtureConfig,
-    SyntheticCaptionsConfig,
-)
-from data_pipelines.datasets.captioned_audio import CaptionedAudioBuilder, CaptionedAudioConfig
-from data_pipelines.datasets.esc50 import Esc50
-from data_pipelines.datasets.fsdd import Fsdd
-from data_pipelines.datasets.synthetic_captions import SyntheticCaptions
+from data_pipelines.builder import CaptionedAudioBuilder, CaptionedAudioConfig, builder_class, config_name
+from data_pipelines.config import DataConfig, MixtureConfig
+from data_pipelines.dataset import DatasetConfig
 from data_pipelines.prepared import INDEX_FILE, Prepared, Split, join_splits, read_index, write_index
 from data_pipelines.prompts import prompt_texts
 from data_pipelines.templates import TEMPLATES
@@ -61,51 +53,40 @@ def prepare(config: DataConfig, sample_rate_hz: int) -> Prepared:
     """
     datasets = _datasets(config)
     for dataset in datasets.values():
-        _builder_class(dataset).check(dataset, sample_rate_hz)
+        dataset.check(sample_rate_hz)
     built = {name: _find_or_build(dataset, config, sample_rate_hz) for name, dataset in datasets.items()}
     return _open(config, sample_rate_hz, built)
 
 
-Dataset = SyntheticCaptionsConfig | Esc50Config | FsddConfig
-
-
-def _datasets(config: DataConfig) -> dict[str, Dataset]:
+def _datasets(config: DataConfig) -> dict[str, DatasetConfig]:
     """The data sets by the name of their part, '' where there is one alone."""
     if isinstance(config.dataset, MixtureConfig):
         return {part.name: part.dataset for part in config.dataset.parts}
     return {"": config.dataset}
 
 
-def _find_or_build(dataset: Dataset, config: DataConfig, sample_rate_hz: int) -> Path:
+def _find_or_build(dataset: DatasetConfig, config: DataConfig, sample_rate_hz: int) -> Path:
     """The folder of a data set."""
-    builder_class = _builder_class(dataset)
-    config_name = builder_class.config_name(dataset, sample_rate_hz)
-    home = Path(config.cache_dir).expanduser().absolute() / builder_class.name / config_name
-    folder = home / str(builder_class.VERSION)
+    source = dataset.read()
+    builder = builder_class(type(dataset))
+    name = config_name(dataset, source.signature, sample_rate_hz)
+    home = Path(config.cache_dir).expanduser().absolute() / builder.name / name
+    folder = home / str(builder.VERSION)
     try:
         home.mkdir(parents=True, exist_ok=True)
         with _lock(home / "lock"):
             if not (folder / INDEX_FILE).is_file():
                 builder_config = CaptionedAudioConfig(
-                    name=config_name,
+                    name=name,
                     settings=dataset,
+                    source=source,
                     sample_rate_hz=sample_rate_hz,
                     max_bad_fraction=config.max_bad_fraction,
                 )
-                _build(builder_class, builder_config, folder)
+                _build(builder, builder_config, folder)
     except OSError as error:
         raise UserError(f"cannot prepare data in {home}: {error}; choose another cache_dir") from error
     return folder
-
-
-def _builder_class(dataset: Dataset) -> type[CaptionedAudioBuilder]:
-    match dataset:
-        case SyntheticCaptionsConfig():
-            return SyntheticCaptions
-        case Esc50Config():
-            return Esc50
-        case FsddConfig():
-            return Fsdd
 
 
 @contextlib.contextmanager
@@ -120,16 +101,14 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _build(
-    builder_class: type[CaptionedAudioBuilder], builder_config: CaptionedAudioConfig, folder: Path
-) -> None:
+def _build(kind: type[CaptionedAudioBuilder], builder_config: CaptionedAudioConfig, folder: Path) -> None:
     """Builds in a scratch folder, then gives the result its name: nothing partial is ever found."""
     load_tensorflow()
     scratch = folder.parent / "tmp"
     shutil.rmtree(scratch, ignore_errors=True)  # a killed build's: whoever holds the lock owns it
-    logger.info("building %s in %s", builder_class.name, folder)
+    logger.info("building %s in %s", kind.name, folder)
     with _quiet_tfds():
-        builder = builder_class(data_dir=scratch, config=builder_config)
+        builder = kind(data_dir=scratch, config=builder_config)
         try:
             builder.download_and_prepare()
             write_index(builder, Path(builder.data_path) / INDEX_FILE)
@@ -165,13 +144,13 @@ def _report(builder: CaptionedAudioBuilder, path: Path) -> None:
 
 def _open(config: DataConfig, sample_rate_hz: int, folders: Mapping[str, Path]) -> Prepared:
     splits: dict[str, Split] = {}
-    labels: dict[str, int] = {}  # of each class of any part: one of the same name is the same
+    numbers: dict[str, int] = {}  # of each class of any part: one of the same name is the same
     num_rejected = 0
     for number, (part, folder) in enumerate(folders.items()):
         metadata = json.loads((folder / "metadata.json").read_text("utf-8"))
         own = read_index(folder)
         num_rejected += _count_rejected(config, folder, metadata["num_planned"], own)
-        of_class = [labels.setdefault(name, len(labels)) for name in metadata["class_names"]]
+        of_class = [numbers.setdefault(name, len(numbers)) for name in metadata["class_names"]]
         for name, split in own.items():
             full_name = f"{part}/{name}" if part else name
             splits[full_name] = dataclasses.replace(
@@ -179,6 +158,7 @@ def _open(config: DataConfig, sample_rate_hz: int, folders: Mapping[str, Path]) 
                 name=full_name,
                 source=np.full(len(split), number, np.int32),
                 labels=np.array([of_class[label] if label >= 0 else -1 for label in split.labels], np.int32),
+                all_labels=tuple(tuple(of_class[label] for label in labels) for labels in split.all_labels),
             )
     joined = _joined_names(config)
     join_splits(splits, config.eval_split, joined)  # a wrong name is found before anything is trained
@@ -192,7 +172,7 @@ def _open(config: DataConfig, sample_rate_hz: int, folders: Mapping[str, Path]) 
     prepared = Prepared(
         config=config,
         sample_rate_hz=sample_rate_hz,
-        class_names=tuple(labels),
+        class_names=tuple(numbers),
         num_rejected=num_rejected,
         tokenizer=_make_tokenizer(config, captions),
         splits=splits,

@@ -66,6 +66,9 @@ class Split:
     """Part of the mixture that each example is of; zeros where there is one data set alone."""
     ids: tuple[str, ...]
     labels: Int[np.ndarray, " N"]
+    """Class of each; -1 where it has none, or several."""
+    all_labels: tuple[tuple[int, ...], ...]
+    """Every class of each."""
     num_samples: Int[np.ndarray, " N"]
     all_captions: tuple[tuple[str, ...], ...]
     all_negatives: tuple[tuple[str, ...], ...]
@@ -96,7 +99,8 @@ class Split:
         ``negatives``: whether its wrong captions are part of that, which they are where they are read.
         """
         for i, captions in enumerate(self.all_captions):
-            numbers = [int(self.num_samples[i]), int(self.labels[i])]
+            several = self.all_labels[i] if len(self.all_labels[i]) > 1 else int(self.labels[i])
+            numbers = [int(self.num_samples[i]), several]
             wrong = [self.all_negatives[i]] if negatives else []
             yield [self.ids[i], *numbers, captions, self.source_sha256[i], *wrong]
 
@@ -218,7 +222,15 @@ def join_splits(splits: Mapping[str, Split], name: str, joined: Mapping[str, str
     fields: dict[str, Any] = {}
     for field in ("source", "labels", "num_samples"):
         fields[field] = np.concatenate([getattr(part, field) for part in parts])
-    for field in ("records", "ids", "all_captions", "all_negatives", "licences", "source_sha256"):
+    for field in (
+        "records",
+        "ids",
+        "all_labels",
+        "all_captions",
+        "all_negatives",
+        "licences",
+        "source_sha256",
+    ):
         fields[field] = tuple(itertools.chain(*(getattr(part, field) for part in parts)))
     return Split(name="+".join(names), **fields)
 
@@ -233,7 +245,7 @@ def write_index(builder: tfds.core.DatasetBuilder, path: Path) -> None:
                     "id": record["id"].decode(),
                     "captions": [caption.decode() for caption in record["captions"]],
                     "negatives": [caption.decode() for caption in record["negatives"]],
-                    "label": int(record["label"]),
+                    "labels": [int(label) for label in record["labels"]],
                     "num_samples": len(record["audio"]),
                     "licence": record["licence"].decode(),
                     "source_sha256": record["source_sha256"].decode(),
@@ -254,7 +266,8 @@ def read_index(folder: Path) -> dict[str, Split]:
             records=(Records(folder=folder, name=name, num_examples=len(examples)),),
             source=np.zeros(len(examples), np.int32),
             ids=tuple(row["id"] for row in examples),
-            labels=np.array([row["label"] for row in examples], np.int32),
+            labels=np.array([_only(row["labels"]) for row in examples], np.int32),
+            all_labels=tuple(tuple(row["labels"]) for row in examples),
             num_samples=np.array([row["num_samples"] for row in examples], np.int64),
             all_captions=tuple(tuple(row["captions"]) for row in examples),
             all_negatives=tuple(tuple(row["negatives"]) for row in examples),
@@ -263,3 +276,8 @@ def read_index(folder: Path) -> dict[str, Split]:
         )
         for name, examples in rows.items()
     }
+
+
+def _only(labels: Sequence[int]) -> int:
+    """The label of an example that has one; -1 where it has none, or several."""
+    return labels[0] if len(labels) == 1 else -1

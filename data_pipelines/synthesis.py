@@ -19,6 +19,7 @@ A loud event peaks at -8 dB of full scale, a soft one 20 dB below.
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Sequence
@@ -76,6 +77,7 @@ def all_compositions() -> list[Composition]:
     return alone + then + together
 
 
+@functools.cache
 def similar_compositions(composition: Composition) -> list[Composition]:
     """Compositions that differ from it in one thing, in a fixed order: captions of theirs are wrong, and nearly right.
 

@@ -19,7 +19,8 @@ from alm_jax.evaluation.validation_loss import validation_loss
 from alm_jax.models.two_heads import TwoHeadsConfig, count_vectors
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
-from data_pipelines.config import PromptConfig, SyntheticCaptionsConfig
+from data_pipelines.config import PromptConfig
+from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
 from data_pipelines.prompts import answer_end_id
 from data_pipelines.synthesis import events_in
 from data_pipelines.text import pad_id

@@ -30,7 +30,8 @@ from alm_jax.models.contrastive_captioner import autoencoder_variables
 from alm_jax.objectives.together import CaptioningTerm, ContrastiveTerm, TogetherConfig
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
-from data_pipelines.config import MixtureConfig, SyntheticCaptionsConfig
+from data_pipelines.config import MixtureConfig
+from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
 from data_pipelines.synthesis import events_in
 from data_pipelines.text import encode
 

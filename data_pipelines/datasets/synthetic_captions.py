@@ -1,17 +1,118 @@
-"""TFDS builder of composed sounds with captions; see ``data_pipelines.synthesis``."""
+"""Composed sounds with captions that say what is in them; see ``data_pipelines.synthesis``."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
 
 import numpy as np
 
 from alm_jax.errors import UserError
 from data_pipelines import synthesis
-from data_pipelines.config import SyntheticCaptionsConfig
-from data_pipelines.datasets.captioned_audio import CaptionedAudioBuilder, Example, Planned
+from data_pipelines.dataset import DatasetConfig, require
 from data_pipelines.decode import float_to_pcm
+from data_pipelines.source import Recording, Source, SourceRow
 
 NEGATIVES_PER_CLIP = 4
 """Captions of similar compositions that are kept with every clip."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticCaptionsConfig(DatasetConfig):
+    """Sounds composed from a seed, with captions that say what is in them; needs no download.
+
+    Splits: ``train``, ``validation`` and ``test``. The compositions of the last two occur in no other
+    split, though every single event of theirs does in ``train``.
+    """
+
+    num_train: int = 3000
+    """Clips of the train split."""
+    num_validation: int = 100
+    """Clips of the validation split, each of a different composition."""
+    num_test: int = 200
+    """Clips of the test split, each of a different composition."""
+    clip_sec: float = 2.5
+    """Length of every clip, seconds."""
+    captions_per_clip: int = 5
+    """Captions of a validation or test clip; a train clip has one to this many."""
+    seed: int = 0
+    """Seed of compositions, sounds and wording."""
+
+    def __post_init__(self) -> None:
+        require(self.num_train >= 1, "num_train", self.num_train, "at least 1")
+        require(self.num_validation >= 1, "num_validation", self.num_validation, "at least 1")
+        require(self.num_test >= 1, "num_test", self.num_test, "at least 1")
+        require(1.0 <= self.clip_sec <= 60.0, "clip_sec", self.clip_sec, "between 1 and 60 seconds")
+        require(1 <= self.captions_per_clip <= 8, "captions_per_clip", self.captions_per_clip, "1 to 8")
+        require(self.seed >= 0, "seed", self.seed, "zero or more")
+
+    def check(self, sample_rate_hz: int) -> None:
+        if sample_rate_hz < synthesis.MIN_SAMPLE_RATE_HZ:
+            raise UserError(
+                f"synthetic captions need a sampling rate of {synthesis.MIN_SAMPLE_RATE_HZ} Hz or more, "
+                f"the model has {sample_rate_hz} Hz"
+            )
+
+    def short_name(self) -> str:
+        return f"seed{self.seed}"
+
+    def read(self) -> Source:
+        rows = []
+        for number, (split, compositions) in enumerate(split_compositions(self).items()):
+            drawn = compositions
+            if split == "train":
+                rng = np.random.default_rng([self.seed, 1])
+                drawn = [compositions[i] for i in rng.integers(len(compositions), size=self.num_train)]
+            for i, composition in enumerate(drawn):
+                seed = (self.seed, 2, number, i)
+                least = 1 if split == "train" else self.captions_per_clip
+                sound = Composed(composition, seed, least, self.captions_per_clip, self.clip_sec)
+                name = f"{split}-{i:06d}"
+                rows.append(
+                    SourceRow(
+                        id=name,
+                        audio=sound,
+                        captions=sound.captions(),
+                        negatives=sound.negatives(),
+                        split=split,
+                        licence="CC0-1.0",
+                        source=name,
+                    )
+                )
+        return Source(rows=rows)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Composed:
+    """A sound that is composed when it is read, and what is said of it: all a function of its seed."""
+
+    composition: synthesis.Composition
+    seed: tuple[int, ...]
+    min_captions: int
+    max_captions: int
+    clip_sec: float
+
+    def captions(self) -> tuple[str, ...]:
+        """What is heard, in different words."""
+        return self._describe(np.random.default_rng(self.seed))
+
+    def negatives(self) -> tuple[str, ...]:
+        """Captions of similar compositions."""
+        rng = np.random.default_rng([*self.seed, 1])  # of its own, so that they need no sound
+        similar = synthesis.similar_compositions(self.composition)
+        drawn = [similar[i] for i in rng.choice(len(similar), NEGATIVES_PER_CLIP, replace=False)]
+        return tuple(synthesis.describe(other, rng, 1)[0] for other in drawn)
+
+    def read(self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None) -> Recording:
+        """As ``source.Audio.read``; the whole sound, whatever stretch of it is asked for."""
+        rng = np.random.default_rng(self.seed)
+        self._describe(rng)  # the words are drawn first, and the sound goes on from there
+        waveform = synthesis.render(
+            self.composition, rng, clip_sec=self.clip_sec, sample_rate_hz=sample_rate_hz
+        )
+        return Recording(pcm=float_to_pcm(waveform), sha256="")
+
+    def _describe(self, rng: np.random.Generator) -> tuple[str, ...]:
+        least, most = self.min_captions, self.max_captions
+        num_captions = most if least == most else int(rng.integers(least, most + 1))
+        return tuple(synthesis.describe(self.composition, rng, num_captions))
 
 
 def split_compositions(config: SyntheticCaptionsConfig) -> dict[str, list[synthesis.Composition]]:
@@ -36,60 +137,3 @@ def split_compositions(config: SyntheticCaptionsConfig) -> dict[str, list[synthe
         "validation": pairs[: config.num_validation],
         "test": pairs[config.num_validation : num_held_out],
     }
-
-
-class SyntheticCaptions(CaptionedAudioBuilder):
-    """Composed sounds with captions that say what is in them; evaluation is on unseen compositions."""
-
-    @classmethod
-    def check(cls, settings: SyntheticCaptionsConfig, sample_rate_hz: int) -> None:
-        if sample_rate_hz < synthesis.MIN_SAMPLE_RATE_HZ:
-            raise UserError(
-                f"synthetic captions need a sampling rate of {synthesis.MIN_SAMPLE_RATE_HZ} Hz or more, "
-                f"the model has {sample_rate_hz} Hz"
-            )
-        split_compositions(settings)
-
-    @classmethod
-    def short_name(cls, settings: SyntheticCaptionsConfig) -> str:
-        return f"seed{settings.seed}"
-
-    @classmethod
-    def source_signature(cls, settings: SyntheticCaptionsConfig) -> str:
-        return ""
-
-    def class_names(self) -> Sequence[str]:
-        return ()
-
-    def plan(self) -> Mapping[str, Sequence[Planned]]:
-        config: SyntheticCaptionsConfig = self.settings
-        plan = {}
-        for number, (split, compositions) in enumerate(split_compositions(config).items()):
-            drawn = compositions
-            if split == "train":
-                rng = np.random.default_rng([config.seed, 1])
-                drawn = [compositions[i] for i in rng.integers(len(compositions), size=config.num_train)]
-            plan[split] = [
-                Planned(id=f"{split}-{i:06d}", source="", details=(composition, (config.seed, 2, number, i)))
-                for i, composition in enumerate(drawn)
-            ]
-        return plan
-
-    def make_example(self, planned: Planned) -> Example:
-        config: SyntheticCaptionsConfig = self.settings
-        composition, seed = planned.details
-        rng = np.random.default_rng(seed)
-        most = config.captions_per_clip
-        num_captions = int(rng.integers(1, most + 1)) if planned.id.startswith("train") else most
-        captions = synthesis.describe(composition, rng, num_captions)
-        waveform = synthesis.render(
-            composition, rng, clip_sec=config.clip_sec, sample_rate_hz=self.sample_rate_hz
-        )
-        similar = synthesis.similar_compositions(composition)
-        drawn = [similar[i] for i in rng.choice(len(similar), NEGATIVES_PER_CLIP, replace=False)]
-        return Example(
-            pcm=float_to_pcm(waveform),
-            captions=captions,
-            negatives=[synthesis.describe(other, rng, 1)[0] for other in drawn],
-            licence="CC0-1.0",
-        )

@@ -9,7 +9,7 @@ from alm_jax.cli.session import Session
 from alm_jax.errors import UserError
 from alm_jax.evaluation.answers import normalise
 from alm_jax.experiment import load_config
-from data_pipelines.config import SyntheticCaptionsConfig
+from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
 
 
 @pytest.fixture(scope="module")

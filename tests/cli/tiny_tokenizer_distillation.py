@@ -10,7 +10,8 @@ from alm_jax.objectives.tokenizer_distillation import TokenizerDistillationConfi
 from alm_jax.ops.frontends import BeatsSpec, ClipSpec
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
-from data_pipelines.config import DataConfig, SyntheticCaptionsConfig, TokenizerConfig
+from data_pipelines.config import DataConfig, TokenizerConfig
+from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
 
 ENCODER = BeatsConfig(
     num_mels=16,

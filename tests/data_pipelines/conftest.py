@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.config import DataConfig, Esc50Config, SyntheticCaptionsConfig, TokenizerConfig
+from data_pipelines.config import DataConfig, TokenizerConfig
+from data_pipelines.datasets.esc50 import Esc50Config
+from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
 from data_pipelines.prepare import prepare
 from data_pipelines.prepared import Prepared
 

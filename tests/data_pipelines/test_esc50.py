@@ -12,7 +12,8 @@ import soundfile
 
 from alm_jax.errors import DataError, UserError
 from data_pipelines.captions import clean_title
-from data_pipelines.config import DataConfig, Esc50Config, TokenizerConfig
+from data_pipelines.config import DataConfig, TokenizerConfig
+from data_pipelines.datasets.esc50 import Esc50Config
 from data_pipelines.decode import float_to_pcm, read_audio
 from data_pipelines.prepare import prepare
 from data_pipelines.prepared import Prepared

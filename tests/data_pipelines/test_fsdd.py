@@ -10,7 +10,8 @@ import soundfile
 import soxr
 
 from alm_jax.errors import DataError, UserError
-from data_pipelines.config import DataConfig, FsddConfig, TokenizerConfig
+from data_pipelines.config import DataConfig, TokenizerConfig
+from data_pipelines.datasets.fsdd import FsddConfig
 from data_pipelines.pipeline import eval_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.prepared import Prepared
@@ -51,14 +52,12 @@ def test_a_take_says_its_digit(make_fsdd, tmp_path):
 
 def test_the_splits_are_those_of_the_table(real_data_dir, tmp_path):
     """Of its 2,000 rows: takes 0 to 4 are for testing."""
-    from data_pipelines.datasets.fsdd import read_rows
-
-    rows = read_rows(FsddConfig(root=str(real_data_dir / "fsdd")))
+    rows = FsddConfig(root=str(real_data_dir / "fsdd")).read().rows
     assert len(rows) == 2000
     for row in rows:
-        digit, _, take = row["filename"].removesuffix(".wav").split("_")
-        assert row["digit"] == digit
-        assert row["split"] == ("test" if int(take) < 5 else "train")
+        digit, _, take = row.id.removesuffix(".wav").split("_")
+        assert row.captions == row.labels == (WORDS[int(digit)],)
+        assert row.split == ("test" if int(take) < 5 else "train")
 
 
 def test_broken_takes_are_counted_and_named(make_fsdd, tmp_path):

@@ -10,16 +10,10 @@ import pytest
 
 from alm_jax import batch as contract
 from alm_jax.errors import UserError
-from data_pipelines.config import (
-    DataConfig,
-    Esc50Config,
-    FsddConfig,
-    MixtureConfig,
-    MixturePart,
-    PromptConfig,
-    SyntheticCaptionsConfig,
-    TokenizerConfig,
-)
+from data_pipelines.config import DataConfig, MixtureConfig, MixturePart, PromptConfig, TokenizerConfig
+from data_pipelines.datasets.esc50 import Esc50Config
+from data_pipelines.datasets.fsdd import FsddConfig
+from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
 from data_pipelines.mixture import schedule, share_out
 from data_pipelines.pipeline import eval_batches, train_batches
 from data_pipelines.prepare import prepare

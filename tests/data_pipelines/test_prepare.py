@@ -18,8 +18,14 @@ import tensorflow_datasets as tfds
 
 from alm_jax.errors import UserError
 from data_pipelines import prepare as prepare_module
-from data_pipelines.config import DataConfig, Esc50Config, SyntheticCaptionsConfig, TokenizerConfig
-from data_pipelines.datasets.synthetic_captions import SyntheticCaptions, split_compositions
+from data_pipelines.builder import config_name
+from data_pipelines.config import DataConfig, TokenizerConfig
+from data_pipelines.datasets.esc50 import Esc50Config
+from data_pipelines.datasets.synthetic_captions import (
+    Composed,
+    SyntheticCaptionsConfig,
+    split_compositions,
+)
 from data_pipelines.prepare import prepare
 
 TINY = SyntheticCaptionsConfig(num_train=6, num_validation=2, num_test=3, clip_sec=1.0)
@@ -91,7 +97,7 @@ def test_the_same_seed_builds_the_same_data_and_another_seed_other_data(tmp_path
 
 def test_what_decides_the_content_is_in_the_name():
     settings = [TINY, dataclasses.replace(TINY, clip_sec=1.5), dataclasses.replace(TINY, num_test=4)]
-    names = {SyntheticCaptions.config_name(s, rate_hz) for s in settings for rate_hz in (16_000, 48_000)}
+    names = {config_name(s, s.read().signature, rate_hz) for s in settings for rate_hz in (16_000, 48_000)}
     assert len(names) == 6
 
 
@@ -150,18 +156,18 @@ def test_a_split_named_twice_is_an_error(tmp_path):
 
 
 def test_a_build_that_fails_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
-    def stop(self: object, planned: object) -> None:
+    def stop(self: object, sample_rate_hz: int, **window: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(SyntheticCaptions, "make_example", stop)
+        patch.setattr(Composed, "read", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(tiny_config(tmp_path), 16_000)
-    assert not list(tmp_path.glob("*/*/1.0.0"))
+    assert not list(tmp_path.glob("*/*/1.2.0"))
     prepared = prepare(tiny_config(tmp_path), 16_000)
     assert len(prepared.split("train")) == 6
     assert sorted(path.name for path in prepared.folders[0].parent.iterdir()) == [
-        "1.1.0",
+        "1.2.0",
         "lock",
         "rejects.jsonl",
     ]
@@ -233,7 +239,8 @@ def test_importing_loads_neither_tensorflow_nor_jax():
 
 KILLED = """
 import sys
-from data_pipelines.config import DataConfig, SyntheticCaptionsConfig
+from data_pipelines.config import DataConfig
+from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
 from data_pipelines.prepare import prepare
 prepare(DataConfig(dataset=SyntheticCaptionsConfig(num_train=2000), cache_dir=sys.argv[1]), 16_000)
 """
@@ -248,9 +255,9 @@ def test_a_build_that_is_killed_is_begun_again(tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not list(tmp_path.glob("*/*/1.0.0"))
+    assert not list(tmp_path.glob("*/*/1.2.0"))
     subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
-    (folder,) = tmp_path.glob("*/*/1.0.0")
+    (folder,) = tmp_path.glob("*/*/1.2.0")
     assert not (folder.parent / "tmp").exists()
 
 

@@ -1,0 +1,172 @@
+"""What every data set yields: rows, each one recording that is not read yet and what is said of it.
+
+A recording is a file (`AudioFile`), a member of a tar (`AudioMember`) or anything else with the methods of `Audio`.
+It is read when its example is made, in any thread or process: rows are small and can be pickled.
+"""
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from alm_jax.errors import DataError
+from data_pipelines.decode import duration_sec, float_to_pcm, read_audio
+
+MAX_RECORD_SEC = 60.0
+"""Longest recording that is stored; of a longer one the start is kept, and the log says how many."""
+MAX_MEMBER_BYTES = 1 << 30
+"""Largest member of a tar that is read into memory."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recording:
+    """A recording that was read."""
+
+    pcm: Int[np.ndarray, " S"]
+    """int16, mono, at the rate that was asked for."""
+    sha256: str
+    """Of the file; '' where there is none."""
+    notes: Sequence[str] = ()
+    """What was changed on the way, to be counted: ``recordings clipped at full scale``."""
+
+
+@runtime_checkable
+class Audio(Protocol):
+    """A recording that can be read."""
+
+    def read(self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None) -> Recording:
+        """Its samples from ``start_sec`` to ``end_sec`` (None: its end). Raises DataError, the reason, where it is no
+        usable audio."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AudioFile:
+    """A recording in a file of its own."""
+
+    path: Path
+
+    def read(self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None) -> Recording:
+        """As `Audio.read`."""
+        waveform, notes = _read(self.path, sample_rate_hz, start_sec, end_sec)
+        return Recording(pcm=float_to_pcm(waveform), sha256=hash_file(self.path), notes=notes)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AudioMember:
+    """A recording that is a member of an uncompressed tar: a range of its bytes, read into memory, never extracted."""
+
+    path: Path
+    """The tar."""
+    name: str
+    """Of the member."""
+    offset_bytes: int
+    size_bytes: int
+
+    def read_bytes(self) -> bytes:
+        """The member. Raises DataError where it is too large, or the tar ends before it does."""
+        if self.size_bytes > MAX_MEMBER_BYTES:
+            raise DataError(f"too large: {self.size_bytes} bytes, expected at most {MAX_MEMBER_BYTES}")
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset_bytes)
+                data = file.read(self.size_bytes)
+        except OSError as error:
+            raise DataError(f"unreadable: {error.strerror}") from error
+        if len(data) < self.size_bytes:
+            raise DataError(f"truncated: the tar has {len(data)} of its {self.size_bytes} bytes")
+        return data
+
+    def read(self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None) -> Recording:
+        """As `Audio.read`."""
+        return read_encoded(self.read_bytes(), sample_rate_hz, start_sec=start_sec, end_sec=end_sec)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SourceRow:
+    """One clip of a data set: a recording, or a stretch of one, and what is said of it."""
+
+    id: str
+    """Unique in its data set, and the same in every build."""
+    audio: Audio
+    start_sec: float = 0.0
+    """Where the clip begins in the recording."""
+    end_sec: float | None = None
+    """Where it ends; None: where the recording does."""
+    captions: tuple[str, ...]
+    """One or more; training draws one each time."""
+    negatives: tuple[str, ...] = ()
+    """Captions that are nearly right and wrong, where the data set has such."""
+    labels: tuple[str, ...] = ()
+    """Names of its classes: none, one, or several."""
+    split: str
+    licence: str = ""
+    """As the data set states it; '' where it does not."""
+    source: str
+    """What ``rejects.jsonl`` calls the recording: a path relative to the data set, or ``shard.tar:member``."""
+    notes: tuple[str, ...] = ()
+    """What was changed on the way to this row, to be counted when its example is made."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set that was looked at: nothing is decoded yet."""
+
+    rows: Sequence[SourceRow]
+    """In the order in which they are kept."""
+    class_names: tuple[str, ...] = ()
+    """Every label of a row is one of these, and its number is its place here; empty where there are no classes."""
+    signature: str = ""
+    """Something that changes when the files do that the data set is made from."""
+    found: tuple[str, ...] = ()
+    """What was found by looking, for people: ``captions: columns caption_1 to caption_5``."""
+
+
+def read_encoded(
+    data: bytes, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
+) -> Recording:
+    """A recording whose file is in memory, as `Audio.read`."""
+    waveform, notes = _read(data, sample_rate_hz, start_sec, end_sec)
+    return Recording(pcm=float_to_pcm(waveform), sha256=hashlib.sha256(data).hexdigest(), notes=notes)
+
+
+def _read(
+    source: Path | bytes, sample_rate_hz: int, start_sec: float, end_sec: float | None
+) -> tuple[Float[np.ndarray, " S"], list[str]]:
+    """The waveform, at most ``MAX_RECORD_SEC`` of it, and what was changed on the way."""
+    max_sec = MAX_RECORD_SEC if end_sec is None else min(end_sec - start_sec, MAX_RECORD_SEC)
+    waveform = read_audio(source, sample_rate_hz, start_sec=start_sec, max_sec=max_sec)
+    notes = []
+    asked_sec = (duration_sec(source) if end_sec is None else end_sec) - start_sec
+    if asked_sec > MAX_RECORD_SEC:
+        notes.append(f"recordings cut to their first {MAX_RECORD_SEC:.0f} s")
+    if np.abs(waveform).max(initial=0.0) > 1.0:
+        notes.append("recordings clipped at full scale")
+    return waveform, notes
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, read in pieces: memory does not grow with its length."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_files(tables: Iterable[Path], recordings: Iterable[Path]) -> str:
+    """SHA-256 of the content of tables, and of name, size and time of recordings; either may be missing."""
+    digest = hashlib.sha256()
+    for table in tables:
+        empty = io.BytesIO()
+        with open(table, "rb") if table.is_file() else empty as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in recordings:
+        try:
+            stat = path.stat()
+            state = (stat.st_size, stat.st_mtime_ns)
+        except (OSError, ValueError):
+            state = None
+        digest.update(repr((path.name, state)).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
