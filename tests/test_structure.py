@@ -132,3 +132,9 @@ def test_random_inputs_belong_to_a_test(path):
         if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Call):
             name = ast.unparse(node.value.func).rpartition(".")[2]
             assert name not in generators, f"{relative(path)}:{node.lineno} shares a generator among tests"
+
+
+def test_tests_mirror_the_tree():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("*.py"))}
+    rooms = {path.name for place in (ROOT, ROOT / "alm_jax") for path in place.iterdir() if path.is_dir()}
+    assert folders - {"golden", "oracles"} <= rooms
