@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from alm_jax.version import __version__
 
 if TYPE_CHECKING:
-    from alm_jax.pretrained import from_pretrained
+    from alm_jax.run.pretrained import from_pretrained
 
 __all__ = ["__version__", "from_pretrained"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "from_pretrained":
-        from alm_jax.pretrained import from_pretrained
+        from alm_jax.run.pretrained import from_pretrained
 
         return from_pretrained
     raise AttributeError(f"module 'alm_jax' has no attribute {name!r}")

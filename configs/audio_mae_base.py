@@ -12,9 +12,9 @@ State and batch take 2.03 GiB of a chip's 16.
 
 import os
 
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.masked_autoencoder import MaskedAutoencoderConfig
 from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, TokenizerConfig

@@ -16,11 +16,11 @@ import os
 
 from alm_jax.encoders.audio import htsat
 from alm_jax.encoders.text import gpt2
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.connectors import MapperConnectorConfig
 from alm_jax.models.two_heads import TwoHeadsConfig
 from alm_jax.objectives.language_modeling import LanguageModelingConfig
 from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.initialise import InitFromConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig

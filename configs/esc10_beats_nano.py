@@ -16,13 +16,13 @@ By the second command on the 80 clips of fold 4, seed 0; it took 2 min 15 s of p
 import os
 
 from alm_jax.encoders.audio.beats import BeatsConfig
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.audio_tokenizer import RandomProjectionConfig
 from alm_jax.models.label_predictor import LabelPredictorConfig
 from alm_jax.models.patch_decoders import GlobalDecoderConfig
 from alm_jax.objectives.masked_prediction import MaskedPredictionConfig
 from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.ops.frontends import BeatsSpec, ClipSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, TokenizerConfig

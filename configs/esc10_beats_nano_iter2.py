@@ -18,9 +18,9 @@ encoder, that of iteration 1 gained 19 in as many steps: on this scale the secon
 import dataclasses
 from pathlib import Path
 
-from alm_jax.experiment import ExperimentConfig, load_config
 from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
 from alm_jax.objectives.masked_prediction import MaskedPredictionConfig
+from alm_jax.run.experiment import ExperimentConfig, load_config
 from alm_jax.training.initialise import InitFromConfig
 
 

@@ -17,12 +17,12 @@ By that command on the 80 clips of fold 4, seed 0; it took 2 min 0 s of processo
 import dataclasses
 from pathlib import Path
 
-from alm_jax.experiment import ExperimentConfig, load_config
 from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
 from alm_jax.models.distilled_tokenizer import DistilledTokenizerConfig
 from alm_jax.models.patch_decoders import GlobalDecoderConfig
 from alm_jax.objectives.masked_prediction import MaskedPredictionConfig
 from alm_jax.objectives.tokenizer_distillation import TokenizerDistillationConfig
+from alm_jax.run.experiment import ExperimentConfig, load_config
 from alm_jax.training.initialise import InitFromConfig
 
 

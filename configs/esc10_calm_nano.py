@@ -20,7 +20,6 @@ Seed 0, on the 80 clips of fold 4; "with" is given what is visible of the other 
 import os
 
 from alm_jax.evaluation.config import EvaluationConfig
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.one_head import OneHeadConfig
 from alm_jax.objectives.calm import CalmConfig
 from alm_jax.objectives.contrastive_losses import MultiPositiveConfig
@@ -28,6 +27,7 @@ from alm_jax.objectives.masked_text import MaskedTextConfig
 from alm_jax.objectives.patch_masks import UnstructuredMaskConfig
 from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.ops.frontends import AstSpec, ClipSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, TokenizerConfig

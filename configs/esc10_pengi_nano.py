@@ -12,12 +12,12 @@ import os
 
 from alm_jax.encoders.audio import htsat
 from alm_jax.encoders.text.gpt2 import Gpt2Config
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.connectors import MapperConnectorConfig
 from alm_jax.models.two_heads import TwoHeadsConfig
 from alm_jax.objectives.language_modeling import LanguageModelingConfig
 from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.ops.frontends import ClapSpec, ClipSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, PromptConfig, TokenizerConfig

@@ -19,12 +19,12 @@ that naming it where it is hidden is a guess among ten: ln 10 = 2.303 of the los
 import os
 
 from alm_jax.encoders.text.bert import BertConfig
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.ctal import CtalModelConfig
 from alm_jax.objectives.ctal import CtalConfig, MaskedFramesConfig
 from alm_jax.objectives.masked_text import MaskedTextConfig
 from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.ops.frontends import ClipSpec, CtalSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, TokenizerConfig

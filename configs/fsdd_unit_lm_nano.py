@@ -13,12 +13,12 @@ cent (chance 10), 89.0, 93.5, 95.5 and 95.5.
 import os
 
 from alm_jax.encoders.text.llama import LlamaConfig
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.audio_units import ClusterUnitsConfig
 from alm_jax.models.unit_language_model import UnitLanguageModelConfig
 from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.objectives.unit_language_modeling import UnitLanguageModelingConfig
 from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, TokenizerConfig

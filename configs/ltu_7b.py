@@ -16,11 +16,11 @@ import os
 
 from alm_jax.encoders.audio import cav_mae
 from alm_jax.encoders.text import llama
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.connectors import DirectConnectorConfig
 from alm_jax.models.two_heads import TwoHeadsConfig
 from alm_jax.objectives.language_modeling import LanguageModelingConfig
 from alm_jax.ops.frontends import AstSpec, ClipSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.initialise import InitFromConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.lora import LoraConfig

@@ -14,12 +14,12 @@ State and batch take 1.05 GiB of a chip's 16.
 import os
 
 from alm_jax.encoders.audio import whisper
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models import qwen2_audio
 from alm_jax.models.connectors import LinearConnectorConfig
 from alm_jax.models.two_heads import TwoHeadsConfig
 from alm_jax.objectives.language_modeling import LanguageModelingConfig
 from alm_jax.ops.frontends import ClipSpec, WhisperSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.initialise import InitFromConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.lora import LoraConfig

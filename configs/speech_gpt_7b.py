@@ -19,11 +19,11 @@ import os
 
 from alm_jax.encoders.audio import wav2vec2
 from alm_jax.encoders.text import llama
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.audio_units import ClusterUnitsConfig
 from alm_jax.models.unit_language_model import UnitLanguageModelConfig
 from alm_jax.objectives.unit_language_modeling import UnitLanguageModelingConfig, UnitTasksConfig
 from alm_jax.ops.frontends import ClipSpec, WaveformSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.initialise import InitFromConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.mesh import MeshConfig

@@ -10,11 +10,11 @@ training clips and a layer less, 81.5 after 2,000 (seed 0).
 
 from alm_jax.encoders.audio.whisper import WhisperEncoderConfig
 from alm_jax.encoders.text.gpt2 import Gpt2Config
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.connectors import LinearConnectorConfig
 from alm_jax.models.two_heads import TwoHeadsConfig
 from alm_jax.objectives.language_modeling import LanguageModelingConfig
 from alm_jax.ops.frontends import AstSpec, ClipSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, PromptConfig, TokenizerConfig

@@ -10,8 +10,9 @@ import pytest
 
 from alm_jax.bench.footprint import measure_footprint
 from alm_jax.bench.topology import read_name
-from alm_jax.experiment import from_json, load_config, to_json
 from alm_jax.objectives import build_objective
+from alm_jax.run.config_json import to_json
+from alm_jax.run.experiment import load_config, read_experiment
 from alm_jax.training.mesh import MeshConfig, build_mesh
 from alm_jax.training.optimizer import build_optimizer
 from alm_jax.training.sharding import parameter_shardings, replicated_fraction
@@ -23,7 +24,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_survives_its_json(path):
     config = load_config(path)
-    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+    assert read_experiment(json.loads(json.dumps(to_json(config)))) == config
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

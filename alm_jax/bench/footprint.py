@@ -13,7 +13,7 @@ import jax
 
 from alm_jax.bench.step import abstract_batch, build
 from alm_jax.errors import UserError
-from alm_jax.experiment import ExperimentConfig
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.mesh import abstract_mesh, check_batch_size
 from alm_jax.training.sharding import batch_sharding, num_batch_shards
 from alm_jax.types import PyTree

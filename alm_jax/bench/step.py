@@ -31,10 +31,11 @@ from alm_jax.bench.figures import (
 from alm_jax.bench.timing import take_turns
 from alm_jax.bench.topology import Topology
 from alm_jax.errors import UserError
-from alm_jax.experiment import ExperimentConfig, from_json, to_json
 from alm_jax.interop.clap_config import config_to_clap, frontend_to_preprocessor
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives import build_objective
+from alm_jax.run.config_json import to_json
+from alm_jax.run.experiment import ExperimentConfig, read_experiment
 from alm_jax.training.build import build_parallel
 from alm_jax.training.lora import add_adapters
 from alm_jax.training.mesh import AnyMesh, build_mesh, check_batch_size
@@ -267,7 +268,7 @@ def resident_training(config: dict[str, Any], name: str) -> Callable[[], None]:
 
     It has been done once, so that libraries are loaded and programs compiled, and all of it has been given back.
     """
-    found = from_json(config)
+    found = read_experiment(config)
     parallel = build(found, mesh_of(found)) if name == OURS else None
 
     def train() -> None:

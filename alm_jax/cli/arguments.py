@@ -2,13 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from alm_jax.errors import UserError
-from alm_jax.experiment import ExperimentConfig, from_json, load_config
-from alm_jax.training.checkpoint import Checkpoints
-from alm_jax.training.workdir import CHECKPOINTS
+from alm_jax.run.experiment import ExperimentConfig, load_config
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,28 +33,6 @@ def override(config: ExperimentConfig, args: Sequence[str], *, prog: str) -> Exp
         if exit.code:
             raise UserError("nothing was run; see the message above") from exit
         raise
-
-
-def load_run(workdir: Path) -> ExperimentConfig:
-    """The config that the newest checkpoint of a run folder was made with.
-
-    Raises UserError where the folder holds no checkpoint.
-    """
-    folder = workdir / CHECKPOINTS
-    if not folder.is_dir():
-        raise UserError(
-            f"{workdir} holds no run: there is no {folder}. Expected a --workdir of `alm pretrain`"
-        )
-    checkpoints = Checkpoints(folder, keep=0)
-    try:
-        steps = checkpoints.steps()
-        if not steps:
-            raise UserError(
-                f"{folder} holds no finished checkpoint yet; let `alm pretrain` reach its first save"
-            )
-        return from_json(checkpoints.manifest(steps[-1])["config"])
-    finally:
-        checkpoints.close()
 
 
 def read_config(path: str, args: Sequence[str], *, prog: str) -> ExperimentConfig:

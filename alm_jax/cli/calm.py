@@ -12,7 +12,6 @@ from alm_jax import batch as contract
 from alm_jax.cli.masked_text import check_masked_text
 from alm_jax.cli.reconstructions import draw_pictures
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.cli.session import Session
 from alm_jax.cli.two_towers import evaluation_set
 from alm_jax.evaluation.calm import draw, embed_recordings, embed_texts, measure_masked
 from alm_jax.evaluation.contrastive import EvaluationResult
@@ -21,6 +20,7 @@ from alm_jax.evaluation.means import split_means
 from alm_jax.evaluation.validation_loss import validation_loss
 from alm_jax.objectives import CalmConfig
 from alm_jax.objectives.contrastive_losses import contrastive_loss, init_scalars
+from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
 

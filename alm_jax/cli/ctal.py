@@ -12,12 +12,12 @@ from alm_jax.cli.linear_probe import check_probe, probe_encoder
 from alm_jax.cli.masked_text import check_masked_text
 from alm_jax.cli.reconstructions import draw_pictures
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.cli.session import Session
 from alm_jax.evaluation.ctal import draw, embed_speech, measure_masked
 from alm_jax.evaluation.means import split_means
 from alm_jax.evaluation.validation_loss import validation_loss
 from alm_jax.models.ctal import init_ctal
 from alm_jax.objectives import CtalConfig
+from alm_jax.run.session import Session
 from alm_jax.training.state import TrainState
 from data_pipelines.text import encode
 

@@ -1,6 +1,5 @@
 """``alm evaluate WORKDIR [--split S] [--json FILE|-]``: measure a trained model."""
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -9,11 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from alm_jax.cli.arguments import Parser, load_run
+from alm_jax.cli.arguments import Parser
 from alm_jax.cli.evaluations import evaluation_of
-from alm_jax.cli.session import Session, enable_compilation_cache
-from alm_jax.training.state import TrainState
-from alm_jax.training.workdir import EVALUATION
+from alm_jax.run.session import enable_compilation_cache, restore_run
+from alm_jax.run.workdir import EVALUATION
 
 
 def run(args: Sequence[str]) -> None:
@@ -45,24 +43,6 @@ def evaluate_run(workdir: Path, *, split: str | None = None) -> dict[str, float 
     if split is None:
         (workdir / EVALUATION).write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
-
-
-def restore_run(workdir: Path) -> tuple[Session, TrainState]:
-    """A run folder's session and its newest good state, on the devices that are here.
-
-    Raises UserError where there is no run, DataError where no checkpoint can be read.
-    """
-    config = load_run(workdir)
-    # Where a run trained says nothing about where it is measured.
-    here = dataclasses.replace(
-        config.training, mesh=type(config.training.mesh)(), parallelism="jit", num_microbatches=1
-    )
-    session = Session(dataclasses.replace(config, training=here))
-    checkpoints = session.checkpoints(workdir)
-    state = checkpoints.restore_latest(session.parallel.abstract())
-    checkpoints.close()
-    assert state is not None, "load_run has found a checkpoint"
-    return session, state
 
 
 def print_table(metrics: dict[str, float | int | str]) -> None:

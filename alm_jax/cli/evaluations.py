@@ -1,9 +1,6 @@
 """Which evaluation belongs to which objective: what a run needs, what is measured of it, and its report."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
 
 from alm_jax.cli import (
     calm,
@@ -18,7 +15,6 @@ from alm_jax.cli import (
     two_towers,
     unit_language_modeling,
 )
-from alm_jax.cli.session import Session
 from alm_jax.objectives import (
     CalmConfig,
     ContrastiveConfig,
@@ -32,32 +28,7 @@ from alm_jax.objectives import (
     TokenizerDistillationConfig,
     UnitLanguageModelingConfig,
 )
-from alm_jax.training.state import TrainState
-
-
-@runtime_checkable
-class Result(Protocol):
-    """What every evaluation returns, beside what its report draws."""
-
-    @property
-    def metrics(self) -> Mapping[str, float | int]:
-        """Flat figures by name."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """How runs of one objective are checked, measured and shown."""
-
-    check: Callable[[Session], None]
-    """Raises UserError, before anything is compiled, where objective and data do not fit each other."""
-    evaluate: Callable[[Session, TrainState, str], Any]
-    """(session, state, split) -> `Result`; the same on every process."""
-    write_report: Callable[[Path, Session, TrainState, Any], None]
-    """(workdir, session, state, the last result) -> ``evaluation.json`` and ``report.html``."""
-    initialise: Callable[[Session, TrainState], tuple[TrainState, str]] | None = None
-    """(session, state after ``init_from``) -> the state that a run begins with, and what was made of its data, in words
-    or none; None where nothing is."""
-
+from alm_jax.run.train import Evaluation
 
 EVALUATIONS: Mapping[type, Evaluation] = {
     CalmConfig: Evaluation(check=calm.check, evaluate=calm.evaluate, write_report=calm.write_run_report),

@@ -18,24 +18,24 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from alm_jax.cli.arguments import Parser, load_run
-from alm_jax.cli.evaluate import restore_run
+from alm_jax.cli.arguments import Parser
 from alm_jax.cli.export_part import export_part
-from alm_jax.cli.session import Session, enable_compilation_cache
 from alm_jax.errors import AlmError, UserError
-from alm_jax.experiment import to_json
 from alm_jax.interop.clap import compare_with_transformers, export_clap
 from alm_jax.interop.folder import CONFIG as HUB_CONFIG
 from alm_jax.interop.folder import ImportedModel, export_model, read_fields, writable
 from alm_jax.interop.format import Format
 from alm_jax.interop.formats import FORMATS
 from alm_jax.interop.model_card import write_model_card
-from alm_jax.model_folder import ORIGINAL, is_model_folder, load_model_folder
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives import ContrastiveConfig
-from alm_jax.programs import export_programs
+from alm_jax.run.config_json import to_json
+from alm_jax.run.load import load_run
+from alm_jax.run.model_folder import ORIGINAL, is_model_folder, load_model_folder
+from alm_jax.run.programs import export_programs
+from alm_jax.run.session import Session, enable_compilation_cache, restore_run
+from alm_jax.run.workdir import EVALUATION, TOKENIZER
 from alm_jax.training.checkpoint import PACKAGES
-from alm_jax.training.workdir import EVALUATION, TOKENIZER
 
 NUM_COMPARED = 4
 """Recordings of the evaluation split on which the export is compared with PyTorch."""

@@ -10,13 +10,12 @@ from typing import Any
 
 import jax
 
-from alm_jax.cli.arguments import load_run
-from alm_jax.cli.run_variables import read_run_variables
 from alm_jax.errors import UserError
 from alm_jax.interop.folder import export_model
 from alm_jax.interop.format import Format, variables_to_arrays
 from alm_jax.interop.formats import FORMATS
 from alm_jax.interop.safetensors_io import write_weights
+from alm_jax.run.load import load_run, read_run_variables
 from alm_jax.types import PyTree
 
 

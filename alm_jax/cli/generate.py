@@ -18,22 +18,22 @@ from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
 from alm_jax import batch as contract
-from alm_jax.cli.arguments import Parser, load_run
-from alm_jax.cli.run_variables import is_run_folder, read_run_variables
-from alm_jax.cli.session import enable_compilation_cache
+from alm_jax.cli.arguments import Parser
 from alm_jax.encoders import family
 from alm_jax.errors import DataError, UserError
 from alm_jax.evaluation.answers import write_answers
-from alm_jax.model_folder import is_model_folder, load_model_folder
 from alm_jax.models import qwen2_audio
 from alm_jax.models.generated import Generated
 from alm_jax.models.generation import Beam, Greedy, Sample, Strategy, generate
 from alm_jax.models.qwen2_audio import Qwen2AudioConfig, expand_audio_tokens
 from alm_jax.objectives import LanguageModelingConfig, build_objective
 from alm_jax.ops.frontends import ClipSpec, WhisperSpec, compute_features
+from alm_jax.run.load import is_run_folder, load_run, read_run_variables
+from alm_jax.run.model_folder import is_model_folder, load_model_folder
+from alm_jax.run.session import enable_compilation_cache
+from alm_jax.run.workdir import TOKENIZER
 from alm_jax.training import sharding
 from alm_jax.training.mesh import MeshConfig, build_mesh
-from alm_jax.training.workdir import TOKENIZER
 from data_pipelines.decode import float_to_pcm, read_audio
 from data_pipelines.prompts import answer_end_id, encode_prompts
 from data_pipelines.text import load_tokenizer, pad_id

@@ -10,7 +10,7 @@ from rich.console import Console
 from alm_jax.cli.arguments import Parser
 from alm_jax.interop.folder import import_model
 from alm_jax.interop.formats import FORMATS, format_named
-from alm_jax.model_folder import save_model_folder
+from alm_jax.run.model_folder import save_model_folder
 
 
 def run(args: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.cli.session import Session
 from alm_jax.cli.two_towers import check_microbatches
 from alm_jax.encoders.text.bart import BartConfig
 from alm_jax.encoders.text.gpt2 import Gpt2Config
@@ -17,6 +16,7 @@ from alm_jax.errors import UserError
 from alm_jax.evaluation.answers import count_right_tokens, normalise, write_answers
 from alm_jax.evaluation.validation_loss import validation_loss
 from alm_jax.models.two_heads import TwoHeadsConfig, count_vectors
+from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
 from data_pipelines.config import PromptConfig

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from alm_jax import batch as contract
-from alm_jax.cli.session import Session
 from alm_jax.evaluation.embed import embed_audio
 from alm_jax.evaluation.metrics.linear_probe import linear_probe_accuracy, probe_classes
+from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
 

@@ -14,12 +14,12 @@ from alm_jax import batch as contract
 from alm_jax.cli.bands import band_centres_hz
 from alm_jax.cli.linear_probe import check_probe, probe_encoder
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.cli.session import Session
 from alm_jax.evaluation.patch_labels import draw_label_maps, embed_clips, label_figures
 from alm_jax.evaluation.pictures import draw_labels
 from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
 from alm_jax.models.label_predictor import TOKENIZER, init_label_predictor
 from alm_jax.objectives import MaskedPredictionConfig
+from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.initialise import InitFromConfig
 from alm_jax.training.state import TrainState

@@ -7,11 +7,11 @@ from pathlib import Path
 from alm_jax.cli.linear_probe import check_probe, probe_encoder
 from alm_jax.cli.reconstructions import draw_pictures
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.cli.session import Session
 from alm_jax.evaluation.masked_spectrogram import draw, embed_clips
 from alm_jax.evaluation.validation_loss import validation_loss
 from alm_jax.models.masked_autoencoder import init_masked_autoencoder
 from alm_jax.objectives import MaskedSpectrogramConfig
+from alm_jax.run.session import Session
 from alm_jax.training.state import TrainState
 
 

@@ -1,8 +1,8 @@
 """What the tokenizer must be where words of texts are hidden."""
 
-from alm_jax.cli.session import Session
 from alm_jax.errors import UserError
 from alm_jax.objectives.masked_text import MaskedTextConfig
+from alm_jax.run.session import Session
 
 MASK_TOKENS = ("<mask>", "[MASK]")
 """What the token that hides others is called, by kind of tokenizer."""

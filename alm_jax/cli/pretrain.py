@@ -1,30 +1,14 @@
 """``alm pretrain CONFIG [--a.b value ...] --workdir DIR``: train, or continue, one run."""
 
-import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import jax
-from rich.console import Console
 
 from alm_jax.cli.arguments import Parser, read_config
-from alm_jax.cli.evaluations import Result, evaluation_of
-from alm_jax.cli.run_variables import is_run_folder, read_run_variables
-from alm_jax.cli.session import Session, check_processes_agree, enable_compilation_cache
+from alm_jax.cli.evaluations import evaluation_of
 from alm_jax.errors import UserError
-from alm_jax.experiment import ExperimentConfig, from_json, to_json
-from alm_jax.interop.folder import import_model
-from alm_jax.model_folder import is_model_folder, load_model_folder
+from alm_jax.run.train import pretrain
 from alm_jax.training import distributed
-from alm_jax.training import workdir as run_folder
-from alm_jax.training.checkpoint import Checkpoints
-from alm_jax.training.initialise import take_from
-from alm_jax.training.loop import Loop
-from alm_jax.training.metrics import MetricsWriter
-from alm_jax.training.progress import TrainingProgress
-from alm_jax.training.state import TrainState
 
 
 def run(args: Sequence[str]) -> None:
@@ -50,7 +34,7 @@ def run(args: Sequence[str]) -> None:
             f"--workdir is missing: name the run's folder, for example --workdir runs/{config.name}"
         )
     distributed.initialize(multihost=own.multihost)
-    pretrain(config, own.workdir)
+    pretrain(config, own.workdir, evaluation_of(config.objective))
 
 
 def split_arguments(parser: Parser, args: Sequence[str]) -> tuple:
@@ -59,161 +43,3 @@ def split_arguments(parser: Parser, args: Sequence[str]) -> tuple:
         # Help is the config's own here, so it must not end at this parser.
         return parser.parse_args([args[0]]), ["--help"]
     return parser.parse_known_args(args)
-
-
-def pretrain(config: ExperimentConfig, workdir: Path) -> Result:
-    """Trains ``config`` in ``workdir`` to its last step, from wherever it stands.
-
-    Leaves there ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``tokenizer.json``,
-    ``evaluation.json`` and ``report.html``. Returns the last evaluation.
-
-    Raises:
-        UserError: the config does not fit the devices, the data, or what ``workdir`` holds.
-        DataError: the data cannot be used, or training diverged.
-        PreemptedError: a signal asked the run to stop; it is saved.
-    """
-    enable_compilation_cache()
-    is_first = jax.process_index() == 0
-    # One process of a run owns its folder; the others write their parts of checkpoints there.
-    if not is_first:
-        return _pretrain(config, workdir, is_first=False)
-    with run_folder.locked(workdir):
-        run_folder.check_config(workdir, to_json(config), read=read_again)
-        return _pretrain(config, workdir, is_first=True)
-
-
-def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> Result:
-    console = Console(stderr=True, quiet=not is_first)
-
-    # --- config, devices, data
-    session = Session(config)
-    evaluation = evaluation_of(config.objective)
-    evaluation.check(session)
-    check_processes_agree(config, session.data)
-    checkpoints = session.checkpoints(workdir)
-    if is_first:
-        run_folder.write_config(workdir, to_json(config))
-        session.data.tokenizer.save(str(workdir / run_folder.TOKENIZER))
-    train_split = session.data.split(config.data.train_split)
-    console.print(describe(session, len(train_split)), highlight=False, soft_wrap=True)
-
-    # --- state: the newest good checkpoint, or the beginning
-    state, start_step = restore_or_init(session, checkpoints, console)
-    if start_step:
-        console.print(f"continuing after step {start_step} of {config.training.num_steps}", highlight=False)
-    if start_step > config.training.num_steps:
-        raise UserError(
-            f"{workdir} has trained {start_step} steps, training.num_steps is {config.training.num_steps}"
-        )
-
-    # --- the loop
-    results: list[Result] = []
-
-    def evaluate(state: TrainState) -> Mapping[str, float | int]:
-        results.append(evaluation.evaluate(session, state, config.data.eval_split))
-        return results[-1].metrics
-
-    progress = TrainingProgress(
-        config.training.num_steps,
-        pairs_per_step=config.training.batch_size,
-        start_step=start_step,
-        log_every=max(config.training.num_steps // 20, 1),
-        console=console,
-    )
-    with contextlib.ExitStack() as stack:
-        writer = None
-        if is_first:
-            writer = stack.enter_context(MetricsWriter(workdir, tensorboard=config.training.tensorboard))
-            writer.truncate_after(start_step)
-        stack.callback(checkpoints.close)
-        stack.enter_context(progress)
-        state = Loop(
-            config.training,
-            workdir=workdir,
-            parallel=session.parallel,
-            checkpoints=checkpoints,
-            writer=writer,
-            progress=progress,
-            evaluate=evaluate,
-            clip_sec=session.model.frontend.clip.clip_sec,
-        ).run(state, start_step, session.train_batches(start_step))
-
-    # --- what the run leaves for people
-    if not results:
-        evaluate(state)
-    if is_first:
-        evaluation.write_report(workdir, session, state, results[-1])
-        console.print(f"report: {workdir / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
-    return results[-1]
-
-
-def restore_or_init(session: Session, checkpoints: Checkpoints, console: Console) -> tuple[TrainState, int]:
-    """The state to go on from, placed for training, and its step; says what a new run takes from elsewhere."""
-    parallel = session.parallel
-    restored = checkpoints.restore_latest(parallel.abstract())
-    if restored is None:
-        return initialise(session, console), 0
-    step = int(restored.step)
-    manifest = checkpoints.manifest(step)
-    old = read_again(manifest["config"])
-    run_folder.check_resumable(old, to_json(session.config), where=str(checkpoints.folder))
-    saved = manifest["data_fingerprint"]
-    if saved != session.data.fingerprint:
-        raise UserError(
-            f"the data set has changed since this run was saved (fingerprint {saved[:12]} then, "
-            f"{session.data.fingerprint[:12]} now), so the run cannot be continued exactly: restore the data, or start "
-            "another --workdir"
-        )
-    return parallel.place(restored), step
-
-
-def read_again(config: dict[str, Any]) -> dict[str, Any]:
-    """A config that was written before, with the fields that have come since, at their defaults."""
-    return to_json(from_json(config))
-
-
-def initialise(session: Session, console: Console) -> TrainState:
-    """The state before the first step: drawn from the seed, then what ``init_from`` names, then what the objective
-    makes of its data, placed for training.
-
-    Raises UserError where a source cannot be read or does not fit.
-    """
-    parallel = session.parallel
-    state = parallel.init()
-    measure = evaluation_of(session.config.objective).initialise
-    if not session.config.init_from and measure is None:
-        return state
-    state = parallel.unplaced(state)
-    for source in session.config.init_from:
-        state, said = take_from(state, read_variables(source.source), source)
-        console.print(f"init_from: {said}", highlight=False, markup=False, soft_wrap=True)
-    if measure is not None:
-        state, said = measure(session, state)
-        if said:
-            console.print(f"from the data: {said}", highlight=False, markup=False, soft_wrap=True)
-    return parallel.place(state)
-
-
-def read_variables(source: str) -> dict[str, Any]:
-    """The variables of a run folder, of a folder that ``alm import`` wrote, or of anything that it reads."""
-    if is_run_folder(source):
-        return read_run_variables(source)
-    model = load_model_folder(source) if is_model_folder(source) else import_model(source)
-    return dict(model.variables)
-
-
-def describe(session: Session, num_train: int) -> str:
-    """One line of what is about to run."""
-    training = session.config.training
-    abstract = session.parallel.abstract()
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
-    devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
-    if training.parallelism == "jit":
-        devices += " as " + " x ".join(
-            f"{size} {axis}" for axis, size in session.mesh.shape.items() if size > 1
-        )
-        devices = devices.removesuffix(" as ")
-    return (
-        f"{session.config.name}: {num_parameters / 1e6:.1f} M parameters, {num_train:,} clips, "
-        f"{training.num_steps:,} steps of {training.batch_size} pairs on {devices}"
-    )

@@ -9,7 +9,6 @@ import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.cli.session import Session
 from alm_jax.cli.two_towers import check_microbatches
 from alm_jax.errors import UserError
 from alm_jax.evaluation.embed import embed_text
@@ -24,6 +23,7 @@ from alm_jax.evaluation.query_transformer import (
     similarity_of,
 )
 from alm_jax.evaluation.validation_loss import validation_metrics
+from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
 from data_pipelines.text import encode

@@ -8,10 +8,10 @@ import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.cli.bands import band_centres_hz
-from alm_jax.cli.session import Session
 from alm_jax.evaluation.masked_spectrogram import Reconstruction
 from alm_jax.evaluation.pictures import draw_reconstruction
 from alm_jax.ops.frontends import FrontendSpec
+from alm_jax.run.session import Session
 from alm_jax.training import sharding
 
 NUM_PICTURES = 6

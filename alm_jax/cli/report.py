@@ -9,11 +9,9 @@ import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.cli.bands import band_centres_hz
-from alm_jax.cli.session import Session
 from alm_jax.cli.two_towers import evaluation_set
 from alm_jax.evaluation.contrastive import EvaluationResult, EvaluationSet
 from alm_jax.evaluation.report import write_report
-from alm_jax.experiment import to_json
 from alm_jax.objectives.recordings import cut_clips
 from alm_jax.ops.frontends import (
     ClapSpec,
@@ -23,9 +21,11 @@ from alm_jax.ops.frontends import (
     WaveformSpec,
     compute_features,
 )
+from alm_jax.run.config_json import to_json
+from alm_jax.run.session import Session
+from alm_jax.run.workdir import EVALUATION
 from alm_jax.training.metrics import METRICS_FILE
 from alm_jax.training.state import TrainState
-from alm_jax.training.workdir import EVALUATION
 
 NUM_PAIRS = 24
 """Pairs in the similarity matrix: as many as one can read."""

@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from alm_jax.cli.session import Session
 from alm_jax.evaluation.report import write_report
-from alm_jax.experiment import to_json
+from alm_jax.run.config_json import to_json
+from alm_jax.run.session import Session
+from alm_jax.run.workdir import EVALUATION
 from alm_jax.training.metrics import METRICS_FILE
 from alm_jax.training.state import TrainState
-from alm_jax.training.workdir import EVALUATION
 
 
 def write_run_page(

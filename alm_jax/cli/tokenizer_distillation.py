@@ -5,9 +5,9 @@ from pathlib import Path
 
 from alm_jax.cli.linear_probe import check_probe
 from alm_jax.cli.masked_prediction import LabelResult, measure, warn_unless_given, write_label_page
-from alm_jax.cli.session import Session
 from alm_jax.evaluation.patch_labels import draw_label_maps
 from alm_jax.models.distilled_tokenizer import TEACHER, init_distilled_tokenizer
+from alm_jax.run.session import Session
 from alm_jax.training.state import TrainState
 
 

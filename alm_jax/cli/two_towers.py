@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from alm_jax import batch as contract
-from alm_jax.cli.session import Session
 from alm_jax.encoders.audio.cnn14 import Cnn14Config
 from alm_jax.encoders.audio.htsat_fusion import HtsatFusionConfig
 from alm_jax.encoders.tower import AudioTowerConfig, text_limits
@@ -17,6 +16,7 @@ from alm_jax.evaluation.contrastive import evaluate as evaluate_two_towers
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
 from alm_jax.objectives import ContrastiveConfig
 from alm_jax.objectives.contrastive_losses import Negatives, contrastive_loss, init_scalars
+from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
 from data_pipelines.text import encode

@@ -10,7 +10,6 @@ from jax.experimental import multihost_utils
 
 from alm_jax import batch as contract
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.cli.session import Session
 from alm_jax.errors import UserError
 from alm_jax.evaluation.unit_language_modeling import (
     Transcript,
@@ -24,6 +23,7 @@ from alm_jax.models.audio_units import ClusterUnitsConfig
 from alm_jax.objectives import UnitLanguageModelingConfig
 from alm_jax.objectives.unit_language_modeling import check_row_tokens
 from alm_jax.ops.unit_sequences import SPEECH, TEXT_TO_UNITS, UNITS_TO_TEXT
+from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.initialise import InitFromConfig, take_from
 from alm_jax.training.state import TrainState

@@ -13,7 +13,7 @@ from alm_jax.bench.chips import CHIPS
 from alm_jax.bench.timing import Timing
 from alm_jax.bench.topology import resolve
 from alm_jax.errors import UserError
-from alm_jax.experiment import load_config
+from alm_jax.run.experiment import load_config
 from alm_jax.training.mesh import MeshConfig, build_mesh
 
 needs_libtpu = pytest.mark.skipif(

@@ -9,7 +9,7 @@ import pytest
 from alm_jax.bench.footprint import measure_footprint
 from alm_jax.bench.step import abstract_batch, build
 from alm_jax.errors import UserError
-from alm_jax.experiment import load_config
+from alm_jax.run.experiment import load_config
 from alm_jax.training.lora import LoraConfig
 from alm_jax.training.mesh import MeshConfig, build_mesh
 

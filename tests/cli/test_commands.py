@@ -10,9 +10,9 @@ import pytest
 import soundfile
 
 from alm_jax.cli.main import COMMANDS, dispatch
-from alm_jax.experiment import from_json
+from alm_jax.run.experiment import read_experiment
+from alm_jax.run.workdir import locked
 from alm_jax.training.metrics import read_metrics
-from alm_jax.training.workdir import locked
 
 CONFIG = Path(__file__).with_name("tiny_config.py")
 
@@ -116,7 +116,7 @@ def test_a_run_leaves_what_it_says(trained):
     assert [record["step"] for record in records if "validation/loss" in record] == [4, 6]
     assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["3", "6"]
     assert "<html" in (trained / "report.html").read_text()
-    assert from_json(json.loads((trained / "config.json").read_text())).training.num_steps == 6
+    assert read_experiment(json.loads((trained / "config.json").read_text())).training.num_steps == 6
 
 
 def test_evaluate_prints_one_flat_object(trained, capsys):

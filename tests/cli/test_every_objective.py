@@ -10,12 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alm_jax.cli.arguments import load_run
 from alm_jax.cli.main import dispatch
-from alm_jax.cli.run_variables import read_run_variables
 from alm_jax.encoders.family import apply
 from alm_jax.encoders.zoo import family_of
-from alm_jax.experiment import load_config
 from alm_jax.interop.safetensors_io import read_weights
 from alm_jax.objectives import (
     ContrastiveConfig,
@@ -23,8 +20,10 @@ from alm_jax.objectives import (
     MaskedSpectrogramConfig,
     ObjectiveConfig,
 )
+from alm_jax.run.experiment import load_config
+from alm_jax.run.load import load_run, read_run_variables
+from alm_jax.run.workdir import CHECKPOINTS, EVALUATION
 from alm_jax.training.metrics import METRICS_FILE, read_metrics
-from alm_jax.training.workdir import CHECKPOINTS, EVALUATION
 
 CONFIGS = {
     type(load_config(path).objective): path for path in sorted(Path(__file__).parent.glob("tiny_*.py"))

@@ -9,14 +9,13 @@ import pytest
 import soundfile
 
 from alm_jax.cli import generate, language_modeling
-from alm_jax.cli.evaluate import restore_run
 from alm_jax.cli.main import dispatch
-from alm_jax.cli.session import Session
-from alm_jax.experiment import load_config
 from alm_jax.interop.qwen2_audio import QWEN2_AUDIO
 from alm_jax.models import qwen2_audio
 from alm_jax.models.generation import Beam, Greedy, Sample
-from alm_jax.training.workdir import TOKENIZER
+from alm_jax.run.experiment import load_config
+from alm_jax.run.session import Session, restore_run
+from alm_jax.run.workdir import TOKENIZER
 from data_pipelines.config import TokenizerConfig
 from data_pipelines.templates import TEMPLATES, render
 from data_pipelines.text import train_tokenizer

@@ -22,8 +22,8 @@ from alm_jax.interop.format import variables_to_arrays
 from alm_jax.interop.parity import ParityError
 from alm_jax.interop.safetensors_io import read_weights
 from alm_jax.interop.whisper import WHISPER_ARCHIVE
-from alm_jax.model_folder import load_model_folder
-from alm_jax.pretrained import PretrainedEncoder
+from alm_jax.run.model_folder import load_model_folder
+from alm_jax.run.pretrained import PretrainedEncoder
 
 CONFIG = dataclasses.replace(NANO, positions="bert", num_token_types=2, pad_id=0, kernel_init="normal")
 

@@ -8,18 +8,20 @@ import jax
 import numpy as np
 import pytest
 
+from alm_jax.cli.evaluations import evaluation_of
 from alm_jax.cli.main import dispatch
-from alm_jax.cli.pretrain import pretrain, read_variables
-from alm_jax.cli.run_variables import is_run_folder
 from alm_jax.errors import UserError
-from alm_jax.experiment import load_config, to_json
 from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
 from alm_jax.objectives import build_objective
+from alm_jax.run.config_json import to_json
+from alm_jax.run.experiment import load_config
+from alm_jax.run.load import is_run_folder
+from alm_jax.run.train import pretrain, read_variables
+from alm_jax.run.workdir import CHECKPOINTS
 from alm_jax.training.build import build_parallel
 from alm_jax.training.checkpoint import Checkpoints
 from alm_jax.training.initialise import InitFromConfig, take_from
 from alm_jax.training.mesh import build_mesh
-from alm_jax.training.workdir import CHECKPOINTS
 
 HERE = Path(__file__).parent
 TOKENIZER = load_config(HERE / "tiny_tokenizer_distillation.py")
@@ -90,7 +92,8 @@ def test_the_iterations_of_beats_are_three_runs(tmp_path, capsys, caplog):
     data = dataclasses.replace(PREDICTION.data, cache_dir=str(tmp_path / "data"))
 
     def train(name, config, *sources):
-        pretrain(dataclasses.replace(config, data=data, init_from=sources), tmp_path / name)
+        evaluation = evaluation_of(config.objective)
+        pretrain(dataclasses.replace(config, data=data, init_from=sources), tmp_path / name, evaluation)
         return read_variables(str(tmp_path / name))
 
     first = train("first", PREDICTION)

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from alm_jax.cli.language_modeling import check, judge
-from alm_jax.cli.session import Session
 from alm_jax.errors import UserError
 from alm_jax.evaluation.answers import normalise
-from alm_jax.experiment import load_config
+from alm_jax.run.experiment import load_config
+from alm_jax.run.session import Session
 from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
 
 

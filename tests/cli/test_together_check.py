@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from tiny_together import get_config
 
-from alm_jax.cli.session import Session
 from alm_jax.cli.together import check
 from alm_jax.errors import UserError
 from alm_jax.objectives.together import ReconstructionTerm
+from alm_jax.run.session import Session
 from data_pipelines.config import PromptConfig
 
 CONFIG = get_config()

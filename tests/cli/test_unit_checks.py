@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from alm_jax.cli.session import Session
 from alm_jax.cli.unit_language_modeling import check, is_fitted_here
 from alm_jax.encoders.audio.encodec import EncodecConfig
 from alm_jax.encoders.text.gpt2 import Gpt2Config
 from alm_jax.errors import UserError
 from alm_jax.models.audio_units import CodecUnitsConfig
 from alm_jax.ops.frontends import ClipSpec, WaveformSpec
+from alm_jax.run.session import Session
 from alm_jax.training.initialise import InitFromConfig
 from data_pipelines.config import TokenizerConfig
 from data_pipelines.text import train_tokenizer

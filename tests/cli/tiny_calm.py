@@ -1,11 +1,11 @@
 """A run of seconds of a CALM-style head, with every kind of noise on, for the tests of the command line."""
 
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.one_head import OneHeadConfig
 from alm_jax.objectives.calm import CalmConfig
 from alm_jax.objectives.masked_text import MaskedTextConfig
 from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.ops.frontends import AstSpec, ClipSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, TokenizerConfig

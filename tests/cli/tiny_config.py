@@ -4,11 +4,11 @@ import dataclasses
 
 from alm_jax.encoders.audio.htsat import HtsatConfig
 from alm_jax.encoders.text.bert import NANO
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives.contrastive import ContrastiveConfig
 from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.ops.frontends import ClapSpec, ClipSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, TokenizerConfig

@@ -1,12 +1,12 @@
 """A run of seconds of masked spectrograms, with every kind of noise on, for the tests of the command line."""
 
 from alm_jax.encoders.audio.audio_mae import AudioMaeConfig
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.masked_autoencoder import MaskedAutoencoderConfig
 from alm_jax.models.patch_decoders import LocalDecoderConfig
 from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig
 from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.ops.frontends import AstSpec, ClipSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, TokenizerConfig

@@ -1,12 +1,12 @@
 """A run of seconds of a Q-Former and its three targets, with all noise on, for the tests of the command line."""
 
 from alm_jax.encoders.audio.whisper import WhisperEncoderConfig
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.audio_q_former import AudioQFormerConfig
 from alm_jax.models.q_former import QFormerConfig
 from alm_jax.objectives.query_transformer import QueryTransformerConfig
 from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.ops.frontends import AstSpec, ClipSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, TokenizerConfig

@@ -4,7 +4,6 @@ Of two data sets: one has captions to learn from, of the other the sounds alone 
 """
 
 from alm_jax.encoders.audio.audio_mae import AudioMaeConfig
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.caption_decoder import CaptionDecoderConfig
 from alm_jax.models.contrastive_captioner import ContrastiveCaptionerConfig
 from alm_jax.models.patch_decoders import GlobalDecoderConfig
@@ -17,6 +16,7 @@ from alm_jax.objectives.together import (
     TogetherConfig,
 )
 from alm_jax.ops.frontends import AstSpec, ClipSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, MixtureConfig, MixturePart, TokenizerConfig

@@ -1,13 +1,13 @@
 """A run of seconds that trains an audio tokenizer, with every kind of noise on, for the tests of the command line."""
 
 from alm_jax.encoders.audio.beats import BeatsConfig
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
 from alm_jax.models.distilled_tokenizer import DistilledTokenizerConfig
 from alm_jax.models.patch_decoders import GlobalDecoderConfig
 from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.objectives.tokenizer_distillation import TokenizerDistillationConfig
 from alm_jax.ops.frontends import BeatsSpec, ClipSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, TokenizerConfig

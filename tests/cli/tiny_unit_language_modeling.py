@@ -1,12 +1,12 @@
 """A run of seconds of a unit language model, with every kind of noise on, for the tests of the command line."""
 
 from alm_jax.encoders.text.gpt2 import Gpt2Config
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.audio_units import CepstraConfig, ClusterUnitsConfig
 from alm_jax.models.unit_language_model import UnitLanguageModelConfig
 from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.objectives.unit_language_modeling import UnitLanguageModelingConfig
 from alm_jax.ops.frontends import AstSpec, ClipSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, TokenizerConfig

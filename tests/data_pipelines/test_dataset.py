@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from alm_jax.errors import DataError
-from alm_jax.experiment import from_json, to_json
+from alm_jax.run.config_json import from_json, to_json
 from data_pipelines.config import DataConfig, MixtureConfig, MixturePart, TokenizerConfig
 from data_pipelines.dataset import DatasetConfig
 from data_pipelines.prepare import prepare

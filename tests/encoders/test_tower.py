@@ -12,7 +12,6 @@ from alm_jax.encoders.audio import htsat, packed_vit
 from alm_jax.encoders.text import bert, llama
 from alm_jax.encoders.zoo import FAMILIES
 from alm_jax.errors import UserError
-from alm_jax.experiment import from_json, to_json
 from alm_jax.models.two_towers import (
     TwoTowersConfig,
     abstract_two_towers,
@@ -22,6 +21,7 @@ from alm_jax.models.two_towers import (
     two_towers_axes,
 )
 from alm_jax.ops.frontends import AstSpec, ClapSpec, ClipSpec, FusionSpec, WaveformSpec, feature_shape
+from alm_jax.run.config_json import from_json, to_json
 
 CLIP = ClipSpec(clip_sec=1.0, pad="zero")
 

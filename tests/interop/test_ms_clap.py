@@ -19,7 +19,6 @@ from alm_jax.encoders.audio.htsat import HtsatConfig
 from alm_jax.encoders.text.bert import BertConfig
 from alm_jax.encoders.text.gpt2 import Gpt2Config
 from alm_jax.errors import UserError
-from alm_jax.experiment import from_json, to_json
 from alm_jax.interop import ms_clap
 from alm_jax.interop.clap_config import config_to_clap
 from alm_jax.interop.folder import import_model
@@ -27,6 +26,7 @@ from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
 from alm_jax.interop.parity import load_oracle, randomise
 from alm_jax.models.two_towers import TwoTowersConfig, encode_text
 from alm_jax.ops.frontends import compute_features
+from alm_jax.run.config_json import from_json, to_json
 
 BERT = BertConfig(
     vocab_size=300, width=64, num_layers=2, num_heads=1, mlp_dim=96, max_positions=40, positions="bert",

@@ -15,7 +15,7 @@ from alm_jax.errors import UserError
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
 from alm_jax.interop import stablehlo
 from alm_jax.models.two_towers import init_two_towers
-from alm_jax.programs import export_programs
+from alm_jax.run.programs import export_programs
 
 
 @pytest.fixture(scope="module")

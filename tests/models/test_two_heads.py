@@ -12,7 +12,6 @@ from alm_jax.encoders import family
 from alm_jax.encoders.audio import cav_mae, htsat, whisper
 from alm_jax.encoders.text import bart, gpt2, llama, t5
 from alm_jax.errors import UserError
-from alm_jax.experiment import from_json, to_json
 from alm_jax.models import qwen2_audio
 from alm_jax.models.connectors import (
     DirectConnectorConfig,
@@ -36,6 +35,7 @@ from alm_jax.models.two_heads import (
 )
 from alm_jax.nn.language_model import head_kernel, project
 from alm_jax.ops.frontends import AstSpec, ClapSpec, ClipSpec, WhisperSpec
+from alm_jax.run.config_json import from_json, to_json
 
 TINY = {"vocab_size": 40, "width": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16}
 LANGUAGE_MODELS = {

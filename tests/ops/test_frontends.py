@@ -14,7 +14,6 @@ import torch
 from transformers import ClapFeatureExtractor
 
 from alm_jax.errors import UserError
-from alm_jax.experiment import from_json, to_json
 from alm_jax.ops.frontends import (
     AstSpec,
     AudioLdmSpec,
@@ -35,6 +34,7 @@ from alm_jax.ops.frontends import (
 from alm_jax.ops.frontends.ctal import delta
 from alm_jax.ops.frontends.decibel import limit_range, power_to_db
 from alm_jax.ops.frontends.pcm import quantize_int16
+from alm_jax.run.config_json import from_json, to_json
 
 CLIP = ClipSpec(clip_sec=5.0)
 TEN_SEC = ClipSpec(clip_sec=10.0)

@@ -11,8 +11,8 @@ import pytest
 from training_batches import make_batch
 
 from alm_jax.errors import UserError
-from alm_jax.experiment import from_json, to_json
 from alm_jax.objectives import build_objective
+from alm_jax.run.config_json import from_json, to_json
 from alm_jax.training.accumulation import loss_and_gradients
 from alm_jax.training.build import build_parallel
 from alm_jax.training.initialise import InitFromConfig, take_from

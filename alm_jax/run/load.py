@@ -6,19 +6,42 @@ from typing import Any
 
 import jax
 
-from alm_jax.cli.arguments import load_run
+from alm_jax.errors import UserError
 from alm_jax.objectives import build_objective
+from alm_jax.run.experiment import ExperimentConfig, read_experiment
+from alm_jax.run.workdir import CHECKPOINTS
 from alm_jax.training import mesh as meshes
 from alm_jax.training import sharding
 from alm_jax.training.build import build_parallel
 from alm_jax.training.checkpoint import Checkpoints
 from alm_jax.training.lora import add_adapters
-from alm_jax.training.workdir import CHECKPOINTS
 
 
 def is_run_folder(folder: str | Path) -> bool:
     """Whether `alm pretrain` has saved checkpoints here."""
     return (Path(folder) / CHECKPOINTS).is_dir()
+
+
+def load_run(workdir: Path) -> ExperimentConfig:
+    """The config that the newest checkpoint of a run folder was made with.
+
+    Raises UserError where the folder holds no checkpoint.
+    """
+    folder = workdir / CHECKPOINTS
+    if not folder.is_dir():
+        raise UserError(
+            f"{workdir} holds no run: there is no {folder}. Expected a --workdir of `alm pretrain`"
+        )
+    checkpoints = Checkpoints(folder, keep=0)
+    try:
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(
+                f"{folder} holds no finished checkpoint yet; let `alm pretrain` reach its first save"
+            )
+        return read_experiment(checkpoints.manifest(steps[-1])["config"])
+    finally:
+        checkpoints.close()
 
 
 def read_run_variables(folder: str | Path) -> dict[str, Any]:

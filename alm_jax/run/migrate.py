@@ -1,7 +1,7 @@
 """Old config JSON, brought to the fields and type names of this version.
 
 Run folders, checkpoints and ``alm_config.json`` hold configs as JSON objects that carry the name of their type
-(``experiment.to_json``); the outermost one carries a format version, an integer under ``"format"``. JSON without it has
+(``config_json.to_json``); the outermost carries a format version, an integer under ``"format"``. JSON without it has
 version 1. ``MIGRATIONS`` is an ordered list: item i turns version i + 1 into version i + 2, so this version of the code
 writes ``1 + len(MIGRATIONS)``, and a reader applies what a file lacks, in order.
 
@@ -12,7 +12,7 @@ To rename or remove a config type or field:
 2. Entries see type and field names as the entries before left them: after ``rename_type("A", "B")`` write
    ``rename_field("B", ...)``.
 3. Leave the files of ``tests/golden`` as they are: ``tests/golden/test_golden.py`` reads each with your entry applied.
-   Add a test to ``tests/test_migrate.py`` where an entry does more than rename or drop.
+   Add a test to ``tests/run/test_migrate.py`` where an entry does more than rename or drop.
 
 A field that is added needs no entry where its default is what old files meant; otherwise ``set_default`` or
 ``derive_field`` states what they meant. A default that changes needs none: files state every field.

@@ -1,69 +1,11 @@
-"""One experiment as one frozen, typed value, and its JSON form.
-
-``configs/*.py`` each define ``get_config() -> ExperimentConfig``; the command line overrides single fields;
-the resolved value is stored in every run folder and checkpoint, and read back from there.
-"""
+"""Frozen dataclasses as JSON values and back; each object carries its type's name."""
 
 import dataclasses
-import importlib
-import importlib.util
 import types
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from alm_jax.errors import UserError
-from alm_jax.evaluation.config import EvaluationConfig
-from alm_jax.migrate import FORMAT_KEY, TYPE_KEY, current_format, migrate
-from alm_jax.objectives import ObjectiveConfig
-from alm_jax.training.initialise import InitFromConfig
-from alm_jax.training.loop import TrainingConfig
-from alm_jax.training.lora import LoraConfig
-from alm_jax.training.optimizer import AdamWConfig
-from data_pipelines.config import DataConfig
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExperimentConfig:
-    """Data, model, loss, optimizer and schedule of one pre-training run."""
-
-    name: str
-    """What the run is called in reports and model cards."""
-    seed: int = 0
-    """Decides the initial weights, the order of the data, and every draw of noise."""
-    data: DataConfig
-    """Recordings, captions and tokenizer."""
-    objective: ObjectiveConfig
-    """The model and its loss."""
-    optimizer: AdamWConfig = AdamWConfig()
-    """The optimizer and its schedule."""
-    init_from: tuple[InitFromConfig, ...] = ()
-    """Models that a run begins with, in this order; the rest is drawn from the seed. Said in the config file: the
-    command line changes single fields."""
-    lora: LoraConfig = LoraConfig()
-    """Low-rank adapters in place of whole kernels."""
-    training: TrainingConfig
-    """Steps, batch, devices, and how often to save and look."""
-    evaluation: EvaluationConfig = EvaluationConfig()
-    """What is measured during and after training."""
-
-
-def load_config(path: str | Path) -> ExperimentConfig:
-    """Runs a config file's ``get_config()``. Raises UserError where there is none."""
-    path = Path(path)
-    if not path.is_file():
-        near = sorted(str(found) for found in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise UserError(f"there is no config file {path}" + (f"; {path.parent} has {near}" if near else ""))
-    spec = importlib.util.spec_from_file_location(f"alm_config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{path} has no function get_config(); see the files in configs/")
-    config = module.get_config()
-    if not isinstance(config, ExperimentConfig):
-        raise UserError(f"get_config() of {path} returned {type(config).__name__}, expected ExperimentConfig")
-    return config
+from alm_jax.run.migrate import FORMAT_KEY, TYPE_KEY, current_format, migrate
 
 
 def to_json(value: Any) -> Any:
@@ -81,8 +23,8 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def from_json(value: Any, expected: Any = ExperimentConfig, path: str = "config") -> Any:
-    """The config that ``to_json`` of this or an older version wrote; `alm_jax.migrate` has the old names.
+def from_json(value: Any, expected: Any, path: str = "config") -> Any:
+    """The config that ``to_json`` of this or an older version wrote; `alm_jax.run.migrate` has the old names.
 
     Raises UserError where it names what this version does not know, or is of a newer version. ``path`` is what an
     error calls the value.

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 
 from alm_jax.errors import UserError
-from alm_jax.experiment import from_json, to_json
 from alm_jax.interop.folder import ImportedModel
 from alm_jax.interop.formats import format_named
 from alm_jax.interop.safetensors_io import read_weights, write_weights
+from alm_jax.run.config_json import from_json, to_json
 from alm_jax.version import __version__
 
 CONFIG = "alm_config.json"

@@ -1,5 +1,6 @@
 """One run, wired: what ``pretrain``, ``evaluate`` and ``export`` build alike from a config."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -14,15 +15,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from alm_jax.errors import UserError
-from alm_jax.experiment import ExperimentConfig, to_json
 from alm_jax.objectives import build_objective
+from alm_jax.run.config_json import to_json
+from alm_jax.run.experiment import ExperimentConfig
+from alm_jax.run.load import load_run
+from alm_jax.run.workdir import CHECKPOINTS
 from alm_jax.training import mesh as meshes
 from alm_jax.training import sharding
 from alm_jax.training.build import build_parallel
 from alm_jax.training.checkpoint import Checkpoints
 from alm_jax.training.lora import add_adapters
 from alm_jax.training.state import TrainState
-from alm_jax.training.workdir import CHECKPOINTS
 from data_pipelines.pipeline import eval_batches, train_batches
 from data_pipelines.prepare import Prepared, prepare
 
@@ -108,6 +111,24 @@ class Session:
         rows = next(iter(batch.values())).shape[0] // count
         own = {key: value[index * rows : (index + 1) * rows] for key, value in batch.items()}
         return sharding.place_batch(own, self.mesh)
+
+
+def restore_run(workdir: Path) -> tuple[Session, TrainState]:
+    """A run folder's session and its newest good state, on the devices that are here.
+
+    Raises UserError where there is no run, DataError where no checkpoint can be read.
+    """
+    config = load_run(workdir)
+    # Where a run trained says nothing about where it is measured.
+    here = dataclasses.replace(
+        config.training, mesh=type(config.training.mesh)(), parallelism="jit", num_microbatches=1
+    )
+    session = Session(dataclasses.replace(config, training=here))
+    checkpoints = session.checkpoints(workdir)
+    state = checkpoints.restore_latest(session.parallel.abstract())
+    checkpoints.close()
+    assert state is not None, "load_run has found a checkpoint"
+    return session, state
 
 
 def prepare_once(config: ExperimentConfig) -> Prepared:

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from alm_jax import migrate
 from alm_jax.errors import UserError
-from alm_jax.experiment import from_json, to_json
+from alm_jax.run import migrate
+from alm_jax.run.config_json import from_json, to_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

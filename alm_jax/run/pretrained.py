@@ -19,9 +19,9 @@ from alm_jax.errors import DataError, UserError
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
 from alm_jax.interop.folder import ImportedModel, import_model
 from alm_jax.interop.safetensors_io import cast_floats
-from alm_jax.model_folder import is_model_folder, load_model_folder
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.models.zoo import family_of
+from alm_jax.run.model_folder import is_model_folder, load_model_folder
 from alm_jax.types import PyTree
 from data_pipelines.decode import read_audio
 from data_pipelines.text import encode, load_tokenizer
