@@ -1,4 +1,4 @@
-"""How a CALM-style run is checked, measured and shown: zero-shot, retrieval, and what a modality gives to the other."""
+"""How a CALM-style run is measured and shown: zero-shot, retrieval, and what a modality gives to the other."""
 
 import dataclasses
 import functools
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from alm_jax import batch as contract
-from alm_jax.cli.masked_text import check_masked_text
 from alm_jax.cli.reconstructions import draw_pictures
 from alm_jax.cli.run_page import write_run_page
 from alm_jax.cli.two_towers import evaluation_set
@@ -23,12 +22,6 @@ from alm_jax.objectives.contrastive_losses import contrastive_loss, init_scalars
 from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
-
-
-def check(session: Session) -> None:
-    """Raises UserError where the trunk cannot take the tokenizer's texts."""
-    config, model = _config(session), session.model
-    check_masked_text(session, config.masked_text, vocab_size=model.vocab_size, max_length=model.max_length)
 
 
 def evaluate(session: Session, state: TrainState, split: str) -> EvaluationResult:

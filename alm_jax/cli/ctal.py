@@ -1,4 +1,4 @@
-"""How a CTAL run is checked, measured and shown: its losses, what a transcript gives, a linear probe, and pictures."""
+"""How a CTAL run is measured and shown: its losses, what a transcript gives, a linear probe, and pictures."""
 
 import dataclasses
 import functools
@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alm_jax.cli.linear_probe import check_probe, probe_encoder
-from alm_jax.cli.masked_text import check_masked_text
+from alm_jax.cli.linear_probe import probe_encoder
 from alm_jax.cli.reconstructions import draw_pictures
 from alm_jax.cli.run_page import write_run_page
 from alm_jax.evaluation.ctal import draw, embed_speech, measure_masked
@@ -29,15 +28,6 @@ class CtalResult:
     metrics: dict[str, float | int]
     """Flat: ``n``, ``validation/loss``, ``masked_text/...``, ``masked_audio/...``, and where clips have classes
     ``linear_probe/...``."""
-
-
-def check(session: Session) -> None:
-    """Raises UserError where the text encoder cannot take the tokenizer's texts, or a library is missing."""
-    text = session.model.text
-    check_masked_text(
-        session, _config(session).masked_text, vocab_size=text.vocab_size, max_length=text.max_length
-    )
-    check_probe()
 
 
 def evaluate(session: Session, state: TrainState, split: str) -> CtalResult:

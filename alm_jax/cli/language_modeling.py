@@ -1,4 +1,4 @@
-"""How a run of two heads is checked, measured and shown: loss, tokens, and what it writes of recordings."""
+"""How a run of two heads is measured and shown: loss, tokens, and what it writes of recordings."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,13 +9,9 @@ import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.cli.two_towers import check_microbatches
-from alm_jax.encoders.text.bart import BartConfig
-from alm_jax.encoders.text.gpt2 import Gpt2Config
 from alm_jax.errors import UserError
 from alm_jax.evaluation.answers import count_right_tokens, normalise, write_answers
 from alm_jax.evaluation.validation_loss import validation_loss
-from alm_jax.models.two_heads import TwoHeadsConfig, count_vectors
 from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
@@ -38,31 +34,6 @@ class LanguageModelingResult:
     classes, ``answers/events_accuracy`` where they are composed of events."""
     answers: tuple[str, ...]
     """One a recording, in the order of the split."""
-
-
-def check(session: Session) -> None:
-    """Raises UserError where batches have no prompts, or their texts do not fit the language model."""
-    config: TwoHeadsConfig = session.model
-    check_microbatches(config.audio, session.config.training.num_microbatches)
-    prompt = prompt_of(session)
-    language_model, tokenizer = config.language_model, session.data.tokenizer
-    if tokenizer.get_vocab_size() > language_model.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the language model "
-            f"{language_model.vocab_size}: raise objective.model.language_model.vocab_size or lower "
-            "data.tokenizer.vocab_size"
-        )
-    # Other families compute positions, and longer texts with them.
-    if isinstance(language_model, Gpt2Config | BartConfig):
-        num_vectors, length = count_vectors(config), session.config.data.tokenizer.max_length
-        total = num_vectors + prompt.max_length + (0 if config.has_encoder else length)
-        if total > language_model.max_positions:
-            raise UserError(
-                f"audio ({num_vectors} vectors), prompt (up to {prompt.max_length} tokens) and answer (up to "
-                f"{length}) are more than objective.model.language_model.max_positions "
-                f"{language_model.max_positions}: raise it, or lower data.prompt.max_length, "
-                "data.tokenizer.max_length or what the connector makes of a clip"
-            )
 
 
 def prompt_of(session: Session) -> PromptConfig:

@@ -1,9 +1,8 @@
-"""How a run of masked prediction is checked, measured and shown: loss, labels in use, linear probe, and pictures."""
+"""How a run of masked prediction is measured and shown: loss, labels in use, linear probe, and pictures."""
 
 import dataclasses
 import functools
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,18 @@ import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.cli.bands import band_centres_hz
-from alm_jax.cli.linear_probe import check_probe, probe_encoder
+from alm_jax.cli.linear_probe import probe_encoder
 from alm_jax.cli.run_page import write_run_page
 from alm_jax.evaluation.patch_labels import draw_label_maps, embed_clips, label_figures
 from alm_jax.evaluation.pictures import draw_labels
-from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
-from alm_jax.models.label_predictor import TOKENIZER, init_label_predictor
+from alm_jax.models.label_predictor import init_label_predictor
 from alm_jax.objectives import MaskedPredictionConfig
 from alm_jax.run.session import Session
 from alm_jax.training import sharding
-from alm_jax.training.initialise import InitFromConfig
 from alm_jax.training.state import TrainState
 
 NUM_PICTURES = 6
 """Clips that are shown with their labels."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,26 +31,6 @@ class LabelResult:
 
     metrics: dict[str, float | int]
     """Flat: ``n``, ``validation/...``, ``labels/...``, and where clips have classes ``linear_probe/...``."""
-
-
-def check(session: Session) -> None:
-    """Finds out now, and not after training, that scikit-learn is missing, or that a tokenizer was never trained."""
-    check_probe()
-    if isinstance(session.model.tokenizer, LearnedTokenizerConfig):
-        origin = "alm pretrain of a TokenizerDistillationConfig"
-        warn_unless_given(session.config.init_from, TOKENIZER, "the tokenizer", origin)
-
-
-def warn_unless_given(sources: Sequence[InitFromConfig], path: str, what: str, origin: str) -> None:
-    """Says that frozen parameters come from nowhere, where no ``init_from`` names a source of them."""
-    if not any(source.into in ("", path) for source in sources):
-        log.warning(
-            "%s is as it was drawn from the seed, and stays so: no init_from has into=%r; name a run folder of %s "
-            "there",
-            what,
-            path,
-            origin,
-        )
 
 
 def evaluate(session: Session, state: TrainState, split: str) -> LabelResult:

@@ -1,10 +1,10 @@
-"""How a masked-spectrogram run is checked, measured and shown: loss, linear probe, and pictures of what it draws."""
+"""How a masked-spectrogram run is measured and shown: loss, linear probe, and pictures of what it draws."""
 
 import dataclasses
 import functools
 from pathlib import Path
 
-from alm_jax.cli.linear_probe import check_probe, probe_encoder
+from alm_jax.cli.linear_probe import probe_encoder
 from alm_jax.cli.reconstructions import draw_pictures
 from alm_jax.cli.run_page import write_run_page
 from alm_jax.evaluation.masked_spectrogram import draw, embed_clips
@@ -21,11 +21,6 @@ class MaskedSpectrogramResult:
 
     metrics: dict[str, float | int]
     """Flat: ``n``, ``validation/loss``, and where clips have classes ``linear_probe/...``."""
-
-
-def check(session: Session) -> None:
-    """Finds out now, and not after training, that scikit-learn is missing."""
-    check_probe()
 
 
 def evaluate(session: Session, state: TrainState, split: str) -> MaskedSpectrogramResult:

@@ -1,4 +1,4 @@
-"""How a run of a Q-Former is checked, measured and shown: its losses, and retrieval by contrast and by matching."""
+"""How a run of a Q-Former is measured and shown: its losses, and retrieval by contrast and by matching."""
 
 import dataclasses
 from pathlib import Path
@@ -9,8 +9,6 @@ import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.cli.two_towers import check_microbatches
-from alm_jax.errors import UserError
 from alm_jax.evaluation.embed import embed_text
 from alm_jax.evaluation.metrics.retrieval import retrieval_metrics
 from alm_jax.evaluation.query_transformer import (
@@ -44,27 +42,6 @@ class QueryTransformerResult:
     """[N M] of clips and all captions."""
     caption_owner: np.ndarray
     """[M] position of each caption's recording."""
-
-
-def check(session: Session) -> None:
-    """Raises UserError where model, tokenizer and data do not fit each other, or micro-batches are not exact."""
-    data, model = session.config.data, session.model
-    check_microbatches(model.audio, session.config.training.num_microbatches)
-    vocab_size = session.data.tokenizer.get_vocab_size()
-    if vocab_size > model.vocab_size:
-        raise UserError(
-            f"the tokenizer has {vocab_size} tokens, the Q-Former embeds {model.vocab_size}: raise "
-            "objective.model.vocab_size or lower data.tokenizer.vocab_size"
-        )
-    if data.tokenizer.max_length > model.max_positions:
-        raise UserError(
-            f"captions are cut to {data.tokenizer.max_length} tokens, the Q-Former has positions for "
-            f"{model.max_positions}: raise objective.model.max_positions or lower data.tokenizer.max_length"
-        )
-    if data.prompt is not None:
-        raise UserError(
-            "data.prompt is set, and a Q-Former reads whole captions from their start token on: leave it out"
-        )
 
 
 def evaluate(session: Session, state: TrainState, split: str) -> QueryTransformerResult:

@@ -1,4 +1,4 @@
-"""How a run of several objectives over one trunk is checked, measured and shown.
+"""How a run of several objectives over one trunk is measured and shown.
 
 Every term's loss, retrieval by the embeddings, the captions that the decoder writes, and pictures where it draws.
 """
@@ -13,8 +13,6 @@ import numpy as np
 from alm_jax import batch as contract
 from alm_jax.cli.reconstructions import draw_pictures
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.cli.two_towers import check_microbatches
-from alm_jax.errors import UserError
 from alm_jax.evaluation.embed import embed_text
 from alm_jax.evaluation.masked_spectrogram import draw
 from alm_jax.evaluation.metrics.retrieval import retrieval_metrics_of_embeddings
@@ -48,35 +46,6 @@ class TogetherResult:
     sounds are composed of events ``answers/events_accuracy``."""
     captions: dict[int, str]
     """What the decoder writes of each recording, by its place in the split."""
-
-
-def check(session: Session) -> None:
-    """Raises UserError where model, terms, tokenizer and data do not fit each other, or micro-batches are not exact."""
-    data, text = session.config.data, session.model.text
-    check_microbatches(session.model.audio, session.config.training.num_microbatches)
-    vocab_size = session.data.tokenizer.get_vocab_size()
-    if vocab_size > text.vocab_size:
-        raise UserError(
-            f"the tokenizer has {vocab_size} tokens, the decoder embeds {text.vocab_size}: raise "
-            "objective.model.text.vocab_size or lower data.tokenizer.vocab_size"
-        )
-    if data.tokenizer.max_length >= text.max_positions:
-        raise UserError(
-            f"captions are cut to {data.tokenizer.max_length} tokens and a class token follows, the decoder has "
-            f"positions for {text.max_positions}: raise objective.model.text.max_positions or lower "
-            "data.tokenizer.max_length"
-        )
-    if data.prompts:
-        raise UserError(
-            "data.prompt is set, and captions that are to be contrasted have no prompts: leave it out"
-        )
-    for term in _objective(session).terms:
-        if any(source >= session.data.num_sources for source in term.sources):
-            raise UserError(
-                f"the {term.name} term counts sources {term.sources}, and data.dataset has "
-                f"{session.data.num_sources or 'no'} parts of a mixture, which count from 0: change the term's "
-                "sources, or make data.dataset a MixtureConfig"
-            )
 
 
 def evaluate(session: Session, state: TrainState, split: str) -> TogetherResult:

@@ -1,21 +1,13 @@
-"""How the training of an audio tokenizer is checked, measured and shown: as masked prediction is, without a mask."""
+"""How the training of an audio tokenizer is measured and shown: as masked prediction is, without a mask."""
 
 import functools
 from pathlib import Path
 
-from alm_jax.cli.linear_probe import check_probe
-from alm_jax.cli.masked_prediction import LabelResult, measure, warn_unless_given, write_label_page
+from alm_jax.cli.masked_prediction import LabelResult, measure, write_label_page
 from alm_jax.evaluation.patch_labels import draw_label_maps
-from alm_jax.models.distilled_tokenizer import TEACHER, init_distilled_tokenizer
+from alm_jax.models.distilled_tokenizer import init_distilled_tokenizer
 from alm_jax.run.session import Session
 from alm_jax.training.state import TrainState
-
-
-def check(session: Session) -> None:
-    """Finds out now, and not after training, that scikit-learn is missing, or that the teacher knows nothing."""
-    check_probe()
-    origin = "alm pretrain of a MaskedPredictionConfig"
-    warn_unless_given(session.config.init_from, TEACHER, "the teacher", origin)
 
 
 def evaluate(session: Session, state: TrainState, split: str) -> LabelResult:

@@ -1,4 +1,4 @@
-"""How a contrastive run is checked and measured: retrieval and zero-shot classification by its two towers."""
+"""How a contrastive run is measured: retrieval and zero-shot classification by its two towers."""
 
 import dataclasses
 from typing import Any
@@ -7,10 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from alm_jax import batch as contract
-from alm_jax.encoders.audio.cnn14 import Cnn14Config
-from alm_jax.encoders.audio.htsat_fusion import HtsatFusionConfig
-from alm_jax.encoders.tower import AudioTowerConfig, text_limits
-from alm_jax.errors import UserError
 from alm_jax.evaluation.contrastive import EvaluationResult, EvaluationSet
 from alm_jax.evaluation.contrastive import evaluate as evaluate_two_towers
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
@@ -20,32 +16,6 @@ from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
 from data_pipelines.text import encode
-
-
-def check(session: Session) -> None:
-    """Raises UserError where the text tower cannot take the tokenizer's texts, or micro-batches are not exact."""
-    check_microbatches(session.model.audio, session.config.training.num_microbatches)
-    vocab_size, max_length = text_limits(session.model.text)
-    tokenizer, length = session.data.tokenizer, session.config.data.tokenizer.max_length
-    if tokenizer.get_vocab_size() > vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the text tower embeds {vocab_size}: "
-            "raise objective.model.text.vocab_size or lower data.tokenizer.vocab_size"
-        )
-    if max_length is not None and length > max_length:
-        raise UserError(
-            f"captions are cut to {length} tokens, the text tower takes {max_length}: "
-            "raise objective.model.text.max_positions or lower data.tokenizer.max_length"
-        )
-
-
-def check_microbatches(audio: AudioTowerConfig, num_microbatches: int) -> None:
-    """Raises UserError where a tower's own batch norms would see a micro-batch and the whole batch is meant."""
-    if num_microbatches > 1 and isinstance(audio, Cnn14Config | HtsatFusionConfig):
-        raise UserError(
-            f"training.num_microbatches is {num_microbatches}, and the batch norms inside {type(audio).__name__} would "
-            "normalise by a micro-batch instead of the batch: set it to 1, or choose another audio tower"
-        )
 
 
 def evaluation_set(session: Session, name: str) -> EvaluationSet:

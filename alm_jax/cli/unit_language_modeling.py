@@ -1,37 +1,27 @@
-"""How a unit language model begins, is checked, measured and shown: k-means, losses, transcripts, units."""
+"""How a unit language model is measured and shown: losses, transcripts, units."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from alm_jax import batch as contract
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.errors import UserError
 from alm_jax.evaluation.unit_language_modeling import (
     Transcript,
     answer_loss,
-    cluster_frames,
     transcribe,
 )
-from alm_jax.evaluation.units import describe_units, fit_clusters
+from alm_jax.evaluation.units import describe_units
 from alm_jax.evaluation.validation_loss import batch_metrics
-from alm_jax.models.audio_units import ClusterUnitsConfig
 from alm_jax.objectives import UnitLanguageModelingConfig
-from alm_jax.objectives.unit_language_modeling import check_row_tokens
 from alm_jax.ops.unit_sequences import SPEECH, TEXT_TO_UNITS, UNITS_TO_TEXT
 from alm_jax.run.session import Session
 from alm_jax.training import sharding
-from alm_jax.training.initialise import InitFromConfig, take_from
 from alm_jax.training.state import TrainState
-from data_pipelines.pipeline import train_batches
 from data_pipelines.text import framing_tokens
 
-CLUSTERS = "units/clusters"
-"""Path of what k-means finds."""
 NUM_SHOWN = 12
 """Recordings whose units and text are shown."""
 
@@ -52,70 +42,6 @@ def _config(session: Session) -> UnitLanguageModelingConfig:
     config = session.config.objective
     assert isinstance(config, UnitLanguageModelingConfig)
     return config
-
-
-def is_fitted_here(session: Session) -> bool:
-    """Whether the run fits its clusters: there are some, and ``init_from`` does not bring them."""
-    is_brought = any(CLUSTERS.startswith(source.into) for source in session.config.init_from)
-    return isinstance(session.model.units, ClusterUnitsConfig) and not is_brought
-
-
-def check(session: Session) -> None:
-    """Raises UserError where words, lengths or rows do not fit, or scikit-learn is missing."""
-    if is_fitted_here(session):
-        import sklearn.cluster  # noqa: F401
-    config, data, tokenizer = _config(session), session.config.data, session.data.tokenizer
-    vocabulary, num_words = session.model.vocabulary, tokenizer.get_vocab_size()
-    if num_words > vocabulary.num_words:
-        raise UserError(
-            f"the tokenizer has {num_words} tokens, and language_model.vocab_size "
-            f"{session.model.language_model.vocab_size} less {vocabulary.num_units} units and two tags leaves "
-            f"{vocabulary.num_words}: make it at least {num_words + vocabulary.size - vocabulary.num_words}"
-        )
-    if not framing_tokens(tokenizer)[1]:
-        raise UserError(
-            "the tokenizer puts no token after a text, so that no text would ever end; take another"
-        )
-    prompt = data.prompt
-    check_row_tokens(config, data.tokenizer.max_length, prompt.max_length if prompt else 0)
-    training, together = session.config.training, config.examples_per_row
-    pieces = training.num_microbatches
-    if training.parallelism == "pmap":
-        pieces *= jax.local_device_count()
-    for name, rows in (
-        ("training.batch_size on a device, in a micro-batch,", training.batch_size // pieces),
-        ("evaluation.batch_size", session.eval_batch_size),
-    ):
-        if rows % together:
-            raise UserError(
-                f"objective.examples_per_row is {together}, and {name} is {rows}, no multiple of it: change one of them"
-            )
-
-
-def initialise(session: Session, state: TrainState) -> tuple[TrainState, str]:
-    """The state with k-means of the training split's frames for clusters, and what was done, in words.
-
-    The clips are the first of the order of training. The state is unplaced; every process leaves with the same.
-    """
-    if not is_fitted_here(session):
-        return state, ""
-    config, units = session.config, session.model.units
-    num_clips = min(units.num_fit_clips, len(session.data.split(config.data.train_split)))
-    params = session.replicate(state.variables)["params"]["units"]
-    batch_size = session.eval_batch_size
-    batches = train_batches(session.data, config.data.train_split, batch_size=batch_size, seed=config.seed)
-    found = []
-    for start in range(0, num_clips, batch_size):
-        batch = {name: np.array(value) for name, value in next(batches).items()}
-        frames, is_real = map(sharding.fetch, cluster_frames(session.model, params, session.place(batch)))
-        rows = min(batch_size, num_clips - start)
-        found.append(frames[:rows][is_real[:rows]])
-    frames = np.concatenate(found)
-    clusters = fit_clusters(frames, units.num_units, seed=config.seed)
-    if jax.process_count() > 1:
-        clusters = multihost_utils.broadcast_one_to_all(clusters)
-    state, _ = take_from(state, {"params": clusters}, InitFromConfig(source="k-means", into=CLUSTERS))
-    return state, f"{units.num_units} units from {len(frames):,} frames of {num_clips:,} clips, by k-means"
 
 
 def evaluate(session: Session, state: TrainState, split: str) -> UnitLanguageModelingResult:

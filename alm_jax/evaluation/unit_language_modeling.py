@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
-from alm_jax.models.audio_units import ClusterUnitsConfig, frame_vectors
 from alm_jax.models.generated import Generated
 from alm_jax.models.unit_language_model import UnitLanguageModelConfig, listen, write
 from alm_jax.objectives.unit_language_modeling import (
@@ -30,18 +29,6 @@ class Transcribed(NamedTuple):
     """True where a unit is said."""
     written: Generated
     """Words, and units where the model has not learned better."""
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def cluster_frames(
-    config: UnitLanguageModelConfig, params: Any, batch: dict[str, Array]
-) -> tuple[Float[Array, "B N D"], Bool[Array, "B N"]]:
-    """What k-means is fitted to, and which of it is of real audio; ``params`` are those of the units."""
-    units = config.units
-    assert isinstance(units, ClusterUnitsConfig)
-    clips = compute_clips(config, batch)
-    dtype = jnp.dtype(config.compute_dtype)
-    return frame_vectors(units, params, clips.features, clips.frame_mask, dtype=dtype)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -28,8 +28,14 @@ from alm_jax.objectives.contrastive_losses import (
     init_scalars,
     project_scalars,
 )
-from alm_jax.objectives.masked_text import MaskedTextConfig, mask_texts, masked_text_loss, row_keys
-from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.masked_text import (
+    MaskedTextConfig,
+    check_masked_text,
+    mask_texts,
+    masked_text_loss,
+    row_keys,
+)
+from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks
 from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
 from alm_jax.objectives.weighted_sum import add_means
@@ -180,6 +186,16 @@ def masked_losses(
     }
 
 
+FIGURES = (
+    LOSS,
+    loss_figure("contrastive_loss", "contrastive loss"),
+    loss_figure("masked_text_loss", "loss of hidden words"),
+    loss_figure("masked_audio_loss", "loss of hidden patches"),
+    LOGIT_SCALE,
+)
+"""What training records."""
+
+
 def build_calm(config: CalmConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
@@ -208,6 +224,9 @@ def build_calm(config: CalmConfig) -> Objective:
         variables = one_head.init_one_head(model, key)
         return {**variables, "params": {**variables["params"], **init_scalars(config.contrastive)}}
 
+    def check(facts: DataFacts) -> None:
+        check_masked_text(config.masked_text, facts, vocab_size=model.vocab_size, max_length=model.max_length)
+
     return Objective(
         init=init,
         axes=lambda: {**one_head.one_head_axes(model), **dict.fromkeys(init_scalars(config.contrastive), ())},
@@ -215,4 +234,6 @@ def build_calm(config: CalmConfig) -> Objective:
         encode=encode,
         combine=combine,
         project=lambda params: {**params, **project_scalars(config.contrastive, params)},
+        check=check,
+        figures=FIGURES,
     )

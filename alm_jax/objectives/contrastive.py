@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from alm_jax import batch as contract
+from alm_jax.encoders.tower import text_limits
+from alm_jax.errors import UserError
+from alm_jax.figures import Figure
 from alm_jax.models import two_towers
 from alm_jax.objectives.contrastive_losses import (
     HardNegativesConfig,
@@ -22,7 +25,8 @@ from alm_jax.objectives.contrastive_losses import (
     init_scalars,
     project_scalars,
 )
-from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.microbatches import check_microbatches
+from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective
 from alm_jax.objectives.recordings import (
     WaveformAugmentConfig,
     augment_waveform,
@@ -105,6 +109,14 @@ def read_texts(loss: LossConfig, batch: dict[str, Any]) -> tuple[Array, Array]:
     return ids, mask
 
 
+FIGURES = (
+    LOSS,
+    LOGIT_SCALE,
+    Figure(name="positive_cosine", label="cosine of true pairs", is_higher_better=True),
+)
+"""What training records."""
+
+
 def build_contrastive(config: ContrastiveConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
@@ -173,6 +185,20 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
     def project(params: Params) -> Params:
         return {**params, **project_scalars(config.loss, params)}
 
+    def check(facts: DataFacts) -> None:
+        check_microbatches(model.audio, facts.num_microbatches)
+        vocab_size, max_length = text_limits(model.text)
+        if facts.vocab_size > vocab_size:
+            raise UserError(
+                f"the tokenizer has {facts.vocab_size} tokens, the text tower embeds {vocab_size}: "
+                "raise objective.model.text.vocab_size or lower data.tokenizer.vocab_size"
+            )
+        if max_length is not None and facts.max_length > max_length:
+            raise UserError(
+                f"captions are cut to {facts.max_length} tokens, the text tower takes {max_length}: "
+                "raise objective.model.text.max_positions or lower data.tokenizer.max_length"
+            )
+
     return Objective(
         init=init,
         axes=axes,
@@ -180,4 +206,6 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
         encode=encode,
         combine=combine,
         project=project,
+        check=check,
+        figures=FIGURES,
     )

@@ -16,8 +16,14 @@ from alm_jax.errors import UserError
 from alm_jax.losses.reconstruction import masked_reconstruction
 from alm_jax.models import ctal
 from alm_jax.models.ctal import CtalModelConfig
-from alm_jax.objectives.masked_text import MaskedTextConfig, mask_texts, masked_text_loss, row_keys
-from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.masked_text import (
+    MaskedTextConfig,
+    check_masked_text,
+    mask_texts,
+    masked_text_loss,
+    row_keys,
+)
+from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
 from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
 from alm_jax.objectives.weighted_sum import add_means
 from alm_jax.ops.frame_masking import MaskedFrames, mask_frame_spans
@@ -159,6 +165,14 @@ def encode_rows(
     return Outputs(words, rows.text_chosen.astype(jnp.float32), Loss(*acoustic)), drawn
 
 
+FIGURES = (
+    LOSS,
+    loss_figure("masked_text_loss", "loss of hidden words"),
+    loss_figure("masked_audio_loss", "loss of hidden frames"),
+)
+"""What training records."""
+
+
 def build_ctal(config: CtalConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
@@ -185,6 +199,10 @@ def build_ctal(config: CtalConfig) -> Objective:
         total = add_means(losses, config.weights, real, axis_name)
         return total, {f"{name}_loss": loss for name, loss in losses.items()}
 
+    def check(facts: DataFacts) -> None:
+        text = model.text
+        check_masked_text(config.masked_text, facts, vocab_size=text.vocab_size, max_length=text.max_length)
+
     return Objective(
         init=lambda key: ctal.init_ctal(model, key),
         axes=lambda: ctal.ctal_axes(model),
@@ -192,4 +210,6 @@ def build_ctal(config: CtalConfig) -> Objective:
         encode=encode,
         combine=combine,
         project=lambda params: params,
+        check=check,
+        figures=FIGURES,
     )

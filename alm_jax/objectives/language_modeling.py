@@ -12,12 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
+from alm_jax.encoders.text.bart import BartConfig
+from alm_jax.encoders.text.gpt2 import Gpt2Config
 from alm_jax.errors import UserError
 from alm_jax.losses.language_modeling import token_loss
 from alm_jax.models import two_heads
 from alm_jax.models.two_heads import Prompts, TwoHeadsConfig
 from alm_jax.nn.language_model import head_kernel
-from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.microbatches import check_microbatches
+from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective
 from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
 from alm_jax.ops.frontends import WaveformSpec, compute_features, compute_waveform
 from alm_jax.types import Metrics, Params
@@ -107,6 +110,10 @@ def read_prompts(batch: dict[str, Any]) -> Prompts:
     return Prompts(batch[contract.PROMPT_IDS], batch[contract.PROMPT_MASK], batch[contract.AUDIO_POSITION])
 
 
+FIGURES = (LOSS,)
+"""What training records."""
+
+
 def build_language_modeling(config: LanguageModelingConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
@@ -173,6 +180,32 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
         )
         return Loss(*loss), {}
 
+    def check(facts: DataFacts) -> None:
+        check_microbatches(model.audio, facts.num_microbatches)
+        language_model, num_prompt = model.language_model, facts.prompt_length
+        if num_prompt is None:
+            raise UserError(
+                "data.prompt is not set, and language modelling puts a prompt before its answers: say what is asked, "
+                "PromptConfig(template='plain') for nothing but the audio"
+            )
+        if facts.vocab_size > language_model.vocab_size:
+            raise UserError(
+                f"the tokenizer has {facts.vocab_size} tokens, the language model "
+                f"{language_model.vocab_size}: raise objective.model.language_model.vocab_size or lower "
+                "data.tokenizer.vocab_size"
+            )
+        # Other families compute positions, and longer texts with them.
+        if isinstance(language_model, Gpt2Config | BartConfig):
+            num_vectors = two_heads.count_vectors(model)
+            total = num_vectors + num_prompt + (0 if model.has_encoder else facts.max_length)
+            if total > language_model.max_positions:
+                raise UserError(
+                    f"audio ({num_vectors} vectors), prompt (up to {num_prompt} tokens) and answer (up to "
+                    f"{facts.max_length}) are more than objective.model.language_model.max_positions "
+                    f"{language_model.max_positions}: raise it, or lower data.prompt.max_length, "
+                    "data.tokenizer.max_length or what the connector makes of a clip"
+                )
+
     return Objective(
         init=lambda key: two_heads.init_two_heads(model, key),
         axes=lambda: two_heads.two_heads_axes(model),
@@ -180,4 +213,6 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
         encode=encode,
         combine=combine,
         project=lambda params: params,
+        check=check,
+        figures=FIGURES,
     )

@@ -13,7 +13,9 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from alm_jax import batch as contract
+from alm_jax.figures import Figure
 from alm_jax.losses.reconstruction import masked_label_prediction
+from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
 from alm_jax.models.label_predictor import (
     TOKENIZER,
     LabelPredictorConfig,
@@ -22,13 +24,23 @@ from alm_jax.models.label_predictor import (
     label_predictor_axes,
     predict_labels,
 )
+from alm_jax.objectives.frozen_parts import warn_unless_given
 from alm_jax.objectives.masked_spectrogram import MaskedClips
-from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
 from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, clip_features, cut_clips
 from alm_jax.ops.frontends import compute_features
 from alm_jax.ops.vector_quantization import count_codes, perplexity
 from alm_jax.types import Metrics, Params
+
+LABEL_PERPLEXITY = Figure(
+    name="label_perplexity",
+    label="perplexity of the labels of a batch",
+    panel="Perplexity of the labels",
+    series="a training batch",
+    is_noisy=True,
+)
+"""exp of the entropy of the labels of a batch: 1 where the tokenizer has collapsed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +69,24 @@ class LabelledClips(NamedTuple):
     """Hidden patches whose label is the likeliest one."""
     counts: Float[Array, "B V"]
     """How often each label occurs among all patches: where the tokenizer has collapsed, one has them all."""
+
+
+FIGURES = (
+    LOSS,
+    Figure(
+        name="masked_accuracy",
+        label="labels of hidden patches",
+        panel="Labels of hidden patches that are named",
+        series="training",
+        is_share=True,
+        is_noisy=True,
+        is_higher_better=True,
+        is_headline=True,
+        is_shown=True,
+    ),
+    LABEL_PERPLEXITY,
+)
+"""What training records."""
 
 
 def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
@@ -106,6 +136,11 @@ def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
     def trained(params: Params) -> dict[str, Any]:
         return {name: tree for name, tree in params.items() if name != TOKENIZER}
 
+    def check(facts: DataFacts) -> None:
+        if isinstance(model.tokenizer, LearnedTokenizerConfig):
+            origin = "alm pretrain of a TokenizerDistillationConfig"
+            warn_unless_given(facts, TOKENIZER, "the tokenizer", origin)
+
     return Objective(
         init=lambda key: init_label_predictor(model, key),
         axes=lambda: label_predictor_axes(model),
@@ -114,4 +149,6 @@ def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
         combine=combine,
         project=lambda params: params,
         trained=trained,
+        check=check,
+        figures=FIGURES,
     )

@@ -18,7 +18,7 @@ from alm_jax.models.masked_autoencoder import (
     masked_autoencoder_axes,
     reconstruct,
 )
-from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.objective import LOSS, Inputs, Loss, Objective
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
 from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, clip_features, cut_clips
 from alm_jax.ops.frontends import compute_features
@@ -101,4 +101,5 @@ def build_masked_spectrogram(config: MaskedSpectrogramConfig) -> Objective:
         encode=encode,
         combine=combine,
         project=lambda params: params,
+        figures=(LOSS,),
     )

@@ -10,8 +10,11 @@ from jaxtyping import Array, Bool, Float, Int
 from alm_jax.errors import UserError
 from alm_jax.losses.language_modeling import token_loss
 from alm_jax.nn.language_model import project
-from alm_jax.objectives.objective import Loss
+from alm_jax.objectives.objective import DataFacts, Loss
 from alm_jax.ops.token_masking import MaskedTokens, mask_tokens
+
+MASK_TOKENS = ("<mask>", "[MASK]")
+"""Names of the token that hides others, by kind of tokenizer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,36 @@ class MaskedTextConfig:
     def is_word(self, ids: Int[Array, "*B L"], mask: Bool[Array, "*B L"]) -> Bool[Array, "*B L"]:
         """True for real tokens that are part of a word."""
         return mask & ~jnp.isin(ids, jnp.asarray((*self.special_ids, self.mask_id)))
+
+
+def check_masked_text(
+    config: MaskedTextConfig, facts: DataFacts, *, vocab_size: int, max_length: int
+) -> None:
+    """Raises UserError where the model cannot take the tokenizer's texts, or ``mask_id`` is not its mask.
+
+    Args:
+        vocab_size: entries of the model's table of words.
+        max_length: tokens that the model has positions for.
+    """
+    if facts.vocab_size > vocab_size:
+        raise UserError(
+            f"the tokenizer has {facts.vocab_size} tokens, the model embeds {vocab_size}: raise the model's "
+            "vocab_size or lower data.tokenizer.vocab_size"
+        )
+    if facts.max_length > max_length:
+        raise UserError(
+            f"texts are cut to {facts.max_length} tokens, the model has positions for {max_length}: give the model "
+            "more, or lower data.tokenizer.max_length"
+        )
+    if not facts.mask_ids:
+        raise UserError(
+            f"the tokenizer has no token that hides others; looked for {', '.join(MASK_TOKENS)}: take another"
+        )
+    if config.mask_id not in facts.mask_ids.values():
+        token, found = next(iter(facts.mask_ids.items()))
+        raise UserError(
+            f"objective.masked_text.mask_id is {config.mask_id}, the tokenizer has {token} as {found}: set it to that"
+        )
 
 
 def row_keys(key: Any, index: Int[Array, " B"], *, train: bool) -> Any:

@@ -16,9 +16,10 @@ over the whole batch; without accumulation the three are composed and differenti
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Float
 
 from alm_jax.figures import Figure
@@ -69,6 +70,26 @@ class DataFacts:
     init_paths: tuple[str, ...]
     """Paths of parameters that ``init_from`` replaces; the empty path stands for all."""
 
+    def is_given(self, path: str) -> bool:
+        """Whether ``init_from`` brings the parameters under a path."""
+        return any(into in ("", path) or path.startswith(f"{into}/") for into in self.init_paths)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The training split as `Objective.fit` reads it."""
+
+    batches: Iterator[dict[str, np.ndarray]]
+    """Batches in the order of training, from the first step on, whole on every process; without an end."""
+    num_clips: int
+    """Recordings of the split."""
+    place: Callable[[dict[str, np.ndarray]], dict[str, Array]]
+    """A batch -> the same, cut over the devices."""
+    fetch: Callable[[Array], np.ndarray]
+    """An array on the devices -> the whole of it on the host."""
+    seed: int
+    """The run's seed."""
+
 
 class Fitted(NamedTuple):
     """What an objective makes of its training data before the first step."""
@@ -78,6 +99,25 @@ class Fitted(NamedTuple):
     params: Params
     message: str
     """What was done, for people."""
+
+
+LOSS = Figure(
+    name="loss",
+    label="loss",
+    panel="Loss",
+    series="training",
+    is_noisy=True,
+    is_higher_better=False,
+    is_shown=True,
+)
+"""The loss that is trained."""
+LOGIT_SCALE = Figure(name="logit_scale", label="logit scale", panel="Logit scale (1 / temperature)")
+"""The factor of cosines in a contrastive loss."""
+
+
+def loss_figure(name: str, label: str) -> Figure:
+    """The declaration of a part of the loss."""
+    return Figure(name=name, label=label, is_higher_better=False)
 
 
 def no_capabilities(tokens: TextTokens) -> Any:
@@ -122,15 +162,16 @@ class Objective:
     check: Callable[[DataFacts], None] = check_nothing
     """Raises UserError, before anything is compiled, where the objective does not fit the data or the run."""
     fit: Callable[..., Fitted | None] | None = None
-    """(variables, batches of training, place, fetch, seed) -> parameters made of the training data before the first
-    step, such as k-means; None where nothing is."""
+    """(variables on the devices, DataFacts, TrainingData) -> `Fitted`: parameters made of the training data before the
+    first step, such as k-means, or None where ``init_from`` brings them. None for an objective that has no such
+    parameters."""
     capabilities: Callable[[TextTokens], Any] = no_capabilities
     """tokens -> an object that implements the protocols of `alm_jax.models.capabilities` that the model has."""
     measure: Callable[..., Metrics] | None = None
     """(variables of the model, batch) -> further figures of evaluation as a dict of Loss, without noise; None where
     there are none beside the loss and its metrics."""
     figures: tuple[Figure, ...] = ()
-    """Declarations of the figures that training records and ``measure`` returns."""
+    """Declarations of the figures that training records, ``loss`` among them, and of those that ``measure`` returns."""
     trained: Callable[[Params], Params] = dict
     """params -> the nested dict of those that train, all of them unless some are frozen (training/trainable.py)."""
     merge: Callable[[Params], Params] = dict

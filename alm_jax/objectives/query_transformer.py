@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
 from alm_jax.errors import UserError
+from alm_jax.figures import Figure
 from alm_jax.losses.contrastive import temperature
 from alm_jax.losses.language_modeling import next_token_loss
 from alm_jax.losses.late_interaction import max_similarity, max_similarity_infonce
@@ -27,7 +28,8 @@ from alm_jax.losses.matching import audio_text_matching, matching_pairs_by_score
 from alm_jax.models import audio_q_former
 from alm_jax.models.audio_q_former import AudioQFormerConfig, Heard, Read
 from alm_jax.objectives.contrastive_losses import GROUP_KEYS
-from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.microbatches import check_microbatches
+from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
 from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
 from alm_jax.objectives.weighted_sum import add_means
 from alm_jax.ops.frontends import WaveformSpec, compute_features, compute_waveform
@@ -156,6 +158,17 @@ def matching_loss(
     return loss, Loss(right, loss.weight)
 
 
+FIGURES = (
+    LOSS,
+    loss_figure("contrastive_loss", "contrastive loss"),
+    loss_figure("matching_loss", "matching loss"),
+    loss_figure("generation_loss", "loss of generated words"),
+    Figure(name="matching_accuracy", label="pairs judged rightly", is_share=True, is_higher_better=True),
+    LOGIT_SCALE,
+)
+"""What training records."""
+
+
 def build_query_transformer(config: QueryTransformerConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
@@ -232,6 +245,23 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
     def project(params: Params) -> Params:
         return {**params, "tau": temperature.clamp_tau(params["tau"], *TAU_BOUNDS)}
 
+    def check(facts: DataFacts) -> None:
+        check_microbatches(model.audio, facts.num_microbatches)
+        if facts.vocab_size > model.vocab_size:
+            raise UserError(
+                f"the tokenizer has {facts.vocab_size} tokens, the Q-Former embeds {model.vocab_size}: raise "
+                "objective.model.vocab_size or lower data.tokenizer.vocab_size"
+            )
+        if facts.max_length > model.max_positions:
+            raise UserError(
+                f"captions are cut to {facts.max_length} tokens, the Q-Former has positions for "
+                f"{model.max_positions}: raise objective.model.max_positions or lower data.tokenizer.max_length"
+            )
+        if facts.prompt_length is not None:
+            raise UserError(
+                "data.prompt is set, and a Q-Former reads whole captions from their start token on: leave it out"
+            )
+
     return Objective(
         init=lambda key: audio_q_former.init_audio_q_former(model, key),
         axes=lambda: audio_q_former.audio_q_former_axes(model),
@@ -239,4 +269,6 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
         encode=encode,
         combine=combine,
         project=project,
+        check=check,
+        figures=FIGURES,
     )

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
 from alm_jax.errors import UserError
+from alm_jax.figures import Figure
 from alm_jax.losses.language_modeling import next_token_loss
 from alm_jax.losses.matching import audio_text_matching, matching_pairs
 from alm_jax.losses.reconstruction import masked_reconstruction
@@ -33,7 +34,8 @@ from alm_jax.objectives.contrastive_losses import (
     project_scalars,
 )
 from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig, reconstruction_target
-from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.microbatches import check_microbatches
+from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
 from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
 from alm_jax.objectives.weighted_sum import add_means
@@ -347,6 +349,18 @@ def matching_loss(
     return loss, Loss(right, loss.weight)
 
 
+MATCHING_ACCURACY = Figure(
+    name="matching_accuracy", label="pairs judged rightly", is_share=True, is_higher_better=True
+)
+
+
+def figures_of(config: TogetherConfig) -> tuple[Figure, ...]:
+    """What training records of these terms."""
+    terms = [loss_figure(f"{term.name}_loss", f"{term.name} loss") for term in config.terms]
+    accuracy = [MATCHING_ACCURACY] if config.term(MatchingTerm) else []
+    return (LOSS, *terms, *accuracy, LOGIT_SCALE)
+
+
 def build_together(config: TogetherConfig) -> Objective:
     """The objective as pure functions."""
     model, contrast = config.model, config.term(ContrastiveTerm).loss
@@ -405,6 +419,32 @@ def build_together(config: TogetherConfig) -> Objective:
         scalars = dict.fromkeys(init_scalars(contrast), ())
         return {**contrastive_captioner.contrastive_captioner_axes(model), **scalars}
 
+    def check(facts: DataFacts) -> None:
+        text = model.text
+        check_microbatches(model.audio, facts.num_microbatches)
+        if facts.vocab_size > text.vocab_size:
+            raise UserError(
+                f"the tokenizer has {facts.vocab_size} tokens, the decoder embeds {text.vocab_size}: raise "
+                "objective.model.text.vocab_size or lower data.tokenizer.vocab_size"
+            )
+        if facts.max_length >= text.max_positions:
+            raise UserError(
+                f"captions are cut to {facts.max_length} tokens and a class token follows, the decoder has "
+                f"positions for {text.max_positions}: raise objective.model.text.max_positions or lower "
+                "data.tokenizer.max_length"
+            )
+        if facts.prompt_length is not None:
+            raise UserError(
+                "data.prompt is set, and captions that are to be contrasted have no prompts: leave it out"
+            )
+        for term in config.terms:
+            if any(source >= facts.num_sources for source in term.sources):
+                raise UserError(
+                    f"the {term.name} term counts sources {term.sources}, and data.dataset has "
+                    f"{facts.num_sources or 'no'} parts of a mixture, which count from 0: change the term's "
+                    "sources, or make data.dataset a MixtureConfig"
+                )
+
     return Objective(
         init=init,
         axes=axes,
@@ -412,4 +452,6 @@ def build_together(config: TogetherConfig) -> Objective:
         encode=encode,
         combine=combine,
         project=lambda params: {**params, **project_scalars(contrast, params)},
+        check=check,
+        figures=figures_of(config),
     )

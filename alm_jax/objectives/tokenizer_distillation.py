@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from alm_jax import batch as contract
 from alm_jax.errors import UserError
+from alm_jax.figures import Figure
 from alm_jax.losses.regression import cosine_distance
 from alm_jax.models.audio_tokenizer import read_codebook
 from alm_jax.models.distilled_tokenizer import (
@@ -35,7 +36,9 @@ from alm_jax.models.distilled_tokenizer import (
     tokenizer_variables,
 )
 from alm_jax.models.label_predictor import TOKENIZER
-from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.frozen_parts import warn_unless_given
+from alm_jax.objectives.masked_prediction import LABEL_PERPLEXITY
+from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
 from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, clip_features, cut_clips
 from alm_jax.ops.frontends import compute_features
 from alm_jax.ops.vector_quantization import count_codes, nearest_codes, perplexity, update_codebook
@@ -77,6 +80,24 @@ class QuantizedClips(NamedTuple):
     """How often each code was taken."""
     latents: Float[Array, "B N code"]
     """What the codes follow; no gradient passes."""
+
+
+FIGURES = (
+    LOSS,
+    Figure(
+        name="teacher_cosine",
+        label="cosine to the teacher",
+        panel="Cosine of estimate and teacher",
+        series="training",
+        is_noisy=True,
+        is_higher_better=True,
+        is_headline=True,
+        is_shown=True,
+    ),
+    loss_figure("commitment", "squared distance of latents and codes"),
+    LABEL_PERPLEXITY,
+)
+"""What training records."""
 
 
 def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objective:
@@ -141,6 +162,9 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
     def trained(params: Params) -> dict[str, Any]:
         return {name: tree for name, tree in params.items() if name != TEACHER}
 
+    def check(facts: DataFacts) -> None:
+        warn_unless_given(facts, TEACHER, "the teacher", "alm pretrain of a MaskedPredictionConfig")
+
     return Objective(
         init=lambda key: init_distilled_tokenizer(model, key),
         axes=lambda: distilled_tokenizer_axes(model),
@@ -150,4 +174,6 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
         update_stats=update_stats,
         project=lambda params: params,
         trained=trained,
+        check=check,
+        figures=FIGURES,
     )

@@ -6,15 +6,18 @@ loss on what the task asks for.
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
 from alm_jax.errors import UserError
 from alm_jax.losses.language_modeling import next_token_loss
+from alm_jax.models.audio_units import ClusterUnitsConfig, frame_vectors
 from alm_jax.models.unit_language_model import (
     UnitLanguageModelConfig,
     init_unit_language_model,
@@ -23,7 +26,17 @@ from alm_jax.models.unit_language_model import (
     unit_language_model_axes,
 )
 from alm_jax.nn.language_model import head_kernel
-from alm_jax.objectives.objective import Inputs, Loss, Objective
+from alm_jax.objectives.k_means import fit_clusters
+from alm_jax.objectives.objective import (
+    LOSS,
+    DataFacts,
+    Fitted,
+    Inputs,
+    Loss,
+    Objective,
+    TrainingData,
+    loss_figure,
+)
 from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
 from alm_jax.ops.frontends import WaveformSpec, compute_features, compute_waveform
 from alm_jax.ops.unit_sequences import Sequences, Spoken, build_sequences, unit_budget
@@ -209,6 +222,83 @@ def check_row_tokens(config: UnitLanguageModelingConfig, num_text: int, num_prom
         )
 
 
+FIGURES = (
+    LOSS,
+    loss_figure("word_loss", "loss of words"),
+    loss_figure("unit_loss", "loss of units and tags"),
+)
+"""What training records."""
+CLUSTERS = "units/clusters"
+"""Path of what k-means finds."""
+
+
+def is_fitted_here(config: UnitLanguageModelingConfig, facts: DataFacts) -> bool:
+    """Whether a run fits its clusters: there are some, and ``init_from`` does not bring them."""
+    return isinstance(config.model.units, ClusterUnitsConfig) and not facts.is_given(CLUSTERS)
+
+
+def check_units_and_rows(config: UnitLanguageModelingConfig, facts: DataFacts) -> None:
+    """Raises UserError where words, lengths or rows do not fit, or scikit-learn is missing."""
+    if is_fitted_here(config, facts):
+        import sklearn.cluster  # noqa: F401
+    vocabulary, num_words = config.model.vocabulary, facts.vocab_size
+    if num_words > vocabulary.num_words:
+        raise UserError(
+            f"the tokenizer has {num_words} tokens, and language_model.vocab_size "
+            f"{config.model.language_model.vocab_size} less {vocabulary.num_units} units and two tags leaves "
+            f"{vocabulary.num_words}: make it at least {num_words + vocabulary.size - vocabulary.num_words}"
+        )
+    if not facts.tokens.end:
+        raise UserError(
+            "the tokenizer puts no token after a text, so that no text would ever end; take another"
+        )
+    check_row_tokens(config, facts.max_length, facts.prompt_length or 0)
+    together, pieces = config.examples_per_row, facts.num_microbatches * facts.num_mapped_devices
+    for name, rows in (
+        ("training.batch_size on a device, in a micro-batch,", facts.batch_size // pieces),
+        ("evaluation.batch_size", facts.eval_batch_size),
+    ):
+        if rows % together:
+            raise UserError(
+                f"objective.examples_per_row is {together}, and {name} is {rows}, no multiple of it: change one of them"
+            )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def cluster_frames(
+    config: UnitLanguageModelConfig, params: Any, batch: dict[str, Array]
+) -> tuple[Float[Array, "B N D"], Bool[Array, "B N"]]:
+    """What k-means is fitted to, and which of it is of real audio; ``params`` are those of the units."""
+    units = config.units
+    assert isinstance(units, ClusterUnitsConfig)
+    clips = compute_clips(config, batch)
+    dtype = jnp.dtype(config.compute_dtype)
+    return frame_vectors(units, params, clips.features, clips.frame_mask, dtype=dtype)
+
+
+def fit_units(
+    config: UnitLanguageModelingConfig, variables: dict[str, Any], facts: DataFacts, data: TrainingData
+) -> Fitted | None:
+    """The clusters of the first frames in the order of training; None where the run fits none."""
+    units = config.model.units
+    if not is_fitted_here(config, facts):
+        return None
+    assert isinstance(units, ClusterUnitsConfig)
+    num_clips = min(units.num_fit_clips, data.num_clips)
+    found, num_rows = [], 0
+    while num_rows < num_clips:
+        batch = {name: np.array(value) for name, value in next(data.batches).items()}
+        placed = data.place(batch)
+        frames, is_real = map(data.fetch, cluster_frames(config.model, variables["params"]["units"], placed))
+        rows = min(len(frames), num_clips - num_rows)
+        found.append(frames[:rows][is_real[:rows]])
+        num_rows += rows
+    frames = np.concatenate(found)
+    clusters = fit_clusters(frames, units.num_units, seed=data.seed)
+    message = f"{units.num_units} units from {len(frames):,} frames of {num_clips:,} clips, by k-means"
+    return Fitted(CLUSTERS, clusters, message)
+
+
 def build_unit_language_modeling(config: UnitLanguageModelingConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
@@ -260,4 +350,7 @@ def build_unit_language_modeling(config: UnitLanguageModelingConfig) -> Objectiv
         combine=combine,
         project=lambda params: params,
         trained=lambda params: {name: tree for name, tree in params.items() if name != "units"},
+        check=functools.partial(check_units_and_rows, config),
+        fit=functools.partial(fit_units, config),
+        figures=FIGURES,
     )

@@ -15,7 +15,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from alm_jax.errors import UserError
+from alm_jax.models.capabilities import TextTokens
 from alm_jax.objectives import build_objective
+from alm_jax.objectives.masked_text import MASK_TOKENS
+from alm_jax.objectives.objective import DataFacts, TrainingData
 from alm_jax.run.config_json import to_json
 from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.run.load import load_run
@@ -28,6 +31,7 @@ from alm_jax.training.lora import add_adapters
 from alm_jax.training.state import TrainState
 from data_pipelines.pipeline import eval_batches, train_batches
 from data_pipelines.prepare import Prepared, prepare
+from data_pipelines.text import framing_tokens, pad_id
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +67,22 @@ class Session:
     def model(self) -> Any:
         """The model's config."""
         return self.config.objective.model
+
+    @functools.cached_property
+    def facts(self) -> DataFacts:
+        """What the objective checks of the data set and the run."""
+        return facts_of(self.config, self.data, eval_batch_size=self.eval_batch_size)
+
+    def training_data(self) -> TrainingData:
+        """The training split as `Objective.fit` reads it."""
+        name, seed = self.config.data.train_split, self.config.seed
+        return TrainingData(
+            batches=train_batches(self.data, name, batch_size=self.eval_batch_size, seed=seed),
+            num_clips=len(self.data.split(name)),
+            place=self.place,
+            fetch=sharding.fetch,
+            seed=seed,
+        )
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint states of the run."""
@@ -111,6 +131,31 @@ class Session:
         rows = next(iter(batch.values())).shape[0] // count
         own = {key: value[index * rows : (index + 1) * rows] for key, value in batch.items()}
         return sharding.place_batch(own, self.mesh)
+
+
+def tokens_of(tokenizer: Any) -> TextTokens:
+    """The ids that frame a text of a tokenizer of `data_pipelines.text`."""
+    begin, end = framing_tokens(tokenizer)
+    return TextTokens(tuple(begin), tuple(end), pad_id(tokenizer))
+
+
+def facts_of(config: ExperimentConfig, data: Prepared, *, eval_batch_size: int) -> DataFacts:
+    """What an objective checks of the data set and the run that it is trained with."""
+    training, tokenizer = config.training, data.tokenizer
+    mask_ids = {token: tokenizer.token_to_id(token) for token in MASK_TOKENS}
+    return DataFacts(
+        tokens=tokens_of(tokenizer),
+        vocab_size=tokenizer.get_vocab_size(),
+        max_length=config.data.tokenizer.max_length,
+        mask_ids={token: found for token, found in mask_ids.items() if found is not None},
+        prompt_length=config.data.prompt_length if config.data.prompts else None,
+        num_sources=data.num_sources,
+        batch_size=training.batch_size,
+        eval_batch_size=eval_batch_size,
+        num_microbatches=training.num_microbatches,
+        num_mapped_devices=jax.local_device_count() if training.parallelism == "pmap" else 1,
+        init_paths=tuple(source.into for source in config.init_from),
+    )
 
 
 def restore_run(workdir: Path) -> tuple[Session, TrainState]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from alm_jax.errors import UserError
@@ -18,7 +19,7 @@ from alm_jax.run.load import is_run_folder, read_run_variables
 from alm_jax.run.model_folder import is_model_folder, load_model_folder
 from alm_jax.run.session import Session, check_processes_agree, enable_compilation_cache
 from alm_jax.training.checkpoint import Checkpoints
-from alm_jax.training.initialise import take_from
+from alm_jax.training.initialise import InitFromConfig, take_from
 from alm_jax.training.loop import Loop
 from alm_jax.training.metrics import MetricsWriter
 from alm_jax.training.progress import TrainingProgress
@@ -36,17 +37,14 @@ class Result(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How runs of one objective are checked, measured and shown."""
+    """How runs of one objective are measured and shown."""
 
-    check: Callable[[Session], None]
-    """Raises UserError, before anything is compiled, where objective and data do not fit each other."""
     evaluate: Callable[[Session, TrainState, str], Any]
     """(session, state, split) -> `Result`; the same on every process."""
     write_report: Callable[[Path, Session, TrainState, Any], None]
     """(workdir, session, state, the last result) -> ``evaluation.json`` and ``report.html``."""
-    initialise: Callable[[Session, TrainState], tuple[TrainState, str]] | None = None
-    """(session, state after ``init_from``) -> the state that a run begins with, and what was made of its data, in words
-    or none; None where nothing is."""
+    check: Callable[[], None] | None = None
+    """Raises ImportError, before anything is compiled, where a library is missing."""
 
 
 def pretrain(config: ExperimentConfig, workdir: Path, evaluation: Evaluation) -> Result:
@@ -75,7 +73,9 @@ def _pretrain(config: ExperimentConfig, workdir: Path, evaluation: Evaluation, *
 
     # --- config, devices, data
     session = Session(config)
-    evaluation.check(session)
+    session.objective.check(session.facts)
+    if evaluation.check is not None:
+        evaluation.check()
     check_processes_agree(config, session.data)
     checkpoints = session.checkpoints(workdir)
     if is_first:
@@ -85,7 +85,7 @@ def _pretrain(config: ExperimentConfig, workdir: Path, evaluation: Evaluation, *
     console.print(describe(session, len(train_split)), highlight=False, soft_wrap=True)
 
     # --- state: the newest good checkpoint, or the beginning
-    state, start_step = restore_or_init(session, checkpoints, evaluation, console)
+    state, start_step = restore_or_init(session, checkpoints, console)
     if start_step:
         console.print(f"continuing after step {start_step} of {config.training.num_steps}", highlight=False)
     if start_step > config.training.num_steps:
@@ -134,14 +134,12 @@ def _pretrain(config: ExperimentConfig, workdir: Path, evaluation: Evaluation, *
     return results[-1]
 
 
-def restore_or_init(
-    session: Session, checkpoints: Checkpoints, evaluation: Evaluation, console: Console
-) -> tuple[TrainState, int]:
+def restore_or_init(session: Session, checkpoints: Checkpoints, console: Console) -> tuple[TrainState, int]:
     """The state to go on from, placed for training, and its step; says what a new run takes from elsewhere."""
     parallel = session.parallel
     restored = checkpoints.restore_latest(parallel.abstract())
     if restored is None:
-        return initialise(session, evaluation, console), 0
+        return initialise(session, console), 0
     step = int(restored.step)
     manifest = checkpoints.manifest(step)
     old = read_again(manifest["config"])
@@ -161,7 +159,7 @@ def read_again(config: dict[str, Any]) -> dict[str, Any]:
     return to_json(read_experiment(config))
 
 
-def initialise(session: Session, evaluation: Evaluation, console: Console) -> TrainState:
+def initialise(session: Session, console: Console) -> TrainState:
     """The state before the first step: drawn from the seed, then what ``init_from`` names, then what the objective
     makes of its data, placed for training.
 
@@ -169,17 +167,22 @@ def initialise(session: Session, evaluation: Evaluation, console: Console) -> Tr
     """
     parallel = session.parallel
     state = parallel.init()
-    measure = evaluation.initialise
-    if not session.config.init_from and measure is None:
+    fit = session.objective.fit
+    if not session.config.init_from and fit is None:
         return state
     state = parallel.unplaced(state)
     for source in session.config.init_from:
         state, said = take_from(state, read_variables(source.source), source)
         console.print(f"init_from: {said}", highlight=False, markup=False, soft_wrap=True)
-    if measure is not None:
-        state, said = measure(session, state)
-        if said:
-            console.print(f"from the data: {said}", highlight=False, markup=False, soft_wrap=True)
+    if fit is not None:
+        fitted = fit(session.replicate(state.variables), session.facts, session.training_data())
+        if fitted is not None:
+            params = fitted.params
+            if jax.process_count() > 1:
+                params = multihost_utils.broadcast_one_to_all(params)
+            source = InitFromConfig(source="the data", into=fitted.path)
+            state, _ = take_from(state, {"params": params}, source)
+            console.print(f"from the data: {fitted.message}", highlight=False, markup=False, soft_wrap=True)
     return parallel.place(state)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.errors import AlmError, DataError, PreemptedError
+from alm_jax.figures import Figure
 from alm_jax.training.checkpoint import Checkpoints
 from alm_jax.training.faults import StopRequest
 from alm_jax.training.mesh import MeshConfig
@@ -22,6 +23,21 @@ from alm_jax.training.state import TrainState
 from alm_jax.types import Metrics
 
 log = logging.getLogger(__name__)
+
+FIGURES = (
+    Figure(name="step_sec", label="seconds of a step", is_higher_better=False),
+    Figure(name="wait_sec", label="seconds of a step that waited for data", is_higher_better=False),
+    Figure(
+        name="pairs_per_sec",
+        label="pairs a second",
+        panel="Throughput in pairs/s",
+        series="pairs/s",
+        is_noisy=True,
+        is_higher_better=True,
+    ),
+    Figure(name="audio_hours", label="hours of audio that were trained on"),
+)
+"""What the loop adds to the records of training steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

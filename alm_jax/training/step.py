@@ -8,12 +8,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from alm_jax.figures import Figure
 from alm_jax.objectives import Objective
 from alm_jax.training.accumulation import loss_and_gradients
 from alm_jax.training.state import TrainState
 from alm_jax.training.trainable import overlay
 from alm_jax.types import Metrics, PyTree
 
+FIGURES = (
+    Figure(name="grad_norm", label="norm of the gradients"),
+    Figure(name="learning_rate", label="learning rate", panel="Learning rate"),
+    Figure(name="num_skipped", label="steps skipped in a row", is_higher_better=False),
+)
+"""What every step records beside its objective's figures."""
 TrainStep = Callable[[TrainState, dict[str, Array]], tuple[TrainState, Metrics]]
 
 

@@ -1,18 +1,15 @@
 """Figures and pictures of labels: a split's, not its batches'; colours that tell labels apart."""
 
 import io
-import logging
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from alm_jax.cli.masked_prediction import warn_unless_given
 from alm_jax.evaluation.patch_labels import label_figures
 from alm_jax.evaluation.pictures import draw_labels, label_colours
 from alm_jax.objectives.objective import Inputs, Loss, Objective
-from alm_jax.training.initialise import InitFromConfig
 
 
 def test_figures_are_those_of_the_whole_split():
@@ -64,14 +61,3 @@ def test_labels_are_told_apart_and_drawn_in_their_places():
     for label in np.unique(labels):
         wanted = label_colours(np.array([[label]]))[0, 0]
         assert (np.abs(narrow[..., :3] - wanted).max(axis=-1) < 0.01).sum() > 100
-
-
-def test_frozen_parameters_that_come_from_nowhere_are_said(caplog):
-    def check(*sources):
-        warn_unless_given(sources, "teacher", "the teacher", "a run")
-
-    with caplog.at_level(logging.WARNING):
-        check(InitFromConfig(source="x", into="teacher"))
-        assert not caplog.text
-        check(InitFromConfig(source="x", into="tokenizer"))
-    assert "the teacher is as it was drawn from the seed" in caplog.text
