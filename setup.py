@@ -31,6 +31,7 @@ DATA = [
     "tensorflow>=2.20,<2.22; platform_machine != 'x86_64'",
     "tensorflow-datasets>=4.9.10,<5",
     "array_record>=0.8,<0.9",
+    "pyarrow>=22,<27",
 ]
 TORCH = ["torch>=2.8,<3", "transformers>=5.0,<6"]
 # Compiles for TPUs that are not there. jax[tpu], which runs on them, chooses its own version from this range.

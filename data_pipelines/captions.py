@@ -17,14 +17,14 @@ _ABOUT_THE_FILE = re.compile(
 
 
 def normalise_caption(caption: str) -> str:
-    """NFC, control and format characters dropped, runs of white space made one space; may be empty."""
+    """NFC, without what cannot be seen (control, format, half surrogates), white space made one space; may be empty."""
     words = unicodedata.normalize("NFC", caption).split()
     visible = ("".join(filter(_is_visible, word)).strip(_JOINERS) for word in words)
     return " ".join(filter(None, visible))
 
 
 def _is_visible(character: str) -> bool:
-    return character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf")
+    return character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
 
 
 def clean_title(title: str) -> str:

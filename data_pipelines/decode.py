@@ -4,7 +4,9 @@ One rule of scale for every subtype, libsndfile's: full scale is 1.0, so int16 i
 (value - 128) / 128, and float files are taken as they are. Channels are averaged.
 """
 
+import errno
 import io
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -64,13 +66,27 @@ def _as_file(source: str | Path | bytes) -> str | Path | io.BytesIO:
 
 
 def _check_there(source: Path | bytes) -> None:
-    """Raises DataError where there is no file, or nothing in it."""
+    """Raises DataError where there is no file, or nothing in it; OSError where the system refuses to say."""
     if isinstance(source, bytes):
         size = len(source)
-    elif source.is_file():
-        size = source.stat().st_size
     else:
-        raise DataError("missing: there is no such file")
+        try:
+            status = source.stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise DataError("missing: it is a link that leads to itself") from error
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise
+            if source.is_symlink():
+                raise DataError(
+                    f"missing: it is a link to {source.readlink()}, which is not there"
+                ) from error
+            raise DataError("missing: there is no such file") from error
+        except ValueError as error:
+            raise DataError("missing: a path with a zero byte") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("missing: there is no such file, but a folder or a device")
+        size = status.st_size
     if size == 0:
         raise DataError("empty: the file has 0 bytes")
 

@@ -83,6 +83,8 @@ def _find_or_build(dataset: DatasetConfig, config: DataConfig, sample_rate_hz: i
                     sample_rate_hz=sample_rate_hz,
                     max_bad_fraction=config.max_bad_fraction,
                 )
+                for line in source.found:
+                    logger.info("%s", line)
                 _build(builder, builder_config, folder)
     except OSError as error:
         raise UserError(f"cannot prepare data in {home}: {error}; choose another cache_dir") from error

@@ -6,7 +6,6 @@ It is read when its example is made, in any thread or process: rows are small an
 
 import dataclasses
 import hashlib
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -43,6 +42,9 @@ class Audio(Protocol):
         """Its samples from ``start_sec`` to ``end_sec`` (None: its end). Raises DataError, the reason, where it is no
         usable audio."""
 
+    def state(self) -> object:
+        """Something that changes when the recording does; costs no reading."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AudioFile:
@@ -54,6 +56,10 @@ class AudioFile:
         """As `Audio.read`."""
         waveform, notes = _read(self.path, sample_rate_hz, start_sec, end_sec)
         return Recording(pcm=float_to_pcm(waveform), sha256=hash_file(self.path), notes=notes)
+
+    def state(self) -> object:
+        """As `Audio.state`."""
+        return file_state(self.path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,6 +90,10 @@ class AudioMember:
     def read(self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None) -> Recording:
         """As `Audio.read`."""
         return read_encoded(self.read_bytes(), sample_rate_hz, start_sec=start_sec, end_sec=end_sec)
+
+    def state(self) -> object:
+        """As `Audio.state`."""
+        return file_state(self.path), self.name, self.offset_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,18 +165,31 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_files(tables: Iterable[Path], recordings: Iterable[Path]) -> str:
-    """SHA-256 of the content of tables, and of name, size and time of recordings; either may be missing."""
+def digest_rows(rows: Iterable[SourceRow]) -> str:
+    """SHA-256 of what rows say, and of the size and time of the files that their recordings lie in.
+
+    Where the files lie is no part of it.
+    """
     digest = hashlib.sha256()
-    for table in tables:
-        empty = io.BytesIO()
-        with open(table, "rb") if table.is_file() else empty as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    for path in recordings:
-        try:
-            stat = path.stat()
-            state = (stat.st_size, stat.st_mtime_ns)
-        except (OSError, ValueError):
-            state = None
-        digest.update(repr((path.name, state)).encode("utf-8", "surrogateescape"))
+    for row in rows:
+        said = [
+            row.id,
+            row.start_sec,
+            row.end_sec,
+            row.captions,
+            row.negatives,
+            row.labels,
+            row.split,
+            row.licence,
+        ]
+        digest.update(repr([*said, row.audio.state()]).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
+
+
+def file_state(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file; None where there is none."""
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):
+        return None
+    return stat.st_size, stat.st_mtime_ns

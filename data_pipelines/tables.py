@@ -1,12 +1,21 @@
-"""CSV metadata, read strictly: every complaint names the file, the line and the column."""
+"""Tables of metadata, read strictly: every complaint names the file, the line and the column.
+
+CSV, TSV, JSON Lines and Parquet. A cell is text, or in JSON Lines and Parquet a number, a list or a mapping too; an
+empty cell is '' or None.
+"""
 
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from alm_jax.errors import DataError
+from data_pipelines.parquet import read_parquet
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,41 +24,63 @@ class Row:
 
     path: Path
     line: int
-    cells: dict[str, str]
+    """From 1; in Parquet, the number of the row."""
+    cells: Mapping[str, Any]
 
-    def __getitem__(self, column: str) -> str:
+    def __getitem__(self, column: str) -> Any:
         return self.cells[column]
 
     def fail(self, column: str, expected: str) -> DataError:
         """The error that this row's ``column`` is not what was expected."""
-        return DataError(f"{self.path}:{self.line}: {column} is {self[column]!r}, expected {expected}")
+        shown = repr(self.cells.get(column))
+        shown = shown if len(shown) <= 200 else f"{shown[:200]}... ({len(shown)} characters)"
+        return DataError(f"{self.path}:{self.line}: {column} is {shown}, expected {expected}")
 
 
-def read_csv(path: Path, *, columns: Sequence[str], unique: str) -> list[Row]:
-    """The rows of a UTF-8 CSV with a header line; a byte-order mark and CRLF line ends are fine.
+def read_table(path: Path) -> Iterator[Row]:
+    """The rows of a table of any of ``TABLE_SUFFIXES``, in order.
+
+    Raises DataError for one that cannot be read; the message has the file, and the line where there is one.
+    """
+    match path.suffix.lower():
+        case ".csv":
+            yield from read_csv(path)
+        case ".tsv":
+            yield from read_csv(path, delimiter="\t")
+        case ".jsonl" | ".ndjson":
+            yield from read_json_lines(path)
+        case ".parquet":
+            yield from (Row(path, number + 1, cells) for number, cells in enumerate(read_parquet(path)))
+        case _:
+            raise DataError(f"{path}: not a table; expected one of {', '.join(TABLE_SUFFIXES)}")
+
+
+def read_csv(
+    path: Path,
+    *,
+    columns: Sequence[str] = (),
+    unique: str | None = None,
+    delimiter: str = ",",
+    encoding: str = "utf-8-sig",
+) -> list[Row]:
+    """The rows of a CSV with a header line; a byte-order mark and CRLF line ends are fine.
+
+    Args:
+      columns: those that must be there.
+      unique: a column whose cells must be there, and all be different.
 
     Raises:
-      DataError: no such file, not UTF-8, no header, a column of ``columns`` that is not there, a row with
-        more or fewer cells than the header, an empty or repeated value in the column ``unique``, no rows.
+      DataError: no such file, not in ``encoding``, no header or one that names a column twice, a column of ``columns``
+        that is not there, a row with more or fewer cells than the header, an empty or repeated value in the column
+        ``unique``, no rows.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; it must have the columns {', '.join(columns)}")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: not UTF-8 (byte {error.start}); save the table as UTF-8") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    text = _read_text(path, columns, encoding)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     rows: list[Row] = []
     seen: dict[str, int] = {}
     try:
-        header = next(reader, [])
-        missing = [column for column in columns if column not in header]
-        if missing:
-            raise DataError(
-                f"{path}:1: no column {', '.join(map(repr, missing))}; "
-                f"found the columns {', '.join(header) or '(none)'}"
-            )
+        header = [name.strip() for name in next(reader, [])]
+        _check_header(path, header, columns)
         line = reader.line_num + 1
         for cells in reader:
             if cells:
@@ -58,28 +89,77 @@ def read_csv(path: Path, *, columns: Sequence[str], unique: str) -> list[Row]:
                         f"{path}:{line}: {len(cells)} cells, the header has {len(header)} columns"
                     )
                 row = Row(path, line, dict(zip(header, cells, strict=True)))
-                if not row[unique].strip():
-                    raise row.fail(unique, "a value")
-                if row[unique] in seen:
-                    raise DataError(
-                        f"{path}:{line}: {unique} {row[unique]!r} is already on line {seen[row[unique]]}; "
-                        "every row must be a different one"
-                    )
-                seen[row[unique]] = line
+                if unique is not None:
+                    _check_unique(row, unique, seen)
                 rows.append(row)
             line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not a readable CSV: {error}") from error
+        raise DataError(f"{path}:{reader.line_num}: not a readable table: {error}") from error
     if not rows:
         raise DataError(f"{path}: it has a header and no rows")
     return rows
 
 
-def resolve_inside(root: Path, name: str, row: Row, column: str) -> Path:
-    """``root / name``, refused where it is absolute, climbs out by ``..``, or is a link that leads out."""
-    path = root / name
-    if PurePosixPath(name).is_absolute() or "\\" in name or "\0" in name:
-        raise row.fail(column, f"a path inside {root}")
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise row.fail(column, f"a path inside {root}")
-    return path
+def read_json_lines(path: Path) -> Iterator[Row]:
+    """The rows of a file with a JSON object a line; empty lines are passed over."""
+    num_rows = 0
+    for number, text in enumerate(_read_text(path, (), "utf-8-sig").split("\n"), start=1):
+        if text.strip():
+            yield Row(path, number, parse_json_object(text, f"{path}:{number}"))
+            num_rows += 1
+    if not num_rows:
+        raise DataError(f"{path}: it has no rows")
+
+
+def parse_json_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """A JSON object. Raises DataError, which begins with ``where``, for anything else."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise DataError(f"{where}: not readable JSON: nested too deeply") from error
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and a number of thousands of digits
+        raise DataError(f"{where}: not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(
+            f'{where}: expected a JSON object, such as {{"caption": ...}}, found {type(value).__name__}'
+        )
+    return value
+
+
+def _read_text(path: Path, columns: Sequence[str], encoding: str) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        if path.is_symlink() or not isinstance(error, FileNotFoundError):
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        wanted = f"; it must have the columns {', '.join(columns)}" if columns else ""
+        raise DataError(f"{path}: no such file{wanted}") from error
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: not UTF-8 (byte {error.start}); save the table as UTF-8") from error
+
+
+def _check_header(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise DataError(
+            f"{path}:1: no column {', '.join(map(repr, missing))}; "
+            f"found the columns {', '.join(header) or '(none)'}"
+        )
+    twice = [column for column in header if header.count(column) > 1]
+    if twice:
+        raise DataError(f"{path}:1: the column {twice[0]!r} is there twice; give each a name of its own")
+
+
+def _check_unique(row: Row, column: str, seen: dict[str, int]) -> None:
+    value = row[column]
+    if not value.strip():
+        raise row.fail(column, "a value")
+    if value in seen:
+        raise DataError(
+            f"{row.path}:{row.line}: {column} {value!r} is already on line {seen[value]}; "
+            "every row must be a different one"
+        )
+    seen[value] = row.line

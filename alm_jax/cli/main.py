@@ -35,6 +35,7 @@ EXTRAS = {
     "tensorflow": "data",
     "tensorflow_datasets": "data",
     "array_record": "data",
+    "pyarrow": "data",
     "torch": "torch",
     "transformers": "torch",
     "sklearn": "eval",
@@ -109,6 +110,7 @@ def dispatch(argv: list[str]) -> int:
     if is_compiler_only(ACCELERATOR_FILES):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     logging.basicConfig(level=logging.WARNING, format="alm: %(message)s", stream=sys.stderr)
+    logging.getLogger("data_pipelines").setLevel(logging.INFO)  # what is built, and from what
     try:
         importlib.import_module(f"alm_jax.cli.{MODULES.get(command, command)}").run(args)
     except AlmError as error:

@@ -7,8 +7,9 @@ from typing import Literal
 from alm_jax.errors import DataError, UserError
 from data_pipelines.captions import clean_title, normalise_caption
 from data_pipelines.dataset import DatasetConfig
-from data_pipelines.source import AudioFile, Source, SourceRow, digest_files
-from data_pipelines.tables import Row, read_csv, resolve_inside
+from data_pipelines.paths import resolve_inside
+from data_pipelines.source import AudioFile, Source, SourceRow, digest_rows
+from data_pipelines.tables import Row, read_csv
 
 MANUAL_DOWNLOAD = (
     "expected the published layout: audio/ with the recordings and meta/esc50.csv; "
@@ -49,17 +50,13 @@ class Esc50Config(DatasetConfig):
     def read(self) -> Source:
         table = self._read_table()
         freesound = self._read_freesound()
-        root = Path(self.root)
         rows = [self._make_row(cells, freesound.get(cells["filename"])) for cells in table]
         names = {cells["target"]: _class_name(cells) for cells in table}
         return Source(
             rows=sorted(rows, key=lambda row: int(row.split.removeprefix("fold"))),
             # The rank of its target, so that labels are 0 .. classes - 1 in a subset too.
             class_names=tuple(names[target] for target in sorted(names, key=int) if names[target]),
-            signature=digest_files(
-                [root / "meta" / "esc50.csv", root / "meta" / "freesound.csv"],
-                (root / row.source for row in rows),
-            ),
+            signature=digest_rows(rows),
         )
 
     def _make_row(self, cells: Row, freesound: Row | None) -> SourceRow:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from alm_jax.errors import UserError
 from data_pipelines.dataset import DatasetConfig
-from data_pipelines.source import AudioFile, Source, SourceRow, digest_files
-from data_pipelines.tables import read_csv, resolve_inside
+from data_pipelines.paths import resolve_inside
+from data_pipelines.source import AudioFile, Source, SourceRow, digest_rows
+from data_pipelines.tables import read_csv
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MANUAL_DOWNLOAD = (
@@ -56,5 +57,4 @@ class FsddConfig(DatasetConfig):
                     source=f"recordings/{cells['filename']}",
                 )
             )
-        signature = digest_files([table], (audio / row.id for row in rows))
-        return Source(rows=rows, class_names=DIGITS, signature=signature)
+        return Source(rows=rows, class_names=DIGITS, signature=digest_rows(rows))

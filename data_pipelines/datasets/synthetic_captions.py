@@ -109,6 +109,10 @@ class Composed:
         )
         return Recording(pcm=float_to_pcm(waveform), sha256="")
 
+    def state(self) -> object:
+        """As ``source.Audio.state``."""
+        return self.seed
+
     def _describe(self, rng: np.random.Generator) -> tuple[str, ...]:
         least, most = self.min_captions, self.max_captions
         num_captions = most if least == most else int(rng.integers(least, most + 1))

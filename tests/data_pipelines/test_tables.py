@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from alm_jax.errors import DataError
-from data_pipelines.tables import Row, read_csv, resolve_inside
+from data_pipelines.paths import resolve_inside
+from data_pipelines.tables import Row, read_csv
 
 
 def read(path: Path, content: bytes) -> list[Row]:
@@ -47,7 +48,7 @@ def test_lines_are_counted_through_quoted_line_breaks_and_commas(tmp_path):
             r"table\.csv:4: filename 'a\.wav' is already on line 2",
         ),
         (b"filename,fold\ncaf\xe9.wav,1\n", r"table\.csv:2: not UTF-8 \(byte 17\); save the table as UTF-8$"),
-        (b'filename,fold\n"a.wav,1\n', r"table\.csv:\d: not a readable CSV: unexpected end of data$"),
+        (b'filename,fold\n"a.wav,1\n', r"table\.csv:\d: not a readable table: unexpected end of data$"),
     ],
 )
 def test_a_complaint_names_the_file_and_the_line(tmp_path, content, message):

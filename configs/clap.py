@@ -1,0 +1,50 @@
+"""CLAP on recordings of your own: a table, a folder, or webdataset tars with captions or classes.
+
+    alm data check my.csv                                               (what would be read, and what is wrong)
+    alm pretrain configs/clap.py --data.dataset.path my.csv --workdir runs/mine
+
+Nothing is written in Python: the usual columns and layouts are found (docs/own_data.md). The towers are small, 3.8 M
+parameters, so that a laptop trains them; a larger data set wants larger ones (configs/laion_clap_htsat_tiny_roberta.py
+has LAION-CLAP's) and more of `--training.num-steps`, `--training.batch-size` and `--data.tokenizer.vocab-size`.
+"""
+
+import dataclasses
+
+from alm_jax.encoders.audio import htsat
+from alm_jax.encoders.text import bert
+from alm_jax.experiment import ExperimentConfig
+from alm_jax.models.two_towers import TwoTowersConfig
+from alm_jax.objectives.contrastive import ContrastiveConfig
+from alm_jax.ops.frontends import ClapSpec, ClipSpec
+from alm_jax.training.loop import TrainingConfig
+from alm_jax.training.optimizer import AdamWConfig
+from data_pipelines.config import DataConfig, TokenizerConfig
+from data_pipelines.datasets.recordings import RecordingsConfig
+
+
+def get_config() -> ExperimentConfig:
+    return ExperimentConfig(
+        name="clap",
+        data=DataConfig(
+            dataset=RecordingsConfig(path="recordings.csv"),
+            tokenizer=TokenizerConfig(vocab_size=4000, max_length=48),
+            source_sec=10.0,
+        ),
+        objective=ContrastiveConfig(
+            model=TwoTowersConfig(
+                frontend=ClapSpec(
+                    sample_rate_hz=16000,
+                    n_fft=1024,
+                    hop_samples=640,
+                    num_mels=64,
+                    fmax_hz=8000.0,
+                    clip=ClipSpec(clip_sec=10.0),
+                ),
+                audio=dataclasses.replace(htsat.NANO, embed_dim=48, num_heads=(2, 4, 8, 16)),
+                text=dataclasses.replace(bert.NANO, vocab_size=4000),
+                embed_dim=128,
+            ),
+        ),
+        optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=100),
+        training=TrainingConfig(num_steps=1000, batch_size=32, eval_every=250, save_every=250),
+    )

@@ -1,0 +1,226 @@
+"""Recordings of one's own with captions or classes: a table, a folder, tars, or Hugging Face's layouts."""
+
+import collections
+import dataclasses
+import hashlib
+import re
+from pathlib import Path, PurePosixPath
+
+from alm_jax.errors import DataError
+from data_pipelines.captions import normalise_caption
+from data_pipelines.columns import (
+    ColumnsConfig,
+    describe_columns,
+    find_columns,
+    read_seconds,
+    read_text,
+    read_texts,
+)
+from data_pipelines.dataset import DatasetConfig, require
+from data_pipelines.layouts import Part, find_layout, split_of
+from data_pipelines.paths import resolve_inside
+from data_pipelines.source import Audio, AudioFile, AudioMember, Source, SourceRow, digest_rows
+from data_pipelines.tables import Row
+
+_LOOKED_AT = 1000
+"""Rows whose columns are looked at: in JSON each row has its own."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordingsConfig(DatasetConfig):
+    """Recordings of one's own with captions, classes, or both.
+
+    ``path`` is a table (CSV, TSV, JSON Lines, Parquet), a folder of recordings with ``NAME.txt`` (a caption a line) or
+    ``NAME.json`` (columns) beside each, a folder as ``datasets`` lays it out (``metadata.csv`` or ``metadata.jsonl``,
+    or Parquet tables), webdataset tars, or a folder for each class. Splits are those of the split column, or of the
+    names of files and folders (``train/``, ``test-00000-of-00002.parquet``), else ``train`` and ``test`` by a hash of
+    the id. Rows of the same stretch of the same recording are one clip with several captions.
+    """
+
+    path: str
+    """A file, a folder, or a pattern such as ``'shards/*.tar'``."""
+    root: str = ""
+    """Folder that paths in a table are relative to; '' is the folder of the table."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """Names of the columns where they are not the usual ones."""
+    label_separator: str = ""
+    """What stands between several classes in one cell, such as ``,``; '' makes every cell one class."""
+    templates: tuple[str, ...] = ("This is a sound of {}.",)
+    """Captions of a clip that has classes and no caption; ``{}`` is the name of the class."""
+    licence: str = ""
+    """Licence of the clips that have none of their own."""
+    test_fraction: float = 0.1
+    """Share of the clips that are ``test``, by a hash of the id, where nothing names a split."""
+    allow_outside_root: bool = False
+    """Whether paths may be absolute, or lead out of the root by ``..`` or a link: for tables that you trust."""
+
+    def __post_init__(self) -> None:
+        require(self.path != "", "dataset.path", self.path, "a table, a folder, or a pattern of tars")
+        require(0 < self.test_fraction < 1, "dataset.test_fraction", self.test_fraction, "between 0 and 1")
+        good = self.templates and all(template.count("{}") == 1 for template in self.templates)
+        require(bool(good), "dataset.templates", self.templates, "at least one, each with exactly one {}")
+
+    def short_name(self) -> str:
+        return re.sub(r"[^A-Za-z0-9]+", "-", Path(self.path).stem).strip("-")[:40] or "recordings"
+
+    def read(self) -> Source:
+        layout = find_layout(self.path, self.root)
+        table = list(layout.rows())
+        if not table:
+            passed = "; ".join(layout.unused.describe())
+            raise DataError(f"{self.path}: {layout.kind} without a row. {passed}".rstrip(". "))
+        known = dict.fromkeys(name for _, row in table[:_LOOKED_AT] for name in row.cells)
+        columns = find_columns(self.columns, table[0][1], list(known))
+        clips = _join([self._read_clip(part, row, columns) for part, row in table])
+        ids, said_ids = _make_ids([clip for clip, _ in clips], has_column=bool(columns.id))
+        splits, said_splits = self._make_splits(ids, [split for _, split in clips])
+        rows = [
+            dataclasses.replace(clip, id=name, split=split)
+            for (clip, _), name, split in zip(clips, ids, splits, strict=True)
+        ]
+        counts = collections.Counter(splits)
+        lines = [
+            f"layout: {layout.kind}, {len(table):,} rows",
+            *describe_columns(columns),
+            f"ids: {said_ids}",
+            f"splits: {', '.join(f'{name} {count:,}' for name, count in sorted(counts.items()))} ({said_splits})",
+        ]
+        if len(clips) < len(table):
+            lines.append(
+                f"{len(table):,} rows are {len(clips):,} clips: rows of one recording are its captions"
+            )
+        names = {name for row in rows for name in row.labels}
+        return Source(
+            rows=rows,
+            class_names=tuple(
+                sorted(names, key=lambda name: (name.isdecimal(), len(name) * name.isdecimal(), name))
+            ),
+            signature=digest_rows(rows),
+            found=(*lines, *layout.unused.describe()),
+        )
+
+    def _read_clip(self, part: Part, row: Row, columns: ColumnsConfig) -> tuple[SourceRow, str]:
+        """A clip, without its id where no column has it, and the split that is said of it, or ''."""
+        audio, source = self._find_audio(part, row, columns.audio)
+        captions = tuple(text for column in columns.captions for text in read_texts(row, column))
+        labels = read_texts(row, columns.labels, self.label_separator) if columns.labels else []
+        classes = tuple(dict.fromkeys(filter(None, map(normalise_caption, labels))))
+        if not any(map(str.strip, captions)) and classes:
+            spoken = " and ".join(name.replace("_", " ") for name in classes)
+            captions = tuple(template.format(spoken) for template in self.templates)
+        start, end = read_seconds(row, columns.start_sec) or 0.0, read_seconds(row, columns.end_sec)
+        if end is not None and end <= start:
+            raise row.fail(columns.end_sec, f"more than the start, {start:g} s")
+        clip = SourceRow(
+            id=read_text(row, columns.id),
+            audio=audio,
+            start_sec=start,
+            end_sec=end,
+            captions=captions,
+            labels=classes,
+            split="",
+            licence=read_text(row, columns.licence) or self.licence,
+            source=source,
+        )
+        if columns.id and not clip.id:
+            raise row.fail(columns.id, "a value")
+        return clip, _read_split(row, columns.split) or part.split or _split_of_audio(audio, part, source)
+
+    def _find_audio(self, part: Part, row: Row, column: str) -> tuple[Audio, str]:
+        """The recording of a row, and what it is called."""
+        value = row.cells.get(column)
+        if isinstance(value, AudioMember):
+            return value, f"{part.path.name}:{value.name}"
+        if isinstance(value, Audio):
+            stored = row.cells.get(f"{column}.path")
+            return value, stored if isinstance(stored, str) and stored else f"{part.path.name}:{row.line}"
+        if not isinstance(value, str) or not value.strip():
+            raise row.fail(column, f"a path inside {part.root}")
+        if self.allow_outside_root:
+            return AudioFile(part.root / value), value
+        path = resolve_inside(part.root, value, row, column)
+        base = part.root if part.path.is_dir() else Path(self.root or self._folder())
+        inside = path.is_relative_to(base)
+        return AudioFile(path), path.relative_to(base).as_posix() if inside else value
+
+    def _folder(self) -> Path:
+        path = Path(self.path).expanduser()
+        return path if path.is_dir() else path.parent
+
+    def _make_splits(self, ids: list[str], said: list[str]) -> tuple[list[str], str]:
+        """A split for each clip, and how it was found."""
+        if all(said):
+            return said, "as the data set says"
+        if any(said):
+            missing = said.index("")
+            raise DataError(
+                f"{self.path}: {sum(map(bool, said)):,} of {len(said):,} clips have a split and others have none, "
+                f"such as {ids[missing]!r}; give each one, or none"
+            )
+        if len(ids) == 1:
+            raise DataError(f"{self.path}: it has one clip; two are needed, one of them for testing")
+        places = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in ids]
+        # Where a few clips would all be of one split, the one at the end is of the other.
+        least, limit = min(places), min(self.test_fraction, max(places))
+        splits = ["test" if place < limit or place == least else "train" for place in places]
+        return splits, f"by a hash of the id, {self.test_fraction:.0%} for testing, as nothing names a split"
+
+
+def _read_split(row: Row, column: str) -> str:
+    """The split of a row; '' where there is no column, or nothing in it."""
+    name = re.sub(r"[-. ]", "_", read_text(row, column))
+    if name and (not re.fullmatch(r"\w{1,64}", name, re.ASCII) or name == "all"):
+        raise row.fail(column, "the name of a split, such as train or test")
+    return name
+
+
+def _split_of_audio(audio: Audio, part: Part, source: str) -> str:
+    """The split that the folder of a recording names."""
+    if isinstance(audio, AudioFile) and part.path.is_dir():
+        return split_of(Path(source).parent)
+    return ""
+
+
+def _join(clips: list[tuple[SourceRow, str]]) -> list[tuple[SourceRow, str]]:
+    """Rows without an id that are the same stretch of one recording become one clip with all their captions."""
+    joined: dict[object, tuple[SourceRow, str]] = {}
+    for number, (clip, split) in enumerate(clips):
+        key = number if clip.id else (clip.source, clip.start_sec, clip.end_sec)
+        if key not in joined:
+            joined[key] = clip, split
+            continue
+        first, first_split = joined[key]
+        if split != first_split:
+            raise DataError(
+                f"{clip.source}: it is in split {first_split!r} and in {split!r}; a clip is in one"
+            )
+        captions = tuple(dict.fromkeys((*first.captions, *clip.captions)))
+        labels = tuple(dict.fromkeys((*first.labels, *clip.labels)))
+        joined[key] = dataclasses.replace(first, captions=captions, labels=labels), split
+    return list(joined.values())
+
+
+def _make_ids(clips: list[SourceRow], *, has_column: bool) -> tuple[list[str], str]:
+    """A name for each clip, all different, and how it was found."""
+    if has_column:
+        ids = [clip.id for clip in clips]
+        said = "as the column says"
+    else:
+        paths = [PurePosixPath(c.audio.name if isinstance(c.audio, AudioMember) else c.source) for c in clips]
+        ids = [_at(path.stem, clip) for path, clip in zip(paths, clips, strict=True)]
+        said = "file names"
+        if len(set(ids)) < len(ids):
+            ids = [_at(str(path.with_name(path.stem)), clip) for path, clip in zip(paths, clips, strict=True)]
+            said = "paths, since file names come again"
+    if len(set(ids)) < len(ids):
+        twice = next(name for name, count in collections.Counter(ids).items() if count > 1)
+        places = [clip.source for clip, name in zip(clips, ids, strict=True) if name == twice]
+        raise DataError(
+            f"the id {twice[:200]!r} is that of {places[0]} and of {places[1]}; every clip has an id of its own"
+        )
+    return ids, said
+
+
+def _at(name: str, clip: SourceRow) -> str:
+    """A file's name, and where the clip begins in it, if not at its beginning."""
+    return name if clip.start_sec == 0 and clip.end_sec is None else f"{name}@{clip.start_sec:g}"
