@@ -36,6 +36,9 @@ class Family:
     example: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]
     """Config to the positional arguments of a forward pass for two rows, as short as the model allows: floats are
     features or samples, integers are token ids, booleans a mask."""
+    normalises_inside: bool = False
+    """Whether batch norms between its layers see the rows at hand: exact over a whole batch alone, so neither in
+    micro-batches nor under ``pmap``. A norm of the features can be given the moments of the whole batch instead."""
     frontend: FrontendSpec | FusionSpec | None = None
     """What the published audio variants are fed by; None where waveforms or token ids go in. The nano one takes
     whatever fits its config."""

@@ -122,7 +122,6 @@ def apply_audio_tower(
     frame_mask: Bool[Array, "B T"] | None,
     longer: Bool[Array, " B"] | None,
     moments: Moments | None,
-    axis_name: str | tuple[str, ...] | None,
     output: Output = "clip",
 ) -> tuple[Float[Array, "B *states D"], PyTree]:
     """One vector a clip [B D], or its states [B N D], and the next ``batch_stats``.
@@ -135,7 +134,7 @@ def apply_audio_tower(
         longer: of feature fusion, True where a recording is longer than a clip.
         moments: of the whole batch, for families that normalise by them.
     """
-    options: dict[str, Any] = {"train": train, "longer": longer, "moments": moments, "axis_name": axis_name}
+    options: dict[str, Any] = {"train": train, "longer": longer, "moments": moments}
     options["frame_mask"] = frame_mask
     options["mask"] = row_mask if takes(config, "moments") else _to_tokens(config, frame_mask)
     module = build_tower(config, dtype, remat, output)

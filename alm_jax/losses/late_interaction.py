@@ -27,40 +27,26 @@ def max_similarity_infonce(
     group: Int[Array, " b"] | None = None,
     mask: Bool[Array, " b"] | None = None,
     label_smoothing: float = 0.0,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(l_a + l_t) / 2 with logits s max_k q_ik . t_j, summed over the real rows; the weight is their number.
 
     l_a[i] is the cross-entropy of row i over all real texts, l_t[j] that of column j over all real audios, each
     against (1 - e) p + e / n: p is even over the row's ``group`` (the row alone, where None), e ``label_smoothing``
     and n the number of real candidates, as in `torch.nn.functional.cross_entropy(label_smoothing=e)`.
-
-    Inside ``shard_map`` or ``pmap`` over ``axis_name`` the arrays are one device's rows, and the candidates are those
-    of all devices; sum and weight are the local ones, to be differentiated as `alm_jax.losses.contrastive.onesided`
-    says.
     """
     mask = jnp.ones(query_emb.shape[0], bool) if mask is None else mask
-    rows = jnp.arange(query_emb.shape[0])
-    if axis_name is not None:
-        rows += lax.axis_index(axis_name) * query_emb.shape[0]
-    group = rows if group is None else group
-
-    def gather(x: Array) -> Array:
-        return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
-
+    group = jnp.arange(query_emb.shape[0]) if group is None else group
     query_emb = jnp.where(mask[:, None, None], query_emb, 0)
     text_emb = jnp.where(mask[:, None], text_emb, 0)
-    candidates = gather(mask)
-    positive = (group[:, None] == gather(group)[None, :]) & candidates[None, :]
+    positive = (group[:, None] == group[None, :]) & mask[None, :]
     even = positive / jnp.maximum(jnp.sum(positive, axis=1, keepdims=True), 1)
-    spread = candidates[None, :] / jnp.maximum(jnp.sum(candidates), 1)
+    spread = mask[None, :] / jnp.maximum(jnp.sum(mask), 1)
     targets = (1 - label_smoothing) * even + label_smoothing * spread
 
     def judge(similarity: Array) -> Array:
         logits = logit_scale.astype(jnp.float32) * similarity
-        logits = jnp.where(candidates[None, :], logits, MASKED_LOGIT)
+        logits = jnp.where(mask[None, :], logits, MASKED_LOGIT)
         return soft_cross_entropy(logits, targets, mask=mask)[0]
 
-    to_text = max_similarity(query_emb, gather(text_emb))
-    to_audio = to_text if axis_name is None else max_similarity(gather(query_emb), text_emb)
-    return (judge(to_text) + judge(to_audio.T)) / 2, jnp.sum(mask, dtype=jnp.float32)
+    similarity = max_similarity(query_emb, text_emb)
+    return (judge(similarity) + judge(similarity.T)) / 2, jnp.sum(mask, dtype=jnp.float32)

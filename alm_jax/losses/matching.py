@@ -51,7 +51,6 @@ def mine_hard_negatives(
     *,
     group: Int[Array, " b"] | None = None,
     mask: Bool[Array, " b"] | None = None,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> HardNegatives:
     """Draws a negative for each query, likelier the more similar: P(j) ~ softmax_j(s q . c_j) + 1e-4.
 
@@ -59,33 +58,26 @@ def mine_hard_negatives(
     real candidates, then the query's own and all of its ``group`` (captions of one recording, say) are left out.
     Carries no gradient.
 
-    Inside ``shard_map`` or ``pmap`` over ``axis_name``, with one device's rows, the candidates are those of all
-    devices. Every row draws from a key of its own, so the negatives are the same on any number of devices. What
-    lies at the rows drawn must then be fetched from other devices; where that costs too much (the states of
-    audio tokens), leave ``axis_name`` out to mine among a device's own rows, as ALBEF does, with another key on
-    each device.
+    Every row draws from a key of its own, so the negatives are the same however the rows lie on devices.
     """
-    num_local = query_emb.shape[0]
-    mask = jnp.ones(num_local, bool) if mask is None else mask
-    rows = jnp.arange(num_local) + (0 if axis_name is None else lax.axis_index(axis_name) * num_local)
+    num_rows = query_emb.shape[0]
+    mask = jnp.ones(num_rows, bool) if mask is None else mask
+    rows = jnp.arange(num_rows)
     group = rows if group is None else group
-
-    def gather(x: Array) -> Array:
-        return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
 
     def clean(emb: Array) -> Array:
         return lax.stop_gradient(jnp.where(mask[:, None], emb, 0).astype(jnp.float32))
 
-    candidates, candidate_group, candidate_mask = gather(clean(candidate_emb)), gather(group), gather(mask)
+    candidates = clean(candidate_emb)
     scale = lax.stop_gradient(logit_scale.astype(jnp.float32))
 
     def draw(query: Array, row: Array, own_group: Array) -> tuple[Array, Array]:
         similarity = scale * jnp.dot(candidates, query, precision=lax.Precision.HIGHEST)
-        allowed = candidate_mask & (candidate_group != own_group)
-        return _draw(jax.random.fold_in(key, row), similarity, candidate_mask, allowed)
+        allowed = mask & (group != own_group)
+        return _draw(jax.random.fold_in(key, row), similarity, mask, allowed)
 
     inputs = (clean(query_emb), rows, group)
-    index, found = lax.map(lambda row: draw(*row), inputs, batch_size=min(_BLOCK_ROWS, num_local))
+    index, found = lax.map(lambda row: draw(*row), inputs, batch_size=min(_BLOCK_ROWS, num_rows))
     return HardNegatives(index, found & mask)
 
 
@@ -125,21 +117,14 @@ def matching_pairs(
     *,
     group: Int[Array, " b"] | None = None,
     mask: Bool[Array, " b"] | None = None,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> MatchingPairs:
     """The pairs of each row for `audio_text_matching`: one true, two with hard negatives (`mine_hard_negatives`)."""
-    num_local = audio_emb.shape[0]
-    mask = jnp.ones(num_local, bool) if mask is None else mask
-    rows = jnp.arange(num_local, dtype=jnp.int32)
-    if axis_name is not None:
-        rows += lax.axis_index(axis_name).astype(jnp.int32) * num_local
+    num_rows = audio_emb.shape[0]
+    mask = jnp.ones(num_rows, bool) if mask is None else mask
+    rows = jnp.arange(num_rows, dtype=jnp.int32)
     key_text, key_audio = jax.random.split(key)
-    text = mine_hard_negatives(
-        key_text, audio_emb, text_emb, logit_scale, group=group, mask=mask, axis_name=axis_name
-    )
-    audio = mine_hard_negatives(
-        key_audio, text_emb, audio_emb, logit_scale, group=group, mask=mask, axis_name=axis_name
-    )
+    text = mine_hard_negatives(key_text, audio_emb, text_emb, logit_scale, group=group, mask=mask)
+    audio = mine_hard_negatives(key_audio, text_emb, audio_emb, logit_scale, group=group, mask=mask)
     return _join(rows, mask, text, audio)
 
 

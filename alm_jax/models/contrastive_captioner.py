@@ -132,13 +132,12 @@ def hear(
     train: bool = False,
     key: Array | None = None,
     moments: Moments | None = None,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> tuple[Heard, PyTree]:
     """The trunk's states, and the next ``batch_stats`` (unchanged unless training).
 
     Args:
         frame_mask: True where a frame is real, where ``padding`` is masked (`frame_mask`); None: all are.
-        train, key, moments, axis_name: as in `alm_jax.models.two_towers.encode_audio`.
+        train, key, moments: as in `alm_jax.models.two_towers.encode_audio`.
     """
     states, batch_stats = tower.apply_audio_tower(
         config.audio,
@@ -152,7 +151,6 @@ def hear(
         frame_mask=frame_mask,
         longer=None,
         moments=moments,
-        axis_name=axis_name,
         output="states",
     )
     if frame_mask is None:
@@ -178,10 +176,9 @@ def batch_moments(
     config: ContrastiveCaptionerConfig,
     features: Float[Array, "B *features"],
     mask: Bool[Array, " B"],
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> Moments | None:
     """The statistics of a whole batch that the trunk normalises by in training; None where it does not."""
-    return feature_moments(features, mask, axis_name) if tower.takes(config.audio, "moments") else None
+    return feature_moments(features, mask) if tower.takes(config.audio, "moments") else None
 
 
 def embed_audio(config: ContrastiveCaptionerConfig, params: Params, heard: Heard) -> Float[Array, "B E"]:

@@ -147,13 +147,12 @@ def encode_audio(
     train: bool = False,
     key: Array | None = None,
     moments: Moments | None = None,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> tuple[Heard, PyTree]:
     """The features of clips as vectors of the language model's width, and the next ``batch_stats``.
 
     Args:
         frame_mask: True where a frame is real, where ``padding`` is masked (`frame_mask`); None: all are.
-        train, key, moments, axis_name: as in `alm_jax.models.two_towers.encode_audio`.
+        train, key, moments: as in `alm_jax.models.two_towers.encode_audio`.
     """
     dtype = jnp.dtype(config.compute_dtype)
     states, batch_stats = tower.apply_audio_tower(
@@ -168,7 +167,6 @@ def encode_audio(
         frame_mask=frame_mask,
         longer=None,
         moments=moments,
-        axis_name=axis_name,
         output=config.connector.reads,
     )
     is_real = None
@@ -350,10 +348,9 @@ def batch_moments(
     config: TwoHeadsConfig,
     features: Float[Array, "B *features"],
     mask: Bool[Array, " B"],
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> Moments | None:
     """The statistics of a whole batch that the audio tower normalises by in training; None where it does not."""
-    return feature_moments(features, mask, axis_name) if tower.takes(config.audio, "moments") else None
+    return feature_moments(features, mask) if tower.takes(config.audio, "moments") else None
 
 
 def frame_mask(config: TwoHeadsConfig, num_samples: Int[Array, " B"]) -> Bool[Array, "B T"] | None:

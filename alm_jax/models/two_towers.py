@@ -142,7 +142,6 @@ def encode_audio(
     frame_mask: Bool[Array, "B T"] | None = None,
     longer: Bool[Array, " B"] | None = None,
     moments: Moments | None = None,
-    axis_name: str | tuple[str, ...] | None = None,
 ) -> tuple[Float[Array, "B E"], PyTree]:
     """Embeds the features that the front-end makes.
 
@@ -155,7 +154,6 @@ def encode_audio(
         longer: of feature fusion, True where a recording is longer than a clip; None: none is.
         moments: statistics to normalise by instead of these rows' own (`feature_moments`): those of the
             whole batch, when ``features`` is a micro-batch of it.
-        axis_name: inside pmap or shard_map, the axes that the batch is split over.
 
     Returns:
         L2-normalised float32 embeddings, and the next ``batch_stats`` (unchanged unless training).
@@ -172,7 +170,6 @@ def encode_audio(
         frame_mask=frame_mask,
         longer=longer,
         moments=moments,
-        axis_name=axis_name,
     )
     emb = _project(config, variables["params"]["audio_projection"], feat, train=train, key=key)
     return emb, {"audio": batch_stats}
@@ -210,7 +207,10 @@ def batch_moments(
     mask: Bool[Array, " B"],
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Moments | None:
-    """The statistics of a whole batch that the audio tower normalises by in training; None where it does not."""
+    """The statistics of a whole batch that the audio tower normalises by in training; None where it does not.
+
+    Inside pmap or shard_map, ``axis_name`` names the axes that the batch is split over.
+    """
     return feature_moments(features, mask, axis_name) if tower.takes(config.audio, "moments") else None
 
 

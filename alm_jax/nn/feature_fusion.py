@@ -35,7 +35,6 @@ class FeatureFusion(nn.Module):
         *,
         train: bool,
         mask: Bool[Array, " B"] | None = None,
-        axis_name: str | tuple[str, ...] | None = None,
     ) -> Float[Array, "B rows columns D"]:
         """Joins ``x`` and ``y``; in training the statistics are those of the rows where ``mask`` is True."""
         both = x + y
@@ -43,7 +42,7 @@ class FeatureFusion(nn.Module):
         # A mean of many positions loses bits in bfloat16.
         mean = jnp.mean(both.astype(wide), axis=(1, 2), keepdims=True).astype(self.dtype)
         gates = [
-            _Gate(self.dtype, self.kernel_init, name=name)(seen, train=train, mask=mask, axis_name=axis_name)
+            _Gate(self.dtype, self.kernel_init, name=name)(seen, train=train, mask=mask)
             for name, seen in (("local", both), ("global", mean))
         ]
         weight = nn.sigmoid(gates[0] + gates[1])
@@ -63,14 +62,13 @@ class _Gate(nn.Module):
         *,
         train: bool,
         mask: Bool[Array, " B"] | None,
-        axis_name: str | tuple[str, ...] | None,
     ) -> Float[Array, "B rows columns D"]:
         width = x.shape[-1]
 
         def layer(name: str, size: int, axes: tuple[str, str], x: Array) -> Array:
             y = Dense((size,), axes, self.dtype, kernel_init=self.kernel_init, name=name)(x)
             norm = BatchNorm(axes[1], name=f"{name}_norm")
-            return norm(y, train=train, mask=mask, axis_name=axis_name)
+            return norm(y, train=train, mask=mask)
 
         hidden = nn.relu(layer("down", width // REDUCTION, ("embed", "mlp"), x))
         return layer("up", width, ("mlp", "embed"), hidden)

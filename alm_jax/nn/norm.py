@@ -129,7 +129,6 @@ class BatchNorm(nn.Module):
         train: bool,
         mask: Bool[Array, " B"] | None = None,
         moments: Moments | None = None,
-        axis_name: str | tuple[str, ...] | None = None,
     ) -> Float[Array, "B *positions F"]:
         """Normalises ``features``; ``moments`` replaces the statistics of the rows at hand.
 
@@ -142,7 +141,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         if train:
-            batch = feature_moments(features, mask, axis_name) if moments is None else moments
+            batch = feature_moments(features, mask) if moments is None else moments
             mean, variance = batch.mean, batch.variance
             if not self.is_initializing():
                 unbiased = variance * batch.total_frames / jnp.maximum(batch.total_frames - 1.0, 1.0)

@@ -200,23 +200,19 @@ def build_calm(config: CalmConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
 
-    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
         return Inputs(prepare_rows(config, batch, key, train=train), None)
 
-    def encode(
-        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
-    ) -> tuple[Outputs, Params]:
+    def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[Outputs, Params]:
         return encode_rows(config, variables, inputs.rows)[0], variables["batch_stats"]
 
-    def combine(
-        params: Params, outputs: Outputs, batch: dict[str, Any], *, axis_name: str | None = None
-    ) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: Outputs, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
         real = batch[contract.MASK]
         aligned, scale = contrastive_loss(
-            config.contrastive, params, outputs.audio_emb, outputs.text_emb, batch, axis_name=axis_name
+            config.contrastive, params, outputs.audio_emb, outputs.text_emb, batch
         )
         losses = {"contrastive": aligned} | masked_losses(params, outputs, batch[contract.TEXT_IDS], real)
-        total = add_means(losses, config.weights, real, axis_name)
+        total = add_means(losses, config.weights, real)
         metrics = {f"{name}_loss": loss for name, loss in losses.items()}
         return total, metrics | {"logit_scale": Loss(scale * total.weight, total.weight)}
 

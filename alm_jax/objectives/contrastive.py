@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from alm_jax import batch as contract
 from alm_jax.encoders.tower import text_limits
+from alm_jax.encoders.zoo import family_of
 from alm_jax.errors import UserError
 from alm_jax.figures import Figure
 from alm_jax.models import two_towers
@@ -138,7 +139,7 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
         return Inputs((inputs, *read_texts(config.loss, batch)), moments)
 
     def encode(
-        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
+        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool
     ) -> tuple[tuple[Array, Array], Params]:
         audio, text_ids, text_mask = inputs.rows
         key_audio, key_text = jax.random.split(key) if train else (None, None)
@@ -151,7 +152,6 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
             train=train,
             key=key_audio,
             moments=inputs.shared,
-            axis_name=axis_name,
         )
         # All texts of a row side by side, so that rows cut over devices stay where they are.
         flat = (x.reshape(-1, x.shape[-1]) for x in (text_ids, text_mask))
@@ -208,4 +208,6 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
         project=project,
         check=check,
         figures=FIGURES,
+        # Batch norms inside a tower see the rows of one device alone.
+        pmap="none" if family_of(model.audio).normalises_inside else "batch",
     )

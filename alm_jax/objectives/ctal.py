@@ -177,18 +177,14 @@ def build_ctal(config: CtalConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
 
-    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
         return Inputs(prepare_rows(config, batch, key, train=train), None)
 
-    def encode(
-        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
-    ) -> tuple[Outputs, Params]:
+    def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[Outputs, Params]:
         outputs, _ = encode_rows(config, variables, inputs.rows, train=train, key=key)
         return outputs, variables["batch_stats"]
 
-    def combine(
-        params: Params, outputs: Outputs, batch: dict[str, Any], *, axis_name: str | None = None
-    ) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: Outputs, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
         real = batch[contract.MASK]
         counted = (outputs.text_chosen > 0) & real[:, None]
         table, bias = ctal.word_table(params)
@@ -196,7 +192,7 @@ def build_ctal(config: CtalConfig) -> Objective:
             "masked_text": masked_text_loss(outputs.words, table, bias, batch[contract.TEXT_IDS], counted),
             "masked_audio": Loss(*(jnp.sum(jnp.where(real, x, 0.0)) for x in outputs.acoustic)),
         }
-        total = add_means(losses, config.weights, real, axis_name)
+        total = add_means(losses, config.weights, real)
         return total, {f"{name}_loss": loss for name, loss in losses.items()}
 
     def check(facts: DataFacts) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
+from alm_jax.encoders import tower
 from alm_jax.encoders.text.bart import BartConfig
 from alm_jax.encoders.text.gpt2 import Gpt2Config
 from alm_jax.errors import UserError
@@ -118,7 +119,7 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
 
-    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
         prompts = read_prompts(batch)
         if train:
             clips = compute_clips(
@@ -128,15 +129,11 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
             clips = compute_clips(model, batch)
         moments = None
         if train:
-            moments = two_heads.batch_moments(
-                model, clips.features, batch[contract.MASK], axis_name=axis_name
-            )
+            moments = two_heads.batch_moments(model, clips.features, batch[contract.MASK])
         rows = Rows(clips, prompts, batch[contract.TEXT_IDS], batch[contract.TEXT_MASK])
         return Inputs(rows, moments)
 
-    def encode(
-        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
-    ) -> tuple[States, Params]:
+    def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[States, Params]:
         """States of the tokens that count, each row by itself: no logits yet, which would be the most of all."""
         rows: Rows = inputs.rows
         key = key if train else None
@@ -148,7 +145,6 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
             train=train,
             key=key,
             moments=inputs.shared,
-            axis_name=axis_name,
         )
         predicted = two_heads.predict(
             model,
@@ -163,9 +159,7 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
         )
         return States(predicted.states, predicted.mask.astype(jnp.float32)), batch_stats
 
-    def combine(
-        params: Params, outputs: States, batch: dict[str, Any], *, axis_name: str | None = None
-    ) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: States, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
         """The loss over the vocabulary, which is projected onto here, in blocks and cut over the mesh."""
         kernel, tied = head_kernel(model.language_model, params["language_model"])
         labels = two_heads.labels_of(read_prompts(batch), batch[contract.TEXT_IDS], config.loss_on)
@@ -215,4 +209,6 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
         project=lambda params: params,
         check=check,
         figures=FIGURES,
+        # The statistics of a batch couple its rows.
+        pmap="none" if tower.takes(model.audio, "moments") else "rows",
     )

@@ -93,7 +93,7 @@ def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
     """The objective as pure functions. The tokenizer does not train."""
     model = config.model
 
-    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
         if not train:
             masked = evaluation_masks(config.mask, model.grid, batch[contract.INDEX])
             return Inputs(MaskedClips(clip_features(model.frontend, batch), masked), None)
@@ -105,7 +105,7 @@ def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
         return Inputs(MaskedClips(features, masked), None)
 
     def encode(
-        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
+        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool
     ) -> tuple[LabelledClips, Params]:
         clips: MaskedClips = inputs.rows
         labels = label_clips(model, variables, clips.features)
@@ -120,14 +120,10 @@ def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
         counts = count_codes(labels, model.tokenizer.num_codes)
         return LabelledClips(loss, weight, correct, counts), variables["batch_stats"]
 
-    def combine(
-        params: Params, outputs: LabelledClips, batch: dict[str, Any], *, axis_name: str | None = None
-    ) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: LabelledClips, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
         real = batch[contract.MASK]
         total, weight, correct = (jnp.sum(jnp.where(real, x, 0.0)) for x in outputs[:3])
         counts = jnp.sum(jnp.where(real[:, None], outputs.counts, 0.0), axis=0)
-        if axis_name is not None:
-            counts = lax.psum(lax.stop_gradient(counts), axis_name)
         return Loss(total, weight), {
             "masked_accuracy": Loss(correct, weight),
             "label_perplexity": Loss(perplexity(lax.stop_gradient(counts)) * weight, weight),

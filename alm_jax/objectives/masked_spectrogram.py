@@ -63,7 +63,7 @@ def build_masked_spectrogram(config: MaskedSpectrogramConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
 
-    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
         if not train:
             masked = evaluation_masks(config.mask, model.grid, batch[contract.INDEX])
             return Inputs(MaskedClips(clip_features(model.frontend, batch), masked), None)
@@ -74,9 +74,7 @@ def build_masked_spectrogram(config: MaskedSpectrogramConfig) -> Objective:
         masked = draw_masks(config.mask, model.grid, jax.random.split(key_mask, len(features)))
         return Inputs(MaskedClips(features, masked), None)
 
-    def encode(
-        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
-    ) -> tuple[Loss, Params]:
+    def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[Loss, Params]:
         """Sum and weight of the loss of each row: rows have nothing to do with each other."""
         clips: MaskedClips = inputs.rows
         pixels = reconstruct(
@@ -88,9 +86,7 @@ def build_masked_spectrogram(config: MaskedSpectrogramConfig) -> Objective:
         )
         return Loss(*loss), variables["batch_stats"]
 
-    def combine(
-        params: Params, outputs: Loss, batch: dict[str, Any], *, axis_name: str | None = None
-    ) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: Loss, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
         real = batch[contract.MASK]
         return Loss(*(jnp.sum(jnp.where(real, x, 0.0)) for x in outputs)), {}
 
@@ -102,4 +98,5 @@ def build_masked_spectrogram(config: MaskedSpectrogramConfig) -> Objective:
         combine=combine,
         project=lambda params: params,
         figures=(LOSS,),
+        pmap="rows",
     )

@@ -17,7 +17,7 @@ over the whole batch; without accumulation the three are composed and differenti
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -25,6 +25,8 @@ from jaxtyping import Array, Float
 from alm_jax.figures import Figure
 from alm_jax.models.capabilities import TextTokens
 from alm_jax.types import Metrics, Params, PyTree
+
+PmapSupport: TypeAlias = Literal["none", "rows", "batch"]
 
 
 class Inputs(NamedTuple):
@@ -129,9 +131,7 @@ def check_nothing(facts: DataFacts) -> None:
     """Any data fits."""
 
 
-def keep_stats(
-    batch_stats: Params, outputs: PyTree, batch: dict[str, Any], key: Any, *, axis_name: str | None = None
-) -> Params:
+def keep_stats(batch_stats: Params, outputs: PyTree, batch: dict[str, Any], key: Any) -> Params:
     """No statistics are made of outputs."""
     return batch_stats
 
@@ -140,8 +140,7 @@ def keep_stats(
 class Objective:
     """A model and its loss as pure functions. ``variables`` is {"params": ..., "batch_stats": ...}.
 
-    ``axis_name`` is the mapped axis under ``pmap`` and None under global-view ``jit``; with it, ``Loss``
-    is this device's share and the caller adds over devices.
+    Under ``pmap``, ``Loss`` is one device's share, and the step adds over devices.
     """
 
     init: Callable[[Array], dict[str, Params]]
@@ -149,14 +148,13 @@ class Objective:
     axes: Callable[[], PyTree]
     """() -> logical axis names of every parameter, as a tree of tuples shaped like params."""
     prepare: Callable[..., Inputs]
-    """(batch, key, *, train, axis_name) -> Inputs."""
+    """(batch, key, *, train) -> Inputs."""
     encode: Callable[..., tuple[PyTree, Params]]
-    """(variables, inputs, key, *, train, axis_name) -> (outputs with leading axis B, batch_stats)."""
+    """(variables, inputs, key, *, train) -> (outputs with leading axis B, batch_stats)."""
     combine: Callable[..., tuple[Loss, Metrics]]
-    """(params, outputs, batch, *, axis_name) -> (Loss, metrics as a dict of Loss)."""
+    """(params, outputs, batch) -> (Loss, metrics as a dict of Loss)."""
     update_stats: Callable[..., Params] = keep_stats
-    """(batch_stats, outputs without gradients, batch, key, *, axis_name) -> batch_stats, in training; the key is the
-    same on every device."""
+    """(batch_stats, outputs without gradients, batch, key) -> batch_stats, in training."""
     project: Callable[[Params], Params]
     """params -> params after an optimiser step, such as a clamp on the temperature."""
     check: Callable[[DataFacts], None] = check_nothing
@@ -174,6 +172,10 @@ class Objective:
     """Declarations of the figures that training records, ``loss`` among them, and of those that ``measure`` returns."""
     trained: Callable[[Params], Params] = dict
     """params -> the nested dict of those that train, all of them unless some are frozen (training/trainable.py)."""
+    pmap: PmapSupport = "none"
+    """How it trains under ``pmap``. "rows": each row by itself, so that losses and gradients add up over devices.
+    "batch": its ``prepare`` and ``combine`` take the mapped axis as ``axis_name``, and look at the rows of all devices.
+    "none": not at all."""
     merge: Callable[[Params], Params] = dict
     """params -> those of the model alone: what is trained beside them, adapters say, merged into them."""
 
@@ -184,9 +186,8 @@ class Objective:
         key: Any,
         *,
         train: bool,
-        axis_name: str | None = None,
     ) -> tuple[Loss, Metrics]:
         """The three parts composed, for evaluation and tests. Returns (Loss, metrics)."""
-        inputs = self.prepare(batch, key, train=train, axis_name=axis_name)
-        outputs, _ = self.encode(variables, inputs, key, train=train, axis_name=axis_name)
-        return self.combine(variables["params"], outputs, batch, axis_name=axis_name)
+        inputs = self.prepare(batch, key, train=train)
+        outputs, _ = self.encode(variables, inputs, key, train=train)
+        return self.combine(variables["params"], outputs, batch)

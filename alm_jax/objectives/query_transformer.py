@@ -109,14 +109,10 @@ def compute_clips(
     return Clips(features, audio_q_former.frame_mask(config, num_real))
 
 
-def group_rows(
-    group: Literal["recording", "label"], batch: dict[str, Any], axis_name: str | None
-) -> Int[Array, " B"]:
-    """A number for each row, equal where rows are of one group; a row that has none is alone, on all devices."""
+def group_rows(group: Literal["recording", "label"], batch: dict[str, Any]) -> Int[Array, " B"]:
+    """A number for each row, equal where rows are of one group; a row that has none is alone."""
     found = batch[GROUP_KEYS[group]]
     rows = jnp.arange(len(found), dtype=found.dtype)
-    if axis_name is not None:
-        rows += lax.axis_index(axis_name).astype(found.dtype) * len(found)
     return jnp.where(found < 0, -1 - rows, found)
 
 
@@ -130,8 +126,7 @@ def matching_loss(
 ) -> tuple[Loss, Loss]:
     """The loss of three pairs a row, and how many of them are judged rightly.
 
-    Negatives are mined among the rows at hand: under global-view ``jit`` those of the whole batch, under ``pmap`` those
-    of one device, as in ALBEF, since states of audio would have to come from elsewhere.
+    Negatives are mined among the rows of the batch.
     """
     chance, key_draw, key_dropout = outputs.chance, jax.random.key(0), None
     if chance is not None:
@@ -173,23 +168,19 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
 
-    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
         moments = chance = None
         if train:
             key_audio, key_chance = jax.random.split(key)
             crop = model.frontend.clip.train_crop
             clips = compute_clips(model, batch, crop=crop, key=key_audio, augment=config.augment)
             chance = jax.random.uniform(key_chance, (len(clips.features),))
-            moments = audio_q_former.batch_moments(
-                model, clips.features, batch[contract.MASK], axis_name=axis_name
-            )
+            moments = audio_q_former.batch_moments(model, clips.features, batch[contract.MASK])
         else:
             clips = compute_clips(model, batch)
         return Inputs(Rows(clips, batch[contract.TEXT_IDS], batch[contract.TEXT_MASK], chance), moments)
 
-    def encode(
-        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
-    ) -> tuple[Outputs, Params]:
+    def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[Outputs, Params]:
         rows: Rows = inputs.rows
         key_audio, key_read = jax.random.split(key) if train else (None, None)
         heard, batch_stats = audio_q_former.hear(
@@ -199,17 +190,14 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
             train=train,
             key=key_audio,
             moments=inputs.shared,
-            axis_name=axis_name,
         )
         read = audio_q_former.read(
             model, variables["params"], heard, rows.text_ids, rows.text_mask, train=train, key=key_read
         )
         return Outputs(read, heard.states, heard.mask.astype(jnp.float32), rows.chance), batch_stats
 
-    def combine(
-        params: Params, outputs: Outputs, batch: dict[str, Any], *, axis_name: str | None = None
-    ) -> tuple[Loss, Metrics]:
-        real, group = batch[contract.MASK], group_rows(config.group, batch, axis_name)
+    def combine(params: Params, outputs: Outputs, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
+        real, group = batch[contract.MASK], group_rows(config.group, batch)
         scale = temperature.inverse_tau(params["tau"])
         contrast = max_similarity_infonce(
             outputs.read.query_emb,
@@ -218,7 +206,6 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
             group=group,
             mask=real,
             label_smoothing=config.label_smoothing,
-            axis_name=axis_name,
         )
         matching, right = matching_loss(config, params, outputs, batch, group, scale)
         generation = next_token_loss(
@@ -235,7 +222,7 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
             "matching_loss": matching,
             "generation_loss": Loss(*generation),
         }
-        total = add_means(losses, dict.fromkeys(losses, 1.0), real, axis_name)
+        total = add_means(losses, dict.fromkeys(losses, 1.0), real)
         return total, {
             **losses,
             "matching_accuracy": right,

@@ -224,7 +224,6 @@ def encode_rows(
     train: bool,
     key: Any = None,
     moments: Moments | None = None,
-    axis_name: str | None = None,
 ) -> tuple[Outputs, Params]:
     """The model's outputs of each row by itself, and the next ``batch_stats``."""
     model, params = config.model, variables["params"]
@@ -237,7 +236,6 @@ def encode_rows(
         train=train,
         key=key_trunk,
         moments=moments,
-        axis_name=axis_name,
     )
     vectors = contrastive_captioner.pool_for_captions(model, params, heard)
     text_states = contrastive_captioner.read_texts(model, params, rows.text_ids, rows.text_mask)
@@ -312,8 +310,7 @@ def matching_loss(
 ) -> tuple[Loss, Loss]:
     """The loss of three pairs a row, and how many of them are judged rightly.
 
-    Negatives are mined among the rows at hand, under ``pmap`` those of one device, as ALBEF does. Rows of one recording
-    are no negatives of each other.
+    Negatives are mined among the rows of the batch. Rows of one recording are no negatives of each other.
     """
     assert outputs.chance is not None
     assert outputs.text_states is not None
@@ -365,30 +362,20 @@ def build_together(config: TogetherConfig) -> Objective:
     """The objective as pure functions."""
     model, contrast = config.model, config.term(ContrastiveTerm).loss
 
-    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
         rows = prepare_rows(config, batch, key, train=train)
         moments = None
         if train:
-            moments = contrastive_captioner.batch_moments(
-                model, rows.features, batch[contract.MASK], axis_name
-            )
+            moments = contrastive_captioner.batch_moments(model, rows.features, batch[contract.MASK])
         return Inputs(rows, moments)
 
-    def encode(
-        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
-    ) -> tuple[Outputs, Params]:
-        return encode_rows(
-            config, variables, inputs.rows, train=train, key=key, moments=inputs.shared, axis_name=axis_name
-        )
+    def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[Outputs, Params]:
+        return encode_rows(config, variables, inputs.rows, train=train, key=key, moments=inputs.shared)
 
-    def combine(
-        params: Params, outputs: Outputs, batch: dict[str, Any], *, axis_name: str | None = None
-    ) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: Outputs, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
         counted = {term.name: counted_rows(term, batch) for term in config.terms}
         pairs = {**batch, contract.MASK: counted[ContrastiveTerm.name]}
-        contrastive, scale = contrastive_loss(
-            contrast, params, outputs.audio_emb, outputs.text_emb, pairs, axis_name=axis_name
-        )
+        contrastive, scale = contrastive_loss(contrast, params, outputs.audio_emb, outputs.text_emb, pairs)
         losses = {
             ContrastiveTerm.name: contrastive,
             CaptioningTerm.name: captioning_loss(
@@ -406,7 +393,7 @@ def build_together(config: TogetherConfig) -> Objective:
                 *(jnp.sum(jnp.where(real, x, 0.0)) for x in outputs.reconstruction)
             )
         weights = {term.name: term.weight for term in config.terms}
-        total = add_means(losses, weights, batch[contract.MASK], axis_name)
+        total = add_means(losses, weights, batch[contract.MASK])
         metrics |= {f"{name}_loss": loss for name, loss in losses.items()}
         metrics["logit_scale"] = Loss(scale * total.weight, total.weight)
         return total, metrics

@@ -104,7 +104,7 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
     """The objective as pure functions. The teacher does not train; the codes move by `Objective.update_stats`."""
     model = config.model
 
-    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
         if not train:
             return Inputs(clip_features(model.frontend, batch), None)
         spec = model.frontend
@@ -112,7 +112,7 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
         return Inputs(compute_features(augment_waveform(clips[:, 0], key, config.augment), spec), None)
 
     def encode(
-        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
+        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool
     ) -> tuple[QuantizedClips, Params]:
         latents = latents_of(model, variables, inputs.rows)
         chosen, codes = quantize(variables, latents)
@@ -126,14 +126,10 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
         counts = count_codes(nearest_codes(kept, vectors), model.tokenizer.num_codes)
         return QuantizedClips(distance, commitment, num_patches, counts, kept), variables["batch_stats"]
 
-    def combine(
-        params: Params, outputs: QuantizedClips, batch: dict[str, Any], *, axis_name: str | None = None
-    ) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: QuantizedClips, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
         real = batch[contract.MASK]
         distance, commitment, weight = (jnp.sum(jnp.where(real, x, 0.0)) for x in outputs[:3])
         counts = lax.stop_gradient(jnp.sum(jnp.where(real[:, None], outputs.counts, 0.0), axis=0))
-        if axis_name is not None:
-            counts = lax.psum(counts, axis_name)
         return Loss(distance + config.beta * commitment, weight), {
             "teacher_cosine": Loss(weight - distance, weight),
             "commitment": Loss(commitment, weight),
@@ -145,8 +141,6 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
         outputs: QuantizedClips,
         batch: dict[str, Any],
         key: Any,
-        *,
-        axis_name: str | None = None,
     ) -> Params:
         moved = update_codebook(
             read_codebook({"batch_stats": batch_stats[TOKENIZER]}),
@@ -155,7 +149,6 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
             key,
             decay=config.codebook_decay,
             revive_below=config.revive_below,
-            axis_name=axis_name,
         )
         return {**batch_stats, TOKENIZER: {"codebook": moved.vectors, "usage": moved.usage}}
 

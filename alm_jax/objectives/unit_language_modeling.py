@@ -307,7 +307,7 @@ def build_unit_language_modeling(config: UnitLanguageModelingConfig) -> Objectiv
         shares = jnp.log(jnp.asarray(config.tasks.shares, jnp.float32))
         return jax.vmap(lambda key: jax.random.categorical(key, shares))(keys).astype(jnp.int32)
 
-    def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
+    def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
         num_prompt = batch[contract.PROMPT_IDS].shape[1] if contract.PROMPT_IDS in batch else 0
         check_row_tokens(config, batch[contract.TEXT_IDS].shape[1], num_prompt)
         if train:
@@ -323,9 +323,7 @@ def build_unit_language_modeling(config: UnitLanguageModelingConfig) -> Objectiv
             )
         return Inputs(make_examples(batch, clips, tasks), None)
 
-    def encode(
-        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
-    ) -> tuple[Terms, Params]:
+    def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[Terms, Params]:
         """The loss of these rows, a sum: which is all that is kept of sequences that do not line up with rows."""
         sequences = read_examples(
             model, variables, inputs.rows, length=config.row_tokens, num_together=config.examples_per_row
@@ -334,9 +332,7 @@ def build_unit_language_modeling(config: UnitLanguageModelingConfig) -> Objectiv
         terms = sequence_loss(model, variables, sequences, loss_on=config.loss_on, train=train, key=key)
         return terms, variables["batch_stats"]
 
-    def combine(
-        params: Params, outputs: Terms, batch: dict[str, Any], *, axis_name: str | None = None
-    ) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: Terms, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
         """Adds up, and tells words and units apart."""
         words, units = jax.tree.map(jnp.sum, outputs)
         total = Loss(words.sum + units.sum, words.weight + units.weight)

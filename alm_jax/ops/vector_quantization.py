@@ -70,7 +70,6 @@ def update_codebook(
     *,
     decay: float,
     revive_below: float,
-    axis_name: str | None = None,
 ) -> Codebook:
     """The codebook after a batch, all of whose rows it sees at once.
 
@@ -81,9 +80,7 @@ def update_codebook(
 
     Args:
         mask: True for real rows; others count for nothing.
-        key: the same on every device.
         revive_below: usage below which a code is dead.
-        axis_name: under ``pmap``, the mapped axis over which the rows are spread; the result is the same everywhere.
     """
     num_codes = codebook.vectors.shape[0]
     weight = mask.astype(jnp.float32)[:, None, None]
@@ -91,9 +88,6 @@ def update_codebook(
     counts = jnp.sum(chosen, axis=(0, 1))
     # A product, since the order in which a GPU adds up a scatter is chance.
     sums = lax.dot_general(chosen, latents, (((0, 1), (0, 1)), ((), ())), precision=lax.Precision.HIGHEST)
-    if axis_name is not None:
-        counts, sums = lax.psum((counts, sums), axis_name)
-        latents, mask = (lax.all_gather(x, axis_name, tiled=True) for x in (latents, mask))
     total = jnp.sum(counts)
     taken = (counts > 0)[:, None]
     target = jnp.where(taken, normalize(sums), codebook.vectors)

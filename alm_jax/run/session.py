@@ -25,7 +25,7 @@ from alm_jax.run.load import load_run
 from alm_jax.run.workdir import CHECKPOINTS
 from alm_jax.training import mesh as meshes
 from alm_jax.training import sharding
-from alm_jax.training.build import build_parallel
+from alm_jax.training.build import build_parallel, check_parallelism
 from alm_jax.training.checkpoint import Checkpoints
 from alm_jax.training.lora import add_adapters
 from alm_jax.training.state import TrainState
@@ -57,8 +57,9 @@ class Session:
         )
         meshes.check_batch_size(training.batch_size, training.num_microbatches, num_shards)
         self.eval_batch_size = -(-config.evaluation.batch_size // num_shards) * num_shards
-        self.data = prepare_once(config)
         self.objective = add_adapters(build_objective(config.objective), config.lora)
+        check_parallelism(self.objective, training)
+        self.data = prepare_once(config)
         self.parallel = build_parallel(
             self.objective, config.optimizer, training, seed=config.seed, mesh=self.mesh
         )

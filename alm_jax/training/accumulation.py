@@ -46,17 +46,19 @@ def loss_and_gradients(
             jax.random.fold_in(key_prepare, index),
             jax.random.fold_in(key_encode, index),
         )
-    inputs = objective.prepare(batch, key_prepare, train=True, axis_name=axis_name)
+    # Objectives whose rows have nothing to do with each other need not know of other devices.
+    across = {"axis_name": axis_name} if axis_name is not None and objective.pmap == "batch" else {}
+    inputs = objective.prepare(batch, key_prepare, train=True, **across)
 
     everything = variables["params"]
 
     def encode(params: Params, inputs: Inputs, key: Any) -> tuple[PyTree, Params]:
         whole = variables | {"params": overlay(everything, params)}
-        return objective.encode(whole, inputs, key, train=True, axis_name=axis_name)
+        return objective.encode(whole, inputs, key, train=True)
 
     def combine(params: Params, outputs: PyTree) -> tuple[Array, Metrics]:
         whole = overlay(everything, params)
-        loss, metrics = objective.combine(whole, outputs, batch, axis_name=axis_name)
+        loss, metrics = objective.combine(whole, outputs, batch, **across)
         # This device's share of the global mean; the weight carries no gradient.
         weight = sum_over_devices(loss.weight, axis_name)
         return loss.sum / jnp.maximum(jax.lax.stop_gradient(weight), 1.0), metrics
@@ -96,7 +98,7 @@ def loss_and_gradients(
         # Statistics come from the whole batch (``inputs.shared``), so every piece has computed the same.
         batch_stats = jax.tree.map(lambda leaf: leaf[-1], batch_stats)
 
-    batch_stats = objective.update_stats(batch_stats, outputs, batch, key_stats, axis_name=axis_name)
+    batch_stats = objective.update_stats(batch_stats, outputs, batch, key_stats)
     loss, grads, metrics = sum_over_devices((loss, grads, metrics), axis_name)
     return loss, grads, batch_stats, {name: divide(metric) for name, metric in metrics.items()}
 

@@ -4,6 +4,7 @@ import functools
 
 import jax
 
+from alm_jax.errors import UserError
 from alm_jax.objectives import Objective
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.mesh import AnyMesh
@@ -14,6 +15,17 @@ from alm_jax.training.step import build_train_step
 from alm_jax.training.trainable import freeze
 
 
+def check_parallelism(objective: Objective, training: TrainingConfig) -> None:
+    """Raises UserError where ``training.parallelism`` is pmap and the objective would not be what it is under jit."""
+    if training.parallelism == "pmap" and objective.pmap == "none":
+        raise UserError(
+            "training.parallelism is 'pmap', and this objective couples rows of the batch that pmap keeps on different "
+            "devices. pmap trains contrastive learning (with an audio tower that has no batch norms between its "
+            "layers), masked spectrograms, and language modelling (with an audio tower that has no batch norms): use "
+            "training.parallelism 'jit', which trains everything on any number of devices"
+        )
+
+
 def build_parallel(
     objective: Objective, optimizer: AdamWConfig, training: TrainingConfig, *, seed: int, mesh: AnyMesh
 ) -> Parallel:
@@ -21,6 +33,7 @@ def build_parallel(
 
     Raises UserError where the configs do not fit each other or the mesh.
     """
+    check_parallelism(objective, training)
     objective = freeze(objective, optimizer.frozen)
     abstract = jax.eval_shape(objective.init, jax.random.key(0))
     transformation = build_optimizer(optimizer, training.num_steps, objective.trained(abstract["params"]))

@@ -53,7 +53,8 @@ class TrainingConfig:
     ema_decay: float = 0.0
     """Decay of the moving average of the parameters that evaluation and export use; 0 switches it off."""
     parallelism: Literal["jit", "pmap"] = "jit"
-    """Global-view jit over the mesh, or data-parallel pmap."""
+    """Global-view jit over the mesh, or data-parallel pmap, which trains contrastive learning, masked spectrograms and
+    language modelling, and refuses the rest."""
     mesh: MeshConfig = MeshConfig()
     """The device mesh (jit)."""
     log_every: int = 1

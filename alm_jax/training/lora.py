@@ -120,14 +120,10 @@ def add_adapters(objective: Objective, config: LoraConfig) -> Objective:
             _put(merged, target.path, kernel + compute_update(target, pair["a"], pair["b"], config, drop))
         return overlay(base, merged)
 
-    def encode(
-        variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool, axis_name: str | None = None
-    ) -> tuple[PyTree, Params]:
+    def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[PyTree, Params]:
         drop = jax.random.fold_in(key, KEY_STREAM) if train and config.dropout else None
         params = merge(variables["params"], drop)
-        return objective.encode(
-            {**variables, "params": params}, inputs, key, train=train, axis_name=axis_name
-        )
+        return objective.encode({**variables, "params": params}, inputs, key, train=train)
 
     def combine(params: Params, *args: Any, **kwargs: Any) -> Any:
         # A loss may read kernels too, such as a language model's head.

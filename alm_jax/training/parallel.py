@@ -1,7 +1,9 @@
 """How a step runs on many devices: global-view ``jit`` over a mesh, or data-parallel ``pmap``.
 
 Both run the same ``train_step``. ``jit`` with NamedSharding is the way for every mesh; ``pmap`` keeps a whole
-copy of the state on each local device and is there for comparison and for code that is built on it.
+copy of the state on each local device and is there for comparison and for code that is built on it. It takes objectives
+whose rows have nothing to do with each other, and contrastive learning, which looks at all devices' rows by name of the
+mapped axis (`Objective.pmap`); others are refused.
 """
 
 from collections.abc import Callable

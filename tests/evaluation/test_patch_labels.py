@@ -15,7 +15,7 @@ from alm_jax.objectives.objective import Inputs, Loss, Objective
 def test_figures_are_those_of_the_whole_split():
     """Batches of 2 and 1 real rows, with weights 1 and 3; the padding row has labels of its own."""
 
-    def combine(params, outputs, batch, *, axis_name=None):
+    def combine(params, outputs, batch):
         weight = batch["weight"].sum(where=batch["mask"])
         correct = (batch["weight"] * batch["right"]).sum(where=batch["mask"])
         loss = Loss(2.0 * weight, weight)

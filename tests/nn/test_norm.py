@@ -123,7 +123,7 @@ def test_split_over_devices_equals_the_whole(features, variables, num_devices, t
     whole, stats = train(variables, features, mask=mask)
 
     def local(variables, features, mask):
-        return train(variables, features, mask=mask, axis_name="data")
+        return train(variables, features, mask=mask, moments=feature_moments(features, mask, "data"))
 
     if transform == "shard_map":
         mesh = Mesh(np.asarray(jax.devices()[:num_devices]), ("data",))

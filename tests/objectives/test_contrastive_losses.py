@@ -80,7 +80,7 @@ def two_matrices(config, loss) -> Objective:
     def prepare(batch, key, *, train, axis_name=None):
         return Inputs((batch["audio"], read_texts(loss, batch | {"text_mask": batch["text_ids"]})[0]), None)
 
-    def encode(variables, inputs, key, *, train, axis_name=None):
+    def encode(variables, inputs, key, *, train):
         feats = [
             x @ variables["params"][name] for x, name in zip(inputs.rows, ("audio", "text"), strict=True)
         ]

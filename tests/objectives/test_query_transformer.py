@@ -18,7 +18,7 @@ from alm_jax.models.q_former import QFormerConfig
 from alm_jax.objectives import build_objective
 from alm_jax.objectives.query_transformer import QueryTransformerConfig
 from alm_jax.ops.frontends import AstSpec, ClipSpec
-from alm_jax.training.accumulation import loss_and_gradients, sum_over_devices
+from alm_jax.training.accumulation import loss_and_gradients
 from alm_jax.training.mesh import MeshConfig, build_mesh
 from alm_jax.training.sharding import batch_sharding, parameter_shardings
 
@@ -180,17 +180,16 @@ def test_the_losses_are_their_formulas(objective, variables):
     np.testing.assert_allclose(found["matching_accuracy"], (signed < 0)[counted].mean(), rtol=1e-6)
 
 
-def measure(objective, axis_name, variables, batch):
+def measure(objective, variables, batch):
     """Means of the loss and its parts in training, without gradients."""
-    loss, metrics = objective.loss(variables, batch, jax.random.key(1), train=True, axis_name=axis_name)
-    found = sum_over_devices({"loss": loss, **metrics}, axis_name)
-    return {name: part.sum / part.weight for name, part in found.items()}
+    loss, metrics = objective.loss(variables, batch, jax.random.key(1), train=True)
+    return {name: part.sum / part.weight for name, part in {"loss": loss, **metrics}.items()}
 
 
 @pytest.fixture(scope="module")
 def figures(objective, variables):
     """Of one device."""
-    return jax.device_get(jax.jit(functools.partial(measure, objective, None))(variables, BATCH))
+    return jax.device_get(jax.jit(functools.partial(measure, objective))(variables, BATCH))
 
 
 @pytest.mark.slow
@@ -201,25 +200,8 @@ def test_a_mesh_equals_one_device(objective, variables, figures):
     with jax.set_mesh(mesh):
         placed = {**variables, "params": jax.device_put(variables["params"], cut)}
         batch = jax.device_put(BATCH, batch_sharding(mesh))
-        found = jax.device_get(jax.jit(functools.partial(measure, objective, None))(placed, batch))
+        found = jax.device_get(jax.jit(functools.partial(measure, objective))(placed, batch))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, figures)
-
-
-@pytest.mark.slow
-def test_under_pmap_contrast_and_generation_are_those_of_the_whole_batch(objective, variables, figures):
-    """Matching draws from each device's own rows, as it says."""
-    batch = {name: value.reshape(2, 8, *value.shape[1:]) for name, value in BATCH.items()}
-    mapped = jax.pmap(
-        functools.partial(measure, objective, "data"),
-        axis_name="data",
-        in_axes=(None, 0),
-        devices=jax.devices()[:2],
-    )
-    found = jax.tree.map(lambda x: x[0], jax.device_get(mapped(variables, batch)))
-    for name in ("contrastive_loss", "generation_loss", "logit_scale"):
-        np.testing.assert_allclose(found[name], figures[name], rtol=1e-5)
-    parts = sum(found[f"{name}_loss"] for name in ("contrastive", "matching", "generation"))
-    np.testing.assert_allclose(found["loss"], parts, rtol=1e-5)
 
 
 def test_what_does_not_fit_is_refused(variables):

@@ -265,7 +265,7 @@ def test_the_trunk_runs_once_for_all_terms_that_hear_the_clip(terms, times):
 
 @pytest.mark.slow
 def test_eight_devices_are_one(variables, run):
-    """On a mesh of data x fsdp x tensor, all four terms; under pmap those whose rows may all meet."""
+    """On a mesh of data x fsdp x tensor, all four terms."""
     objective, given = build_together(CONFIG), batch()
     del given["source"]
     expected, expected_grads, _, _ = run(CONFIG, 1, given)
@@ -280,29 +280,6 @@ def test_eight_devices_are_one(variables, run):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), jax.device_get(grads), expected_grads
     )
-
-
-@pytest.mark.slow
-def test_pmap_is_jit(variables, run):
-    """Of terms without chance: devices mine negatives among their own rows, and draw masks by their own keys."""
-    model = dataclasses.replace(MODEL, patch_decoder=None, matching_head=False)
-    config = TogetherConfig(
-        model=model, terms=(ContrastiveTerm(sources=(0, 1)), CaptioningTerm(sources=(1, 2)))
-    )
-    kept = {
-        name: value
-        for name, value in variables["params"].items()
-        if name not in ("patch_decoder", "matching_head")
-    }
-    objective, small = build_together(config), variables | {"params": kept}
-    step = functools.partial(loss_and_gradients, objective, small)
-    expected = jax.jit(step)(batch(), jax.random.key(1))
-    rows = {key: value.reshape(8, -1, *value.shape[1:]) for key, value in batch().items()}
-    found = jax.pmap(lambda rows: step(rows, jax.random.key(1), axis_name="data"), axis_name="data")(rows)
-    np.testing.assert_allclose(found[0][0], expected[0], rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=2e-5), found[1], expected[1])
-    for name, value in expected[3].items():
-        np.testing.assert_allclose(found[3][name][0], value, rtol=1e-5, err_msg=name)
 
 
 PACKED = dataclasses.replace(

@@ -111,8 +111,8 @@ def test_the_validation_loss_is_its_formula(objective, variables):
     np.testing.assert_allclose(metrics["teacher_cosine"].sum / loss.weight, cosine.mean(), atol=1e-6)
 
 
-def train(objective, parallelism, mesh):
-    training = TrainingConfig(num_steps=4, batch_size=ROWS, ema_decay=0.9, parallelism=parallelism)
+def train(objective, mesh):
+    training = TrainingConfig(num_steps=4, batch_size=ROWS, ema_decay=0.9)
     optimizer = AdamWConfig(warmup_steps=1, peak_lr=1e-2)
     parallel = build_parallel(objective, optimizer, training, seed=0, mesh=mesh)
     state, losses = parallel.init(), []
@@ -124,17 +124,12 @@ def train(objective, parallelism, mesh):
 
 @pytest.fixture(scope="module")
 def one_device(objective):
-    return train(objective, "jit", build_mesh(MeshConfig(), jax.devices()[:1]))
+    return train(objective, build_mesh(MeshConfig(), jax.devices()[:1]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("parallelism", "mesh"),
-    [("jit", MeshConfig(data=2, fsdp=2, tensor=2)), ("pmap", MeshConfig())],
-    ids=["data 2 x fsdp 2 x tensor 2", "pmap 8"],
-)
-def test_eight_devices_train_as_one(objective, one_device, parallelism, mesh):
-    losses, state = train(objective, parallelism, build_mesh(mesh))
+def test_eight_devices_train_as_one(objective, one_device):
+    losses, state = train(objective, build_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     one_losses, one = one_device
     np.testing.assert_allclose(losses, one_losses, rtol=2e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), state.batch_stats, one.batch_stats)

@@ -120,24 +120,6 @@ def test_a_mesh_trains_as_one_device(objective, run, variables):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), jax.device_get(cut_grads), grads)
 
 
-@pytest.mark.slow
-def test_pmap_trains_as_jit(variables):
-    """Of one task: which one an example is, each device draws for itself."""
-    tasks = UnitTasksConfig(speech=0.0, units_to_text=1.0, text_to_units=0.0)
-    objective = build_objective(dataclasses.replace(CONFIG, tasks=tasks))
-    key = jax.random.key(1)
-    loss, grads, _, _ = jax.jit(functools.partial(loss_and_gradients, objective))(variables, BATCH, key)
-    mapped = jax.pmap(
-        functools.partial(loss_and_gradients, objective, axis_name="data"),
-        axis_name="data",
-        in_axes=(None, 0, None),
-    )
-    rows = {name: value.reshape(8, ROWS // 8, *value.shape[1:]) for name, value in BATCH.items()}
-    found_loss, found_grads, _, _ = mapped(variables, rows, key)
-    np.testing.assert_allclose(found_loss, np.full(8, loss), rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-6), found_grads, grads)
-
-
 def expect(variables, task: int, loss_on: str) -> tuple[float, int]:
     """Sum and number of the losses: units by a search in float64, texts read one by one, log softmax in float64."""
     model = CONFIG.model

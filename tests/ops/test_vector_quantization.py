@@ -120,27 +120,6 @@ def test_padding_rows_have_no_say(codebook, latents, update):
     jax.tree.map(np.testing.assert_array_equal, nothing, codebook)
 
 
-def test_rows_spread_over_devices_make_the_same_codebook(latents, update):
-    """Under pmap, dead codes and a padding row among them."""
-    rows = np.concatenate([latents, latents[:1]])
-    book = Codebook(jnp.asarray(unit(np.random.default_rng(1), CODES, WIDTH)), jnp.full((CODES,), 0.1))
-    mask = np.array([True, True, False, True])
-
-    def run(rows, mask):
-        return update_codebook(book, rows, mask, KEY, decay=0.9, revive_below=0.16, axis_name="data")
-
-    devices = jax.devices()[:2]
-    spread = jax.pmap(run, axis_name="data", devices=devices)(
-        rows.reshape(2, 2, TOKENS, WIDTH), mask.reshape(2, 2)
-    )
-    whole = update(book, rows, mask, KEY, 0.16)
-    assert (np.asarray(whole.usage) == 1.0).any()
-    assert (np.asarray(whole.usage) != 1.0).any()
-    for device in range(2):
-        np.testing.assert_allclose(spread.vectors[device], whole.vectors, atol=1e-6)
-        np.testing.assert_allclose(spread.usage[device], whole.usage, atol=1e-6)
-
-
 def test_gradients_pass_straight_through_and_perplexity_counts_codes(codebook, latents):
     target = jnp.asarray(unit(np.random.default_rng(7), ROWS, TOKENS, WIDTH))
 

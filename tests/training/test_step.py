@@ -19,12 +19,12 @@ def linear_objective() -> Objective:
     return Objective(
         init=lambda key: {"params": {"kernel": jax.random.normal(key, SHAPE)}, "batch_stats": {}},
         axes=lambda: {"kernel": ("embed", "mlp")},
-        prepare=lambda batch, key, *, train, axis_name=None: Inputs(batch["x"], None),
-        encode=lambda variables, inputs, key, *, train, axis_name=None: (
+        prepare=lambda batch, key, *, train: Inputs(batch["x"], None),
+        encode=lambda variables, inputs, key, *, train: (
             inputs.rows @ variables["params"]["kernel"],
             {},
         ),
-        combine=lambda params, outputs, batch, *, axis_name=None: (
+        combine=lambda params, outputs, batch: (
             Loss(jnp.sum(outputs), jnp.float32(outputs.shape[0])),
             {},
         ),

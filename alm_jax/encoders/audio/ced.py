@@ -111,7 +111,6 @@ class Ced(nn.Module):
         train: bool = False,
         mask: Bool[Array, " B"] | None = None,
         moments: Moments | None = None,
-        axis_name: str | tuple[str, ...] | None = None,
     ) -> Float[Array, "B D"] | Float[Array, "B N D"]:
         """Encodes ``features`` of any number of frames from a patch on.
 
@@ -123,7 +122,6 @@ class Ced(nn.Module):
                 and not in the mean. None: padding is heard.
             mask: True for real rows, which alone count in the statistics of training.
             moments: of the whole batch, for ``feature_norm``.
-            axis_name: inside pmap or shard_map, the axes that the batch is split over.
 
         Raises:
             UserError: ``features`` do not fit the config, or logits are asked for without classes.
@@ -140,7 +138,7 @@ class Ced(nn.Module):
                 "this CED has no classifier: set num_classes, or ask for tokens or the clip vector"
             )
         x = BatchNorm(momentum=_FEATURE_MOMENTUM, name="feature_norm")(
-            features, train=train, mask=mask, moments=moments, axis_name=axis_name
+            features, train=train, mask=mask, moments=moments
         )
         num_chunks = -(-num_frames // config.chunk_frames)
         if num_chunks > 1:

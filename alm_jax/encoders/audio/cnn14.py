@@ -105,14 +105,12 @@ class Cnn14(nn.Module):
         train: bool = False,
         mask: Bool[Array, " B"] | None = None,
         moments: Moments | None = None,
-        axis_name: str | tuple[str, ...] | None = None,
     ) -> Float[Array, "B D"] | Float[Array, "B tokens D"]:
         """Encodes ``features`` of any number of frames from `Cnn14Config.shrinkage` on; padding is heard.
 
         Args:
             mask: True for real rows, which alone count in the statistics of training.
             moments: of the whole batch, for ``feature_norm``; the blocks have theirs from the rows at hand.
-            axis_name: inside pmap or shard_map, the axes that the batch is split over.
 
         Raises:
             UserError: ``features`` do not fit the config, or logits are asked for without classes.
@@ -128,9 +126,7 @@ class Cnn14(nn.Module):
             raise UserError(
                 "this CNN14 has no classifier: set num_classes, or ask for tokens or the clip vector"
             )
-        x = BatchNorm(name="feature_norm")(
-            features, train=train, mask=mask, moments=moments, axis_name=axis_name
-        )
+        x = BatchNorm(name="feature_norm")(features, train=train, mask=mask, moments=moments)
         if train and config.spec_augment_time_stripes + config.spec_augment_freq_stripes > 0:
             x = spec_augment(
                 x,
@@ -145,7 +141,7 @@ class Cnn14(nn.Module):
         maps = x[..., None]
         for i, channels in enumerate(config.channels):
             is_last = i == len(config.channels) - 1
-            maps = block(channels, not is_last, self.dtype, axis_name, name=f"block{i}")(maps, train, mask)
+            maps = block(channels, not is_last, self.dtype, name=f"block{i}")(maps, train, mask)
             maps = self._drop(maps, _BLOCK_DROPOUT, train)
 
         # Means of many positions lose bits in bfloat16.
@@ -178,7 +174,6 @@ class _ConvBlock(nn.Module):
     channels: int
     is_pooled: bool
     dtype: jnp.dtype
-    axis_name: str | tuple[str, ...] | None
 
     @nn.compact
     def __call__(
@@ -196,7 +191,7 @@ class _ConvBlock(nn.Module):
                 kernel_init=nn.initializers.xavier_uniform(),
                 name=f"conv{i}",
             )(x)
-            x = BatchNorm(axes[1], name=f"norm{i}")(x, train=train, mask=mask, axis_name=self.axis_name)
+            x = BatchNorm(axes[1], name=f"norm{i}")(x, train=train, mask=mask)
             x = nn.relu(x).astype(self.dtype)
         return nn.avg_pool(x, (2, 2), (2, 2)) if self.is_pooled else x
 
@@ -207,6 +202,7 @@ FAMILY = Family(
     config_type=Cnn14Config,
     build=lambda config, dtype, remat: Cnn14(config, dtype, remat=remat),
     variants=VARIANTS,
+    normalises_inside=True,
     example=lambda config: (jax.ShapeDtypeStruct((2, 2 * config.shrinkage, config.num_mels), jnp.float32),),
     frontend=FRONTENDS["32k"],
     source="https://arxiv.org/abs/1912.10211",

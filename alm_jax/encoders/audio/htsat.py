@@ -155,9 +155,8 @@ class Htsat(nn.Module):
         train: bool = False,
         mask: Bool[Array, " B"] | None = None,
         moments: Moments | None = None,
-        axis_name: str | tuple[str, ...] | None = None,
     ) -> Float[Array, "B D"]:
-        x = self.prepare(features, train, mask, moments, axis_name)
+        x = self.prepare(features, train, mask, moments)
         return self.transform(self.embed("patch_embed", x), train)
 
     def prepare(
@@ -166,7 +165,6 @@ class Htsat(nn.Module):
         train: bool,
         mask: Bool[Array, " B"] | None,
         moments: Moments | None,
-        axis_name: str | tuple[str, ...] | None,
     ) -> Float[Array, "B *maps frames F"]:
         """Normalised features, with masked stripes in training, of as many frames as the image has."""
         config = self.config
@@ -176,9 +174,7 @@ class Htsat(nn.Module):
                 f"features have {num_frames} frames of {num_mels} mel bins; this encoder takes at most "
                 f"{config.num_frames} frames of {config.num_mels}: fit the clip, hop and mel bins to it"
             )
-        x = BatchNorm(name="feature_norm")(
-            features, train=train, mask=mask, moments=moments, axis_name=axis_name
-        )
+        x = BatchNorm(name="feature_norm")(features, train=train, mask=mask, moments=moments)
         if train and config.spec_augment_time_stripes + config.spec_augment_freq_stripes > 0:
             augment = functools.partial(
                 spec_augment,

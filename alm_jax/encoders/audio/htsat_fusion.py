@@ -55,7 +55,6 @@ class HtsatFusion(Htsat):
         train: bool = False,
         mask: Bool[Array, " B"] | None = None,
         moments: Moments | None = None,
-        axis_name: str | tuple[str, ...] | None = None,
     ) -> Float[Array, "B D"]:
         """Encodes recordings.
 
@@ -71,7 +70,7 @@ class HtsatFusion(Htsat):
                 f"features have {features.shape[1]} maps a recording; feature fusion takes {NUM_MAPS}: use a FusionSpec"
             )
         longer = jnp.zeros(len(features), jnp.bool_) if longer is None else longer
-        x = self.prepare(features, train, mask, moments, axis_name)
+        x = self.prepare(features, train, mask, moments)
         whole = self.embed("patch_embed", x[:, 0])
         parts = self.embed("part_embed", x[:, 1:].reshape(-1, *x.shape[2:]), NUM_PARTS)
         rows, columns, width = parts.shape[1:]
@@ -81,7 +80,7 @@ class HtsatFusion(Htsat):
         parts = jnp.pad(parts, ((0, 0), (0, 0), (0, missing), (0, 0)))
         fusion = FeatureFusion(self.dtype, KERNEL_INITS[self.config.kernel_init], name="fusion")
         real = longer if mask is None else longer & mask
-        fused = fusion(whole, parts, train=train, mask=real, axis_name=axis_name)
+        fused = fusion(whole, parts, train=train, mask=real)
         return self.transform(jnp.where(longer[:, None, None, None], fused, whole), train)
 
 
@@ -91,6 +90,7 @@ FAMILY = Family(
     config_type=HtsatFusionConfig,
     build=HtsatFusion,
     variants=VARIANTS,
+    normalises_inside=True,
     example=lambda config: (
         jax.ShapeDtypeStruct((2, NUM_MAPS, config.num_frames, config.num_mels), jnp.float32),
         jax.ShapeDtypeStruct((2,), jnp.bool_),
