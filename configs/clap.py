@@ -12,10 +12,10 @@ import dataclasses
 
 from alm_jax.encoders.audio import htsat
 from alm_jax.encoders.text import bert
-from alm_jax.experiment import ExperimentConfig
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives.contrastive import ContrastiveConfig
 from alm_jax.ops.frontends import ClapSpec, ClipSpec
+from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.optimizer import AdamWConfig
 from data_pipelines.config import DataConfig, TokenizerConfig
