@@ -30,3 +30,5 @@ class Figure:
     """Whether it stands at the head of a report."""
     is_shown: bool = False
     """Whether it stands on the line that a run prints after an evaluation."""
+    is_of_batch: bool = False
+    """Whether it describes one training batch and says nothing of a whole split, as a batch's perplexity does."""

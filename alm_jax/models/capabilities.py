@@ -113,6 +113,9 @@ class LabelsPatches(Protocol):
     def label_patches(self, variables: dict[str, Any], batch: dict[str, Array]) -> LabelMaps:
         """Input, labels and, where the model predicts them, masks and predictions of each recording."""
 
+    def count_labels(self, variables: dict[str, Any], batch: dict[str, Array]) -> Int[Array, " V"]:
+        """How often each label occurs among the patches of the real rows of a batch."""
+
 
 class AudioStates(NamedTuple):
     """What a matching head reads of a recording."""
@@ -132,3 +135,16 @@ class MatchesPairs(Protocol):
         self, variables: dict[str, Any], audio: AudioStates, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]
     ) -> Float[Array, " B"]:
         """The logit that each text belongs to the recording in its row."""
+
+
+@runtime_checkable
+class EncodesUnits(Protocol):
+    """Turns a recording into a sequence of discrete units."""
+
+    num_units: int
+    """How many different units there are."""
+
+    def encode_units(
+        self, variables: dict[str, Any], batch: dict[str, Array]
+    ) -> tuple[Int[Array, "B N"], Bool[Array, "B N"]]:
+        """The units of each recording in the order of time, and which of them are of real audio."""

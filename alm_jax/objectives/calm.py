@@ -35,7 +35,16 @@ from alm_jax.objectives.masked_text import (
     masked_text_loss,
     row_keys,
 )
-from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
+from alm_jax.objectives.objective import (
+    LOGIT_SCALE,
+    LOSS,
+    DataFacts,
+    Inputs,
+    Loss,
+    Objective,
+    PairLoss,
+    loss_figure,
+)
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks
 from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
 from alm_jax.objectives.weighted_sum import add_means
@@ -223,6 +232,9 @@ def build_calm(config: CalmConfig) -> Objective:
     def check(facts: DataFacts) -> None:
         check_masked_text(config.masked_text, facts, vocab_size=model.vocab_size, max_length=model.max_length)
 
+    def pair_loss(params: Params, audio_emb: Array, text_emb: Array, rows: Any, negatives: Any) -> Loss:
+        return contrastive_loss(config.contrastive, params, audio_emb, text_emb, rows)[0]
+
     return Objective(
         init=init,
         axes=lambda: {**one_head.one_head_axes(model), **dict.fromkeys(init_scalars(config.contrastive), ())},
@@ -231,5 +243,6 @@ def build_calm(config: CalmConfig) -> Objective:
         combine=combine,
         project=lambda params: {**params, **project_scalars(config.contrastive, params)},
         check=check,
+        pair_loss=PairLoss("contrastive_loss", pair_loss),
         figures=FIGURES,
     )

@@ -27,7 +27,7 @@ from alm_jax.objectives.contrastive_losses import (
     project_scalars,
 )
 from alm_jax.objectives.microbatches import check_microbatches
-from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective
+from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, PairLoss
 from alm_jax.objectives.recordings import (
     WaveformAugmentConfig,
     augment_waveform,
@@ -199,6 +199,9 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
                 "raise objective.model.text.max_positions or lower data.tokenizer.max_length"
             )
 
+    def pair_loss(params: Params, audio_emb: Array, text_emb: Array, rows: Any, negatives: Any) -> Loss:
+        return contrastive_loss(config.loss, params, audio_emb, text_emb, rows, negatives=negatives)[0]
+
     return Objective(
         init=init,
         axes=axes,
@@ -207,6 +210,7 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
         combine=combine,
         project=project,
         check=check,
+        pair_loss=PairLoss("loss", pair_loss),
         figures=FIGURES,
         # Batch norms inside a tower see the rows of one device alone.
         pmap="none" if family_of(model.audio).normalises_inside else "batch",

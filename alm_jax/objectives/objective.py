@@ -122,6 +122,16 @@ def loss_figure(name: str, label: str) -> Figure:
     return Figure(name=name, label=label, is_higher_better=False)
 
 
+class PairLoss(NamedTuple):
+    """A loss of embeddings of pairs."""
+
+    name: str
+    """Name of its figure; ``loss`` where it is the objective's whole loss."""
+    compute: Callable[..., Loss]
+    """(params, audio_emb [B E], text_emb [B E], rows, negatives or None) -> Loss; ``rows`` has the batch contract's
+    ``mask``, ``index`` and ``label``."""
+
+
 def no_capabilities(tokens: TextTokens) -> Any:
     """A model that nothing but its loss is measured of."""
     return None
@@ -168,6 +178,12 @@ class Objective:
     measure: Callable[..., Metrics] | None = None
     """(variables of the model, batch) -> further figures of evaluation as a dict of Loss, without noise; None where
     there are none beside the loss and its metrics."""
+    pair_loss: PairLoss | None = None
+    """The loss that is made of embeddings of pairs, where there is one: evaluation computes it over batches as large as
+    training's from embeddings that it has anyway."""
+    sources: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Parts of a mixture whose recordings an evaluator counts by default: (its name, the parts); all where its name is
+    absent, or the parts are empty."""
     figures: tuple[Figure, ...] = ()
     """Declarations of the figures that training records, ``loss`` among them, and of those that ``measure`` returns."""
     trained: Callable[[Params], Params] = dict
