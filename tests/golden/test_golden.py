@@ -1,0 +1,132 @@
+"""Files that an earlier version wrote: its configs and checkpoints load, and give the figures of that time.
+
+``configs/`` has the JSON of every config of the tests (tiny_*) and of ``configs/``, of format 1, and ``parameters.json``
+how many arrays and numbers each model had. ``runs/`` has a run folder of each objective after two steps, as an archive
+without its report. Its model is that of ``tests/cli/tiny_*.py`` made smaller, with batch statistics and an average
+(contrastive), adapters (language_modeling), or codebooks (tokenizer_distillation).
+
+The files are never changed: where one no longer loads, a migration is missing (``alm_jax/migrate.py``). Files of a newer
+format are added beside them.
+"""
+
+import json
+import math
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import jax
+import pytest
+
+from alm_jax.cli.arguments import load_run
+from alm_jax.cli.main import dispatch
+from alm_jax.cli.run_variables import read_run_variables
+from alm_jax.experiment import from_json, load_config, to_json
+from alm_jax.objectives import build_objective
+from alm_jax.training.checkpoint import checksum
+from alm_jax.training.lora import add_adapters
+from alm_jax.training.workdir import flatten
+
+HERE = Path(__file__).parent
+CONFIGS = sorted((HERE / "configs").glob("*.json"))
+PARAMETERS = json.loads((HERE / "parameters.json").read_text())
+RUNS = sorted((HERE / "runs").glob("*.tar.xz"))
+SOURCES = {
+    path.stem: path
+    for folder in (HERE.parent / "cli", HERE.parents[1] / "configs")
+    for path in sorted(folder.glob("*.py"))
+}
+CHANGED_SINCE: dict[str, tuple[str, ...]] = {}
+"""Fields ("training/num_steps", or what they begin with) of a config file that were changed on purpose, by its name."""
+EVALUATED = ("contrastive", "language_modeling")
+"""Runs whose figures the default suite computes again; the others are compared by `pytest -m slow`."""
+
+
+def name_of(path: Path) -> str:
+    return path.name.partition(".")[0]
+
+
+def count(tree) -> dict[str, int]:
+    leaves = jax.tree.leaves(tree)
+    return {"num_arrays": len(leaves), "num_numbers": sum(math.prod(leaf.shape) for leaf in leaves)}
+
+
+@pytest.fixture
+def run(request, tmp_path, monkeypatch) -> Path:
+    """A recorded run, unpacked in the working directory; data are built beside it."""
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open(request.param) as archive:
+        archive.extractall(filter="data")
+    return Path(name_of(request.param))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def test_a_config_is_read_and_written_as_one_of_this_version(path):
+    config = from_json(json.loads(path.read_text()))
+    assert config.name in (name_of(path), "tiny")
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if name_of(path) in SOURCES], ids=name_of)
+def test_a_config_means_what_its_file_says(path):
+    """Migrations change names, not values."""
+    found = flatten(to_json(from_json(json.loads(path.read_text()))))
+    expected = flatten(to_json(load_config(SOURCES[name_of(path)])))
+    changed = {key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)}
+    assert {key for key in changed if not key.startswith(CHANGED_SINCE.get(name_of(path), ()))} == set()
+
+
+@pytest.mark.parametrize(
+    "path",
+    # Those of configs/ are built at full size by tests/test_configs.py too.
+    [
+        pytest.param(path, marks=[] if path.name.startswith("tiny_") else [pytest.mark.slow])
+        for path in CONFIGS
+    ],
+    ids=name_of,
+)
+def test_a_config_builds_the_model_that_it_built(path):
+    config = from_json(json.loads(path.read_text()))
+    objective = add_adapters(build_objective(config.objective), config.lora)
+    assert count(jax.eval_shape(objective.init, jax.random.key(0))) == PARAMETERS[name_of(path)]
+
+
+def test_every_config_and_kind_of_run_is_there():
+    assert {name_of(path) for path in CONFIGS} == PARAMETERS.keys()
+    objectives = {
+        json.loads(path.read_text())["objective"]["type"]
+        for path in CONFIGS
+        if path.name.startswith("tiny_")
+    }
+    assert len(RUNS) == len(objectives)
+
+
+@pytest.mark.parametrize("run", RUNS, indirect=True, ids=name_of)
+def test_a_checkpoint_is_restored_to_the_last_bit(run):
+    """Every array of the model by its checksum; of those with an adapter, the product is added."""
+    manifest = json.loads((run / "checkpoints/2/manifest/metadata").read_text())
+    kind = "ema_params" if load_run(run).training.ema_decay else "params"
+    saved = {name: array for name, array in manifest["arrays"].items() if name.startswith(f"{kind}/")}
+    num_adapted = sum(name.startswith(f"{kind}/lora/") for name in saved) // 2
+    expected = Counter(array["checksum"] for name, array in saved.items() if "/lora/" not in name)
+    found = Counter(int(checksum(x)) for x in jax.tree.leaves(read_run_variables(run)["params"]))
+    assert sum(found.values()) == sum(expected.values())
+    assert (expected - found).total() == num_adapted
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(path, marks=[] if name_of(path) in EVALUATED else [pytest.mark.slow])
+        for path in RUNS
+    ],
+    indirect=True,
+    ids=name_of,
+)
+def test_an_evaluation_gives_the_figures_that_the_run_recorded(run, capsys):
+    recorded = json.loads((run / "evaluation.json").read_text())
+    assert dispatch(["evaluate", str(run), "--json", "-"]) == 0, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() >= recorded.keys()
+    for name, value in recorded.items():
+        assert found[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), name
