@@ -5,7 +5,7 @@
 steps, as an archive without its report. Its model is that of ``tests/cli/tiny_*.py`` made smaller, with batch
 statistics and an average (contrastive), adapters (language_modeling), or codebooks (tokenizer_distillation).
 
-The files are never changed: where one no longer loads, a migration is missing (``alm_jax/migrate.py``). Files of a
+The files are never changed: where one no longer loads, a migration is missing (``alm_jax/run/migrate.py``). Files of a
 newer format are added beside them.
 """
 
@@ -18,13 +18,14 @@ import jax
 import pytest
 
 from alm_jax.cli.main import dispatch
-from alm_jax.experiment import from_json, load_config, to_json
 from alm_jax.objectives import build_objective
+from alm_jax.run.config_json import to_json
+from alm_jax.run.experiment import load_config, read_experiment
+from alm_jax.run.workdir import flatten
 from alm_jax.training.build import build_parallel
 from alm_jax.training.checkpoint import as_tree, check_same_arrays, describe_arrays
 from alm_jax.training.lora import add_adapters
 from alm_jax.training.mesh import build_mesh
-from alm_jax.training.workdir import flatten
 
 HERE = Path(__file__).parent
 CONFIGS = sorted((HERE / "configs").glob("*.json"))
@@ -61,15 +62,15 @@ def run(request, tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_a_config_is_read_and_written_as_one_of_this_version(path):
-    config = from_json(json.loads(path.read_text()))
+    config = read_experiment(json.loads(path.read_text()))
     assert config.name in (name_of(path), "tiny")
-    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+    assert read_experiment(json.loads(json.dumps(to_json(config)))) == config
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if name_of(path) in SOURCES], ids=name_of)
 def test_a_config_means_what_its_file_says(path):
     """Migrations change names, not values."""
-    found = flatten(to_json(from_json(json.loads(path.read_text()))))
+    found = flatten(to_json(read_experiment(json.loads(path.read_text()))))
     expected = flatten(to_json(load_config(SOURCES[name_of(path)])))
     changed = {key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)}
     assert {key for key in changed if not key.startswith(CHANGED_SINCE.get(name_of(path), ()))} == set()
@@ -85,7 +86,7 @@ def test_a_config_means_what_its_file_says(path):
     ids=name_of,
 )
 def test_a_config_builds_the_model_that_it_built(path):
-    config = from_json(json.loads(path.read_text()))
+    config = read_experiment(json.loads(path.read_text()))
     objective = add_adapters(build_objective(config.objective), config.lora)
     assert count(jax.eval_shape(objective.init, jax.random.key(0))) == PARAMETERS[name_of(path)]
 
@@ -102,7 +103,7 @@ def test_every_config_and_kind_of_run_is_there():
 def test_a_checkpoint_has_the_arrays_of_this_version(run):
     """Parameters, averages, statistics and the optimizer's moments, by name, shape and type: training may go on."""
     manifest = json.loads((run / "checkpoints/2/manifest/metadata").read_text())
-    config = from_json(manifest["config"])
+    config = read_experiment(manifest["config"])
     objective = add_adapters(build_objective(config.objective), config.lora)
     mesh = build_mesh(config.training.mesh)
     parallel = build_parallel(objective, config.optimizer, config.training, seed=config.seed, mesh=mesh)
