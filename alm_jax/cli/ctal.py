@@ -14,7 +14,7 @@ from alm_jax.cli.run_page import write_run_page
 from alm_jax.evaluation.ctal import draw, embed_speech, measure_masked
 from alm_jax.evaluation.means import split_means
 from alm_jax.evaluation.validation_loss import validation_loss
-from alm_jax.models.ctal import init_ctal
+from alm_jax.models.ctal import CTAL
 from alm_jax.objectives import CtalConfig
 from alm_jax.run.session import Session
 from alm_jax.training.state import TrainState
@@ -53,7 +53,7 @@ def evaluate(session: Session, state: TrainState, split: str) -> CtalResult:
     def embed(variables: dict[str, Any], batch: dict[str, jax.Array]) -> jax.Array:
         return embed_speech(model, variables, batch, text_ids)
 
-    probed = probe_encoder(session, state, split, embed=embed, init=functools.partial(init_ctal, model))
+    probed = probe_encoder(session, state, split, embed=embed, init=functools.partial(CTAL.init, model))
     metrics: dict[str, float | int] = {"n": len(session.data.split(split)), "validation/loss": loss}
     return CtalResult(metrics=metrics | masked | probed)
 

@@ -15,7 +15,7 @@ from alm_jax.cli.linear_probe import probe_encoder
 from alm_jax.cli.run_page import write_run_page
 from alm_jax.evaluation.patch_labels import draw_label_maps, embed_clips, label_figures
 from alm_jax.evaluation.pictures import draw_labels
-from alm_jax.models.label_predictor import init_label_predictor
+from alm_jax.models.label_predictor import LABEL_PREDICTOR
 from alm_jax.objectives import MaskedPredictionConfig
 from alm_jax.run.session import Session
 from alm_jax.training import sharding
@@ -35,7 +35,7 @@ class LabelResult:
 
 def evaluate(session: Session, state: TrainState, split: str) -> LabelResult:
     """Measures the state (averaged parameters where there are any) on a split; the same on every process."""
-    return measure(session, state, split, init=functools.partial(init_label_predictor, session.model))
+    return measure(session, state, split, init=functools.partial(LABEL_PREDICTOR.init, session.model))
 
 
 def measure(

@@ -9,7 +9,7 @@ from alm_jax.cli.reconstructions import draw_pictures
 from alm_jax.cli.run_page import write_run_page
 from alm_jax.evaluation.masked_spectrogram import draw, embed_clips
 from alm_jax.evaluation.validation_loss import validation_loss
-from alm_jax.models.masked_autoencoder import init_masked_autoencoder
+from alm_jax.models.masked_autoencoder import MASKED_AUTOENCODER
 from alm_jax.objectives import MaskedSpectrogramConfig
 from alm_jax.run.session import Session
 from alm_jax.training.state import TrainState
@@ -32,7 +32,7 @@ def evaluate(session: Session, state: TrainState, split: str) -> MaskedSpectrogr
         state,
         split,
         embed=functools.partial(embed_clips, session.model),
-        init=functools.partial(init_masked_autoencoder, session.model),
+        init=functools.partial(MASKED_AUTOENCODER.init, session.model),
     )
     return MaskedSpectrogramResult(
         metrics={"n": len(session.data.split(split)), "validation/loss": loss, **probed}

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from alm_jax.cli.masked_prediction import LabelResult, measure, write_label_page
 from alm_jax.evaluation.patch_labels import draw_label_maps
-from alm_jax.models.distilled_tokenizer import init_distilled_tokenizer
+from alm_jax.models.distilled_tokenizer import DISTILLED_TOKENIZER
 from alm_jax.run.session import Session
 from alm_jax.training.state import TrainState
 
 
 def evaluate(session: Session, state: TrainState, split: str) -> LabelResult:
     """Measures the state (averaged parameters where there are any) on a split; the same on every process."""
-    return measure(session, state, split, init=functools.partial(init_distilled_tokenizer, session.model))
+    return measure(session, state, split, init=functools.partial(DISTILLED_TOKENIZER.init, session.model))
 
 
 def write_run_report(workdir: Path, session: Session, state: TrainState, result: LabelResult) -> None:

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from alm_jax.nn.rematerialise import Remat
+from alm_jax.nn.variables import Architecture
 from alm_jax.ops.frontends import FrontendSpec, FusionSpec
 from alm_jax.types import PyTree
 
 Kind: TypeAlias = Literal["audio encoder", "text encoder", "language model", "codec"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
     """One architecture with its published sizes. Each file of a family ends with its ``FAMILY``."""
 
@@ -48,22 +49,17 @@ class Family:
 
 def init(family: Family, config: Any, key: Array) -> PyTree:
     """Draws variables ``{"params": ...}``, and ``"batch_stats"`` where there are any; float32, without boxes."""
-    return nn.unbox(jax.jit(functools.partial(_init_boxed, family, config))(key))
+    return _architecture(family).init(config, key)
 
 
 def abstract(family: Family, config: Any) -> PyTree:
     """The variables' shapes and dtypes; makes no array."""
-    return nn.unbox(jax.eval_shape(functools.partial(_init_boxed, family, config), jax.random.key(0)))
+    return _architecture(family).abstract(config)
 
 
 def axes(family: Family, config: Any) -> PyTree:
     """The tree of ``params`` with a tuple of axis names (alm_jax/nn/parameter.py) at each leaf; makes no array."""
-    boxed = jax.eval_shape(functools.partial(_init_boxed, family, config), jax.random.key(0))["params"]
-    return jax.tree.map(
-        lambda leaf: tuple(leaf.names) if isinstance(leaf, nn.LogicallyPartitioned) else (),
-        boxed,
-        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
-    )
+    return _architecture(family).axes(config)
 
 
 def apply(
@@ -79,7 +75,10 @@ def apply(
     return family.build(config, jnp.dtype(dtype), remat).apply(variables, *inputs, **options)
 
 
-def _init_boxed(family: Family, config: Any, key: Array) -> PyTree:
-    """Variables whose leaves still carry their axis names."""
-    inputs = [jnp.zeros(given.shape, given.dtype) for given in family.example(config)]
-    return family.build(config, jnp.dtype("float32"), "none").init(key, *inputs)
+@functools.cache
+def _architecture(family: Family) -> Architecture:
+    def draw(config: Any, key: Array) -> PyTree:
+        inputs = [jnp.zeros(given.shape, given.dtype) for given in family.example(config)]
+        return family.build(config, jnp.dtype("float32"), "none").init(key, *inputs)
+
+    return Architecture(draw)

@@ -19,9 +19,10 @@ from alm_jax.encoders.audio.audio_mae import AudioMaeConfig
 from alm_jax.encoders.family import Family
 from alm_jax.encoders.zoo import FAMILIES, family_of
 from alm_jax.errors import UserError
-from alm_jax.nn.norm import Moments
+from alm_jax.nn.norm import Moments, feature_moments
 from alm_jax.nn.pooling import masked_mean
 from alm_jax.nn.rematerialise import Remat
+from alm_jax.ops.frontends import TowerSpec
 from alm_jax.ops.window_mask import window_mask
 from alm_jax.types import PyTree
 
@@ -170,6 +171,29 @@ def apply_text_tower(
     rngs = None if key is None else {"dropout": key}
     output: Any = module.apply(variables, ids, mask, **options, rngs=rngs)
     return masked_mean(output, mask) if output.ndim == 3 else output
+
+
+def batch_moments(
+    config: Any,
+    features: Float[Array, "B *features"],
+    mask: Bool[Array, " B"],
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Moments | None:
+    """The statistics of a whole batch that an audio tower normalises by in training; None where it does not.
+
+    Inside pmap or shard_map, ``axis_name`` names the axes that the batch is split over.
+    """
+    return feature_moments(features, mask, axis_name) if takes(config, "moments") else None
+
+
+def frame_mask(
+    frontend: TowerSpec, padding: Literal["heard", "masked"], num_samples: Int[Array, " B"]
+) -> Bool[Array, "B T"] | None:
+    """Which frames of clips begin within their first ``num_samples`` samples; None where padding is heard."""
+    if padding == "heard":
+        return None
+    begin = jnp.arange(frontend.num_frames) * frontend.hop_samples
+    return begin[None, :] < num_samples[:, None]
 
 
 def text_limits(config: Any) -> tuple[int, int | None]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
+from alm_jax.encoders import tower
 from alm_jax.evaluation.embed import Batch
 from alm_jax.models import contrastive_captioner
 from alm_jax.models.caption_decoder import FAMILY
@@ -26,7 +27,7 @@ def embed_recordings(
     """Of the middle of each recording: its embedding, and the vectors that captions are written by."""
     clips, _, num_real = cut_clips(config.frontend, batch, crop="centre")
     features = compute_features(clips[:, 0], config.frontend)
-    frame_mask = contrastive_captioner.frame_mask(config, num_real)
+    frame_mask = tower.frame_mask(config.frontend, config.padding, num_real)
     heard, _ = contrastive_captioner.hear(config, variables, features, frame_mask)
     params = variables["params"]
     return (

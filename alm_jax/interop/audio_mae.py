@@ -16,8 +16,8 @@ from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs, load_oracle
 from alm_jax.interop.safetensors_io import Arrays
 from alm_jax.models.masked_autoencoder import (
+    MASKED_AUTOENCODER,
     MaskedAutoencoderConfig,
-    abstract_masked_autoencoder,
     reconstruct,
 )
 from alm_jax.models.patch_decoders import GlobalDecoderConfig, LocalDecoderConfig
@@ -138,7 +138,7 @@ def infer_masked_autoencoder(shapes: Mapping[str, tuple[int, ...]]) -> MaskedAut
 PRETRAINED = Format(
     name="audio_mae",
     config_type=MaskedAutoencoderConfig,
-    abstract=abstract_masked_autoencoder,
+    abstract=MASKED_AUTOENCODER.abstract,
     entries=_entries,
     buffers=_buffers,
     infer_config=infer_masked_autoencoder,

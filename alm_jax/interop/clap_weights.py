@@ -26,7 +26,7 @@ from alm_jax.interop.entry import Entry, Path, fused_qkv, linear, norm
 from alm_jax.interop.format import PREPROCESSOR, Format
 from alm_jax.interop.parity import Parity, RealInputs
 from alm_jax.interop.safetensors_io import Arrays
-from alm_jax.models.two_towers import TwoTowersConfig, abstract_two_towers
+from alm_jax.models.two_towers import TWO_TOWERS, TwoTowersConfig
 from alm_jax.nn.feature_fusion import REDUCTION
 from alm_jax.nn.swin import relative_position_index
 from alm_jax.ops.frontends import ClapSpec, ClipSpec, FusionSpec, compute_features, compute_fusion
@@ -152,7 +152,7 @@ CLAP = Format(
     name="clap",
     config_type=TwoTowersConfig,
     audio_towers=(HtsatConfig, HtsatFusionConfig),
-    abstract=abstract_two_towers,
+    abstract=TWO_TOWERS.abstract,
     entries=clap_entries,
     buffers=clap_buffers,
     unread=clap_counters,

@@ -17,7 +17,7 @@ from alm_jax.interop.bert import infer_bert_config
 from alm_jax.interop.clap_weights import TOWER, clap_entries, htsat_entries
 from alm_jax.interop.entry import Entry
 from alm_jax.interop.format import Format
-from alm_jax.models.two_towers import TwoTowersConfig, abstract_two_towers
+from alm_jax.models.two_towers import TWO_TOWERS, TwoTowersConfig
 from alm_jax.ops.frontends import ClipSpec, FusionSpec, TorchlibrosaSpec
 
 _BRANCH = "audio_branch"
@@ -124,7 +124,7 @@ LAION = Format(
     name="laion-clap-archive",
     config_type=TwoTowersConfig,
     audio_towers=(HtsatConfig, HtsatFusionConfig),
-    abstract=abstract_two_towers,
+    abstract=TWO_TOWERS.abstract,
     entries=laion_entries,
     copies=lambda _: {"logit_scale_t": "logit_scale_a"},
     infer_config=infer_laion_config,

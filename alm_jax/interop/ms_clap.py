@@ -39,7 +39,7 @@ from alm_jax.interop.format import Format
 from alm_jax.interop.gpt2 import gpt2_entries, infer_gpt2_config
 from alm_jax.interop.laion import ignored_of_htsat, infer_htsat_config, original_htsat_entries
 from alm_jax.interop.parity import Parity, RealInputs, load_oracle
-from alm_jax.models.two_towers import TwoTowersConfig, abstract_two_towers, encode_audio, encode_text
+from alm_jax.models.two_towers import TWO_TOWERS, TwoTowersConfig, encode_audio, encode_text
 from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec, compute_features
 from alm_jax.types import PyTree
 
@@ -110,7 +110,7 @@ MS_CLAP_2022 = Format(
     name="ms-clap-2022-archive",
     config_type=TwoTowersConfig,
     audio_towers=(Cnn14Config,),
-    abstract=abstract_two_towers,
+    abstract=TWO_TOWERS.abstract,
     entries=ms_clap_entries,
     infer_config=infer_ms_clap_2022_config,
     archive_entry=("model",),

@@ -20,13 +20,11 @@ batch_stats/audio        running statistics of the audio tower, empty where it h
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.encoders import tower
@@ -35,10 +33,12 @@ from alm_jax.losses.contrastive.temperature import TAU_INIT
 from alm_jax.models.q_former import QFormer, QFormerConfig, query_audio
 from alm_jax.nn.dense import Dense, Embed
 from alm_jax.nn.mlp import gelu
-from alm_jax.nn.norm import LayerNorm, Moments, feature_moments
+from alm_jax.nn.norm import LayerNorm, Moments
 from alm_jax.nn.parameter import KERNEL_INITS, declare, truncated_normal, zeros
 from alm_jax.nn.rematerialise import Remat
+from alm_jax.nn.variables import Architecture
 from alm_jax.ops.frontends import FrontendSpec, WaveformSpec, feature_shape
+from alm_jax.ops.similarity import unit_vectors
 from alm_jax.types import PyTree
 
 Variables: TypeAlias = dict[str, Any]
@@ -155,7 +155,7 @@ def hear(
     """The audio tower's states of clips, and the next ``batch_stats``.
 
     Args:
-        frame_mask: True where a frame is real, where ``padding`` is masked (`frame_mask`); None: all are.
+        frame_mask: True where a frame is real, where ``padding`` is masked (`tower.frame_mask`); None: all are.
         train, key, moments: as in `alm_jax.models.two_towers.encode_audio`.
     """
     states, batch_stats = tower.apply_audio_tower(
@@ -248,39 +248,6 @@ def match(
     return logits[:, 1] - logits[:, 0]
 
 
-def batch_moments(
-    config: AudioQFormerConfig,
-    features: Float[Array, "B *features"],
-    mask: Bool[Array, " B"],
-) -> Moments | None:
-    """The statistics of a whole batch that the audio tower normalises by in training; None where it does not."""
-    return feature_moments(features, mask) if tower.takes(config.audio, "moments") else None
-
-
-def frame_mask(config: AudioQFormerConfig, num_samples: Int[Array, " B"]) -> Bool[Array, "B T"] | None:
-    """Which frames of clips begin within their first ``num_samples`` samples; None where padding is heard."""
-    if config.padding == "heard":
-        return None
-    begin = jnp.arange(config.frontend.num_frames) * config.frontend.hop_samples
-    return begin[None, :] < num_samples[:, None]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def init_audio_q_former(config: AudioQFormerConfig, key: Array) -> Variables:
-    """Draws the parameters; compiled, so that no forward pass runs."""
-    return nn.unbox(_init_boxed(config, key))
-
-
-def audio_q_former_axes(config: AudioQFormerConfig) -> PyTree:
-    """The names of every parameter's axes (alm_jax/nn/parameter.py): the tree of ``params``, tuples for leaves."""
-    boxed = jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))["params"]
-    return jax.tree.map(
-        lambda leaf: tuple(leaf.names) if isinstance(leaf, nn.LogicallyPartitioned) else (),
-        boxed,
-        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
-    )
-
-
 def _apply(
     config: AudioQFormerConfig,
     params: PyTree,
@@ -312,8 +279,7 @@ def _apply(
 def _project(config: AudioQFormerConfig, params: PyTree, states: Float[Array, "B *K D"]) -> Array:
     """States in the joint space, x / ||x||, float32."""
     emb: Any = _projection(config).apply({"params": params}, states)
-    emb = emb.astype(jnp.promote_types(emb.dtype, jnp.float32))
-    return emb * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(emb), axis=-1, keepdims=True), 1e-24))
+    return unit_vectors(emb)
 
 
 def _text_embed(config: AudioQFormerConfig) -> TextEmbed:
@@ -338,7 +304,7 @@ def _lm_head(config: AudioQFormerConfig) -> LmHead:
     return LmHead(config.vocab_size, shape.layer_norm_eps, jnp.dtype(config.compute_dtype), init)
 
 
-def _init_boxed(config: AudioQFormerConfig, key: Array) -> Variables:
+def _draw(config: AudioQFormerConfig, key: Array) -> Variables:
     """Variables whose leaves still carry their axis names."""
     keys = jax.random.split(key, 7)
     features = jnp.zeros((1, *feature_shape(config.frontend)), jnp.float32)
@@ -361,3 +327,7 @@ def _init_boxed(config: AudioQFormerConfig, key: Array) -> Variables:
         },
         "batch_stats": {"audio": audio.get("batch_stats", {})},
     }
+
+
+AUDIO_Q_FORMER = Architecture(_draw)
+"""Variables of a `AudioQFormerConfig`."""

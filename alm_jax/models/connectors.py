@@ -17,7 +17,6 @@ from typing import Any, ClassVar, TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from alm_jax.encoders.tower import Output
@@ -28,6 +27,7 @@ from alm_jax.nn.dense import Dense
 from alm_jax.nn.mlp import Mlp, gelu
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import KERNEL_INITS, declare
+from alm_jax.ops.similarity import unit_vectors
 from alm_jax.ops.window_mask import window_mask
 
 
@@ -171,8 +171,7 @@ class Mapper(nn.Module):
     def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B n width"]:
         config = self.config
         if config.normalize:
-            x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            x = x * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
+            x = unit_vectors(x)
         size = (config.num_inputs, self.width)
         linear = Dense(
             size, ("audio_embed", "positions", "embed"), self.dtype, kernel_init=_FAN_IN, name="linear"

@@ -20,13 +20,11 @@ patch_decoder               `PatchDecoder`, where the config has one
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.encoders import tower
@@ -35,18 +33,16 @@ from alm_jax.encoders.audio.audio_mae import AudioMaeConfig
 from alm_jax.encoders.audio.packed_vit import PackedVitConfig
 from alm_jax.errors import UserError
 from alm_jax.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig
-from alm_jax.models.masked_autoencoder import (
-    MaskedAutoencoderConfig,
-    init_masked_autoencoder,
-    masked_autoencoder_axes,
-)
+from alm_jax.models.masked_autoencoder import MASKED_AUTOENCODER, MaskedAutoencoderConfig
 from alm_jax.models.patch_decoders import DecoderConfig
 from alm_jax.nn.attentional_pooler import AttentionalPooler
 from alm_jax.nn.dense import Dense
-from alm_jax.nn.norm import Moments, feature_moments
+from alm_jax.nn.norm import Moments
 from alm_jax.nn.parameter import KERNEL_INITS
 from alm_jax.nn.rematerialise import Remat
+from alm_jax.nn.variables import Architecture
 from alm_jax.ops.frontends import FrontendSpec, feature_shape
+from alm_jax.ops.similarity import unit_vectors
 from alm_jax.types import Params, PyTree
 
 Variables: TypeAlias = dict[str, Any]
@@ -136,7 +132,7 @@ def hear(
     """The trunk's states, and the next ``batch_stats`` (unchanged unless training).
 
     Args:
-        frame_mask: True where a frame is real, where ``padding`` is masked (`frame_mask`); None: all are.
+        frame_mask: True where a frame is real, where ``padding`` is masked (`tower.frame_mask`); None: all are.
         train, key, moments: as in `alm_jax.models.two_towers.encode_audio`.
     """
     states, batch_stats = tower.apply_audio_tower(
@@ -160,25 +156,6 @@ def hear(
     else:
         mask = tower.state_mask(config.audio, frame_mask)
     return Heard(states, mask), {"audio": batch_stats}
-
-
-def frame_mask(
-    config: ContrastiveCaptionerConfig, num_samples: Int[Array, " B"]
-) -> Bool[Array, "B T"] | None:
-    """Which frames of clips begin within their first ``num_samples`` samples; None where padding is heard."""
-    if config.padding == "heard":
-        return None
-    begin = jnp.arange(config.frontend.num_frames) * config.frontend.hop_samples
-    return begin[None, :] < num_samples[:, None]
-
-
-def batch_moments(
-    config: ContrastiveCaptionerConfig,
-    features: Float[Array, "B *features"],
-    mask: Bool[Array, " B"],
-) -> Moments | None:
-    """The statistics of a whole batch that the trunk normalises by in training; None where it does not."""
-    return feature_moments(features, mask) if tower.takes(config.audio, "moments") else None
 
 
 def embed_audio(config: ContrastiveCaptionerConfig, params: Params, heard: Heard) -> Float[Array, "B E"]:
@@ -227,23 +204,6 @@ def matching_logits(
     return logits[:, 0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def init_contrastive_captioner(config: ContrastiveCaptionerConfig, key: Array) -> Variables:
-    """Draws the parameters and the initial running statistics; compiled, so that no forward pass runs."""
-    return nn.unbox(_init_boxed(config, key))
-
-
-def contrastive_captioner_axes(config: ContrastiveCaptionerConfig) -> PyTree:
-    """The names of every parameter's axes (alm_jax/nn/parameter.py): the tree of ``params``, tuples for leaves."""
-    boxed = jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))["params"]
-    drawn = {}
-    if boxed.pop("patch_decoder", None) is not None:
-        drawn["patch_decoder"] = masked_autoencoder_axes(config.autoencoder)["decoder"]
-    return drawn | jax.tree.map(
-        lambda leaf: tuple(leaf.names), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    )
-
-
 def _pooler(config: ContrastiveCaptionerConfig, num_queries: int, dtype: Any) -> AttentionalPooler:
     text = config.text
     return AttentionalPooler(num_queries, text.width, text.num_heads, dtype, KERNEL_INITS[text.kernel_init])
@@ -263,8 +223,7 @@ def _projection(config: ContrastiveCaptionerConfig, dtype: Any) -> Dense:
 def _embed(config: ContrastiveCaptionerConfig, params: Params, x: Array) -> Array:
     """x W / ||x W||."""
     y: Any = _projection(config, jnp.dtype(config.compute_dtype)).apply({"params": params}, x)
-    y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-    return y * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(y), axis=-1, keepdims=True), 1e-24))
+    return unit_vectors(y)
 
 
 def _matching_head() -> Dense:
@@ -281,8 +240,8 @@ def _apply_decoder(config: ContrastiveCaptionerConfig, params: Params, method: s
     return output
 
 
-def _init_boxed(config: ContrastiveCaptionerConfig, key: Array) -> Variables:
-    """Variables whose leaves still carry their axis names, but for the patch decoder's."""
+def _draw(config: ContrastiveCaptionerConfig, key: Array) -> Variables:
+    """Variables whose leaves still carry their axis names."""
     keys = jax.random.split(key, 8)
     float32 = jnp.dtype("float32")
     features = jnp.zeros((1, *feature_shape(config.frontend)), float32)
@@ -302,5 +261,10 @@ def _init_boxed(config: ContrastiveCaptionerConfig, key: Array) -> Variables:
     for own_key, (name, (module, inputs)) in zip(keys[1:], modules.items(), strict=False):
         params[name] = module.init(own_key, *inputs)["params"]
     if config.patch_decoder is not None:
-        params["patch_decoder"] = init_masked_autoencoder(config.autoencoder, keys[7])["params"]["decoder"]
+        drawn = MASKED_AUTOENCODER.draw(config.autoencoder, keys[7])
+        params["patch_decoder"] = drawn["params"]["decoder"]
     return {"params": params, "batch_stats": {"audio": audio.get("batch_stats", {})}}
+
+
+CONTRASTIVE_CAPTIONER = Architecture(_draw)
+"""Variables of a `ContrastiveCaptionerConfig`."""

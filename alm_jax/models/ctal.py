@@ -10,7 +10,6 @@ Variables are ``{"params": {"text", "word_head", "audio", "acoustic_head"}, "bat
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
@@ -29,6 +28,7 @@ from alm_jax.nn.mlp import Mlp, gelu
 from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import KERNEL_INITS, declare, truncated_normal
 from alm_jax.nn.rematerialise import Remat, rematerialise
+from alm_jax.nn.variables import Architecture
 from alm_jax.ops.attention_masks import causal_mask
 from alm_jax.ops.frontends import ClipSpec, CtalSpec, FrontendSpec
 from alm_jax.types import PyTree
@@ -261,20 +261,6 @@ def real_frames(config: CtalModelConfig, num_samples: Int[Array, " B"]) -> Bool[
     return centre[None, :] < num_samples[:, None]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def init_ctal(config: CtalModelConfig, key: Array) -> Variables:
-    """Draws the parameters; compiled, so that no forward pass runs."""
-    return nn.unbox(_init_boxed(config, key))
-
-
-def ctal_axes(config: CtalModelConfig) -> PyTree:
-    """The names of every parameter's axes (alm_jax/nn/parameter.py): the tree of ``params``, tuples for leaves."""
-    boxed = jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))["params"]
-    return jax.tree.map(
-        lambda leaf: tuple(leaf.names), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    )
-
-
 def _dtype(config: CtalModelConfig) -> jnp.dtype:
     return jnp.dtype(config.compute_dtype)
 
@@ -292,7 +278,7 @@ def _word_head(config: CtalModelConfig, dtype: jnp.dtype) -> MaskedLanguageHead:
     return MaskedLanguageHead(text.vocab_size, text.layer_norm_eps, dtype, KERNEL_INITS[text.kernel_init])
 
 
-def _init_boxed(config: CtalModelConfig, key: Array) -> Variables:
+def _draw(config: CtalModelConfig, key: Array) -> Variables:
     """Variables whose leaves still carry their axis names."""
     keys, float32 = jax.random.split(key, 4), jnp.dtype("float32")
     ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), jnp.bool_)
@@ -305,3 +291,7 @@ def _init_boxed(config: CtalModelConfig, key: Array) -> Variables:
         "acoustic_head": AcousticHead(config, float32).init(keys[3], states),
     }
     return {"params": {name: variables["params"] for name, variables in drawn.items()}, "batch_stats": {}}
+
+
+CTAL = Architecture(_draw)
+"""Variables of a `CtalModelConfig`."""

@@ -8,10 +8,8 @@ the teacher does not train.
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal, TypeAlias
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -21,16 +19,15 @@ from alm_jax.models import audio_tokenizer
 from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
 from alm_jax.models.label_predictor import (
     TOKENIZER,
-    axis_names,
     check_patches,
     check_same_patches,
     patch_grid,
 )
 from alm_jax.models.patch_decoders import DecoderConfig, GlobalDecoderConfig, PatchDecoder, check_grid
 from alm_jax.nn.rematerialise import Remat
+from alm_jax.nn.variables import Architecture
 from alm_jax.ops.frontends import BeatsSpec, ClipSpec, FrontendSpec
 from alm_jax.ops.vector_quantization import nearest_codes, straight_through, take_codes
-from alm_jax.types import PyTree
 
 Variables: TypeAlias = dict[str, Any]
 
@@ -130,17 +127,6 @@ def encode_clips(
     return jnp.mean(states.astype(jnp.float32), axis=1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def init_distilled_tokenizer(config: DistilledTokenizerConfig, key: Array) -> Variables:
-    """Draws the parameters; compiled, so that no forward pass runs."""
-    return nn.unbox(_init_boxed(config, key))
-
-
-def distilled_tokenizer_axes(config: DistilledTokenizerConfig) -> PyTree:
-    """The names of every parameter's axes (alm_jax/nn/parameter.py): the tree of ``params``, tuples for leaves."""
-    return axis_names(jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))["params"])
-
-
 def _estimator(config: DistilledTokenizerConfig, dtype: Any) -> PatchDecoder:
     return PatchDecoder(
         config.estimator,
@@ -154,7 +140,7 @@ def _estimator(config: DistilledTokenizerConfig, dtype: Any) -> PatchDecoder:
     )
 
 
-def _init_boxed(config: DistilledTokenizerConfig, key: Array) -> Variables:
+def _draw(config: DistilledTokenizerConfig, key: Array) -> Variables:
     """Variables whose leaves still carry their axis names."""
     key_tokenizer, key_teacher, key_estimator = jax.random.split(key, 3)
     float32, encoder = jnp.dtype("float32"), config.tokenizer.encoder
@@ -173,3 +159,7 @@ def _init_boxed(config: DistilledTokenizerConfig, key: Array) -> Variables:
         },
         "batch_stats": {TOKENIZER: tokenizer["batch_stats"]},
     }
+
+
+DISTILLED_TOKENIZER = Architecture(_draw)
+"""Variables of a `DistilledTokenizerConfig`."""

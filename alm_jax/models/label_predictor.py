@@ -8,10 +8,8 @@ the tokenizer makes the targets and does not train.
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal, TypeAlias
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -27,9 +25,9 @@ from alm_jax.models.audio_tokenizer import (
 )
 from alm_jax.models.patch_decoders import DecoderConfig, GlobalDecoderConfig, PatchDecoder, check_grid
 from alm_jax.nn.rematerialise import Remat
+from alm_jax.nn.variables import Architecture
 from alm_jax.ops.frontends import BeatsSpec, ClipSpec, FrontendSpec
 from alm_jax.ops.patch_masking import PatchMask
-from alm_jax.types import PyTree
 
 Variables: TypeAlias = dict[str, Any]
 
@@ -138,24 +136,6 @@ def encode_clips(
     return jnp.mean(states.astype(jnp.float32), axis=1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def init_label_predictor(config: LabelPredictorConfig, key: Array) -> Variables:
-    """Draws the parameters and the tokenizer; compiled, so that no forward pass runs."""
-    return nn.unbox(_init_boxed(config, key))
-
-
-def label_predictor_axes(config: LabelPredictorConfig) -> PyTree:
-    """The names of every parameter's axes (alm_jax/nn/parameter.py): the tree of ``params``, tuples for leaves."""
-    return axis_names(jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))["params"])
-
-
-def axis_names(boxed: PyTree) -> PyTree:
-    """The names of the axes of parameters that still carry them."""
-    return jax.tree.map(
-        lambda leaf: tuple(leaf.names), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    )
-
-
 def _encoder(config: LabelPredictorConfig, dtype: Any) -> Beats:
     return Beats(config.encoder, dtype, "tokens", remat=config.remat)
 
@@ -173,7 +153,7 @@ def _predictor(config: LabelPredictorConfig, dtype: Any) -> PatchDecoder:
     )
 
 
-def _init_boxed(config: LabelPredictorConfig, key: Array) -> Variables:
+def _draw(config: LabelPredictorConfig, key: Array) -> Variables:
     """Variables whose leaves still carry their axis names."""
     key_encoder, key_predictor, key_tokenizer = jax.random.split(key, 3)
     float32, size = jnp.dtype("float32"), config.encoder.patch_size
@@ -192,3 +172,7 @@ def _init_boxed(config: LabelPredictorConfig, key: Array) -> Variables:
         },
         "batch_stats": {TOKENIZER: stats} if stats else {},
     }
+
+
+LABEL_PREDICTOR = Architecture(_draw)
+"""Variables of a `LabelPredictorConfig`."""

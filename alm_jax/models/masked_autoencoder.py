@@ -7,10 +7,8 @@ Variables are ``{"params": {"encoder": ..., "decoder": ...}, "batch_stats": {}}`
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal, TypeAlias
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -20,9 +18,9 @@ from alm_jax.encoders.audio.audio_mae import AudioMae, AudioMaeConfig
 from alm_jax.errors import UserError
 from alm_jax.models.patch_decoders import DecoderConfig, LocalDecoderConfig, PatchDecoder, check_grid
 from alm_jax.nn.rematerialise import Remat
+from alm_jax.nn.variables import Architecture
 from alm_jax.ops.frontends import AstSpec, ClipSpec, FrontendSpec
 from alm_jax.ops.patch_masking import PatchMask
-from alm_jax.types import PyTree
 
 Variables: TypeAlias = dict[str, Any]
 
@@ -100,25 +98,6 @@ def encode_clips(
     return jnp.mean(states[:, 1:].astype(jnp.float32), axis=1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def init_masked_autoencoder(config: MaskedAutoencoderConfig, key: Array) -> Variables:
-    """Draws the parameters; compiled, so that no forward pass runs."""
-    return nn.unbox(_init_boxed(config, key))
-
-
-def abstract_masked_autoencoder(config: MaskedAutoencoderConfig) -> Variables:
-    """The variables' shapes and dtypes; makes no array."""
-    return nn.unbox(jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0)))
-
-
-def masked_autoencoder_axes(config: MaskedAutoencoderConfig) -> PyTree:
-    """The names of every parameter's axes (alm_jax/nn/parameter.py): the tree of ``params``, tuples for leaves."""
-    boxed = jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))["params"]
-    return jax.tree.map(
-        lambda leaf: tuple(leaf.names), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    )
-
-
 def _encoder(config: MaskedAutoencoderConfig, dtype: Any) -> AudioMae:
     return AudioMae(config.encoder, dtype, output="tokens", remat=config.remat)
 
@@ -134,7 +113,7 @@ def _decoder(config: MaskedAutoencoderConfig, dtype: Any) -> PatchDecoder:
     )
 
 
-def _init_boxed(config: MaskedAutoencoderConfig, key: Array) -> Variables:
+def _draw(config: MaskedAutoencoderConfig, key: Array) -> Variables:
     """Variables whose leaves still carry their axis names."""
     key_encoder, key_decoder = jax.random.split(key)
     float32 = jnp.dtype("float32")
@@ -144,3 +123,7 @@ def _init_boxed(config: MaskedAutoencoderConfig, key: Array) -> Variables:
     restore_ids = jnp.zeros((1, config.num_patches), jnp.int32)
     decoder = _decoder(config, float32).init(key_decoder, states, restore_ids)
     return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}, "batch_stats": {}}
+
+
+MASKED_AUTOENCODER = Architecture(_draw)
+"""Variables of a `MaskedAutoencoderConfig`."""

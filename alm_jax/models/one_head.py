@@ -19,13 +19,11 @@ params/word_head  `MaskedLanguageHead`; its logits are products with the trunk's
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.errors import UserError
@@ -36,8 +34,10 @@ from alm_jax.nn.parameter import KERNEL_INITS, declare, truncated_normal
 from alm_jax.nn.pooling import masked_mean
 from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PreNormBlock
+from alm_jax.nn.variables import Architecture
 from alm_jax.ops.frontends import FrontendSpec
 from alm_jax.ops.patchify import patchify
+from alm_jax.ops.similarity import unit_vectors
 from alm_jax.types import PyTree
 
 Variables: TypeAlias = dict[str, Any]
@@ -228,7 +228,7 @@ def embed(
     """One vector of the states of one modality alone: their mean, projected and L2-normalised, float32."""
     mean = masked_mean(states.astype(jnp.promote_types(states.dtype, jnp.float32)), mask)
     y: Any = _joint(config).apply({"params": variables["params"]["joint"]}, mean)
-    return y * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(y), axis=-1, keepdims=True), 1e-24))
+    return unit_vectors(y)
 
 
 def draw_patches(
@@ -261,20 +261,6 @@ def real_patches(config: OneHeadConfig, num_samples: Int[Array, " B"]) -> Bool[A
     return jnp.repeat(begin[None, :] < num_samples[:, None], bands, axis=1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def init_one_head(config: OneHeadConfig, key: Array) -> Variables:
-    """Draws the parameters; compiled, so that no forward pass runs."""
-    return nn.unbox(_init_boxed(config, key))
-
-
-def one_head_axes(config: OneHeadConfig) -> PyTree:
-    """The names of every parameter's axes (alm_jax/nn/parameter.py): the tree of ``params``, tuples for leaves."""
-    boxed = jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))["params"]
-    return jax.tree.map(
-        lambda leaf: tuple(leaf.names), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    )
-
-
 def _joint(config: OneHeadConfig) -> Dense:
     """In float32: it makes what similarities are taken of."""
     init = KERNEL_INITS[config.kernel_init]
@@ -292,7 +278,7 @@ def _word_head(config: OneHeadConfig, dtype: jnp.dtype) -> MaskedLanguageHead:
     )
 
 
-def _init_boxed(config: OneHeadConfig, key: Array) -> Variables:
+def _draw(config: OneHeadConfig, key: Array) -> Variables:
     """Variables whose leaves still carry their axis names."""
     keys, float32 = jax.random.split(key, 4), jnp.dtype("float32")
     spec = config.frontend
@@ -307,3 +293,7 @@ def _init_boxed(config: OneHeadConfig, key: Array) -> Variables:
         "word_head": _word_head(config, float32).init(keys[3], states),
     }
     return {"params": {name: variables["params"] for name, variables in drawn.items()}, "batch_stats": {}}
+
+
+ONE_HEAD = Architecture(_draw)
+"""Variables of a `OneHeadConfig`."""

@@ -19,7 +19,6 @@ import dataclasses
 import functools
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -33,8 +32,9 @@ from alm_jax.encoders.text.t5 import T5Config
 from alm_jax.encoders.zoo import family_of
 from alm_jax.errors import UserError
 from alm_jax.models.connectors import Connector, ConnectorConfig, check_connector
-from alm_jax.nn.norm import Moments, feature_moments
+from alm_jax.nn.norm import Moments
 from alm_jax.nn.rematerialise import Remat
+from alm_jax.nn.variables import Architecture
 from alm_jax.ops.frontends import FrontendSpec, WaveformSpec, feature_shape
 from alm_jax.types import PyTree
 
@@ -151,7 +151,7 @@ def encode_audio(
     """The features of clips as vectors of the language model's width, and the next ``batch_stats``.
 
     Args:
-        frame_mask: True where a frame is real, where ``padding`` is masked (`frame_mask`); None: all are.
+        frame_mask: True where a frame is real, where ``padding`` is masked (`tower.frame_mask`); None: all are.
         train, key, moments: as in `alm_jax.models.two_towers.encode_audio`.
     """
     dtype = jnp.dtype(config.compute_dtype)
@@ -340,44 +340,8 @@ def open_answers(config: TwoHeadsConfig, variables: Variables, heard: Heard, pro
 def count_vectors(config: TwoHeadsConfig) -> int:
     """Vectors of a whole clip, which take as many of the language model's positions."""
     features = jax.ShapeDtypeStruct((1, *feature_shape(config.frontend)), jnp.float32)
-    heard = jax.eval_shape(functools.partial(hear, config), abstract_two_heads(config), features)
+    heard = jax.eval_shape(functools.partial(hear, config), TWO_HEADS.abstract(config), features)
     return heard.mask.shape[1]
-
-
-def batch_moments(
-    config: TwoHeadsConfig,
-    features: Float[Array, "B *features"],
-    mask: Bool[Array, " B"],
-) -> Moments | None:
-    """The statistics of a whole batch that the audio tower normalises by in training; None where it does not."""
-    return feature_moments(features, mask) if tower.takes(config.audio, "moments") else None
-
-
-def frame_mask(config: TwoHeadsConfig, num_samples: Int[Array, " B"]) -> Bool[Array, "B T"] | None:
-    """Which frames of clips begin within their first ``num_samples`` samples; None where padding is heard."""
-    if config.padding == "heard":
-        return None
-    begin = jnp.arange(config.frontend.num_frames) * config.frontend.hop_samples
-    return begin[None, :] < num_samples[:, None]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def init_two_heads(config: TwoHeadsConfig, key: Array) -> Variables:
-    """Draws the parameters; compiled, so that no forward pass runs."""
-    return nn.unbox(_init_boxed(config, key))
-
-
-def abstract_two_heads(config: TwoHeadsConfig) -> Variables:
-    """The variables' shapes and dtypes; makes no array."""
-    return nn.unbox(jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0)))
-
-
-def two_heads_axes(config: TwoHeadsConfig) -> PyTree:
-    """The names of every parameter's axes (alm_jax/nn/parameter.py): the tree of ``params``, tuples for leaves."""
-    boxed = jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))["params"]
-    return jax.tree.map(
-        lambda leaf: tuple(leaf.names), boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
-    )
 
 
 def _read_source(
@@ -423,7 +387,7 @@ def _connector(config: TwoHeadsConfig, dtype: Any) -> Connector:
     return Connector(config.connector, config.language_model.width, dtype)
 
 
-def _init_boxed(config: TwoHeadsConfig, key: Array) -> Variables:
+def _draw(config: TwoHeadsConfig, key: Array) -> Variables:
     """Variables whose leaves still carry their axis names."""
     keys = jax.random.split(key, 3)
     float32 = jnp.dtype("float32")
@@ -443,3 +407,7 @@ def _init_boxed(config: TwoHeadsConfig, key: Array) -> Variables:
     if "params" in connector:
         params["connector"] = connector["params"]
     return {"params": params, "batch_stats": {"audio": audio.get("batch_stats", {})}}
+
+
+TWO_HEADS = Architecture(_draw)
+"""Variables of a `TwoHeadsConfig`."""

@@ -18,13 +18,11 @@ batch_stats/audio           running statistics of the audio tower's BatchNorm, e
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.encoders import tower
@@ -33,22 +31,12 @@ from alm_jax.losses.contrastive.temperature import LOG_SCALE_INIT
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.dropout import dropout
 from alm_jax.nn.mlp import gelu
-from alm_jax.nn.norm import LayerNorm, Moments, feature_moments
+from alm_jax.nn.norm import LayerNorm, Moments
 from alm_jax.nn.rematerialise import Remat
+from alm_jax.nn.variables import Architecture
 from alm_jax.ops.frontends import FusionSpec, TowerSpec, feature_shape
+from alm_jax.ops.similarity import unit_vectors
 from alm_jax.types import PyTree
-
-__all__ = [
-    "Moments",
-    "TwoTowersConfig",
-    "Variables",
-    "abstract_two_towers",
-    "encode_audio",
-    "encode_text",
-    "feature_moments",
-    "init_two_towers",
-    "two_towers_axes",
-]
 
 Variables: TypeAlias = dict[str, Any]
 
@@ -150,7 +138,7 @@ def encode_audio(
             statistics, and a tower that packs clips packs them.
         key: PRNG key; needed when training with noise.
         mask: True where a row is real; the others leave the batch's statistics alone.
-        frame_mask: True where a frame is real, where ``padding`` is masked (`frame_mask`); None: all are.
+        frame_mask: True where a frame is real, where ``padding`` is masked (`tower.frame_mask`); None: all are.
         longer: of feature fusion, True where a recording is longer than a clip; None: none is.
         moments: statistics to normalise by instead of these rows' own (`feature_moments`): those of the
             whole batch, when ``features`` is a micro-batch of it.
@@ -201,55 +189,6 @@ def encode_text(
     return _project(config, variables["params"]["text_projection"], feat, train=train, key=key)
 
 
-def batch_moments(
-    config: TwoTowersConfig,
-    features: Float[Array, "B *features"],
-    mask: Bool[Array, " B"],
-    axis_name: str | tuple[str, ...] | None = None,
-) -> Moments | None:
-    """The statistics of a whole batch that the audio tower normalises by in training; None where it does not.
-
-    Inside pmap or shard_map, ``axis_name`` names the axes that the batch is split over.
-    """
-    return feature_moments(features, mask, axis_name) if tower.takes(config.audio, "moments") else None
-
-
-def frame_mask(config: TwoTowersConfig, num_samples: Int[Array, " B"]) -> Bool[Array, "B T"] | None:
-    """Which frames of clips begin within their first ``num_samples`` samples; None where padding is heard."""
-    if config.padding == "heard":
-        return None
-    begin = jnp.arange(config.frontend.num_frames) * config.frontend.hop_samples
-    return begin[None, :] < num_samples[:, None]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def init_two_towers(config: TwoTowersConfig, key: Array) -> Variables:
-    """Draws the parameters and the initial running statistics.
-
-    Compiled, so that only the random draws run and not a forward pass; under an outer `jax.jit` with
-    ``out_shardings`` no array is ever whole on one device.
-    """
-    return nn.unbox(_init_boxed(config, key))
-
-
-def abstract_two_towers(config: TwoTowersConfig) -> Variables:
-    """The variables' shapes and dtypes; makes no array."""
-    return nn.unbox(jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0)))
-
-
-def two_towers_axes(config: TwoTowersConfig) -> PyTree:
-    """The name of every axis of every parameter: the tree of ``params`` with a tuple of names at each leaf.
-
-    Names are listed in alm_jax/nn/dense.py; the scalar has the empty tuple. Makes no array.
-    """
-    boxed = jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))["params"]
-    return jax.tree.map(
-        lambda leaf: tuple(leaf.names) if isinstance(leaf, nn.LogicallyPartitioned) else (),
-        boxed,
-        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
-    )
-
-
 def _projection(config: TwoTowersConfig) -> MlpProjection | ResidualProjection:
     kind = MlpProjection if config.projection == "mlp" else ResidualProjection
     return kind(config.embed_dim, jnp.dtype(config.compute_dtype))
@@ -262,11 +201,10 @@ def _project(
     # The tower has drawn from the key itself.
     rngs = None if key is None else {"dropout": jax.random.fold_in(key, 1)}
     y: Any = _projection(config).apply({"params": params}, x, train=train, rngs=rngs)
-    y = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-    return y * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(y), axis=-1, keepdims=True), 1e-24))
+    return unit_vectors(y)
 
 
-def _init_boxed(config: TwoTowersConfig, key: Array) -> Variables:
+def _draw(config: TwoTowersConfig, key: Array) -> Variables:
     """Variables whose leaves still carry their axis names."""
     keys = jax.random.split(key, 4)
     features = jnp.zeros((1, *feature_shape(config.frontend)), jnp.float32)
@@ -283,3 +221,7 @@ def _init_boxed(config: TwoTowersConfig, key: Array) -> Variables:
         },
         "batch_stats": {"audio": audio.get("batch_stats", {})},
     }
+
+
+TWO_TOWERS = Architecture(_draw)
+"""Variables of a `TwoTowersConfig`."""

@@ -8,10 +8,8 @@ Parameters: ``units`` (`alm_jax.models.audio_units`), which do not train, and ``
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal, TypeAlias
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -26,10 +24,10 @@ from alm_jax.models.audio_units import ClusterUnitsConfig, UnitsConfig, check_un
 from alm_jax.models.generated import Generated
 from alm_jax.models.generation import generate
 from alm_jax.nn.rematerialise import Remat
+from alm_jax.nn.variables import Architecture
 from alm_jax.ops.compaction import first_of_runs
 from alm_jax.ops.frontends import TowerSpec
 from alm_jax.ops.unit_sequences import NUM_TAGS, Sequences, Vocabulary
-from alm_jax.types import PyTree
 
 Variables: TypeAlias = dict[str, Any]
 
@@ -136,28 +134,7 @@ def language_family(config: UnitLanguageModelConfig) -> Family:
     return family_of(config.language_model)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def init_unit_language_model(config: UnitLanguageModelConfig, key: Array) -> Variables:
-    """Draws the variables; compiled, so that no forward pass runs."""
-    return nn.unbox(_init_boxed(config, key))
-
-
-def abstract_unit_language_model(config: UnitLanguageModelConfig) -> Variables:
-    """The variables' shapes and dtypes; makes no array."""
-    return nn.unbox(jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0)))
-
-
-def unit_language_model_axes(config: UnitLanguageModelConfig) -> PyTree:
-    """The names of every parameter's axes (alm_jax/nn/parameter.py): the tree of ``params``, tuples for leaves."""
-    boxed = jax.eval_shape(functools.partial(_init_boxed, config), jax.random.key(0))["params"]
-    return jax.tree.map(
-        lambda leaf: tuple(leaf.names) if isinstance(leaf, nn.LogicallyPartitioned) else (),
-        boxed,
-        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
-    )
-
-
-def _init_boxed(config: UnitLanguageModelConfig, key: Array) -> Variables:
+def _draw(config: UnitLanguageModelConfig, key: Array) -> Variables:
     """Variables whose leaves still carry their axis names."""
     key_units, key_language = jax.random.split(key)
     units = init_units(config.units, config.frontend, key_units)
@@ -173,3 +150,7 @@ def _init_boxed(config: UnitLanguageModelConfig, key: Array) -> Variables:
         "params": {"units": units["params"], "language_model": params},
         "batch_stats": {"units": units["batch_stats"]},
     }
+
+
+UNIT_LANGUAGE_MODEL = Architecture(_draw)
+"""Variables of a `UnitLanguageModelConfig`."""

@@ -226,7 +226,7 @@ def build_calm(config: CalmConfig) -> Objective:
         return total, metrics | {"logit_scale": Loss(scale * total.weight, total.weight)}
 
     def init(key: Any) -> dict[str, Params]:
-        variables = one_head.init_one_head(model, key)
+        variables = one_head.ONE_HEAD.init(model, key)
         return {**variables, "params": {**variables["params"], **init_scalars(config.contrastive)}}
 
     def check(facts: DataFacts) -> None:
@@ -237,7 +237,7 @@ def build_calm(config: CalmConfig) -> Objective:
 
     return Objective(
         init=init,
-        axes=lambda: {**one_head.one_head_axes(model), **dict.fromkeys(init_scalars(config.contrastive), ())},
+        axes=lambda: {**one_head.ONE_HEAD.axes(model), **dict.fromkeys(init_scalars(config.contrastive), ())},
         prepare=prepare,
         encode=encode,
         combine=combine,

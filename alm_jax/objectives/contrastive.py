@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from alm_jax import batch as contract
+from alm_jax.encoders import tower
 from alm_jax.encoders.tower import text_limits
 from alm_jax.encoders.zoo import family_of
 from alm_jax.errors import UserError
@@ -89,7 +90,7 @@ def compute_inputs(
     num_real = jnp.repeat(num_real, chunks)
     if augmentation is not None:
         clips = augment_waveform(clips, key, augmentation, None if config.padding == "heard" else num_real)
-    frame_mask = two_towers.frame_mask(config, num_real)
+    frame_mask = tower.frame_mask(config.frontend, config.padding, num_real)
     features: Array = (
         compute_waveform(clips, spec) if isinstance(spec, WaveformSpec) else compute_features(clips, spec)
     )
@@ -133,8 +134,8 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
         inputs = jax.tree.map(lambda x: x[:, 0], inputs)
         moments = None
         if train:
-            moments = two_towers.batch_moments(
-                model, inputs.features, batch[contract.MASK], axis_name=axis_name
+            moments = tower.batch_moments(
+                model.audio, inputs.features, batch[contract.MASK], axis_name=axis_name
             )
         return Inputs((inputs, *read_texts(config.loss, batch)), moments)
 
@@ -176,11 +177,11 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
         }
 
     def init(key: Any) -> dict[str, Params]:
-        variables = two_towers.init_two_towers(model, key)
+        variables = two_towers.TWO_TOWERS.init(model, key)
         return {**variables, "params": {**variables["params"], **init_scalars(config.loss)}}
 
     def axes() -> Any:
-        return {**two_towers.two_towers_axes(model), **dict.fromkeys(init_scalars(config.loss), ())}
+        return {**two_towers.TWO_TOWERS.axes(model), **dict.fromkeys(init_scalars(config.loss), ())}
 
     def project(params: Params) -> Params:
         return {**params, **project_scalars(config.loss, params)}

@@ -200,8 +200,8 @@ def build_ctal(config: CtalConfig) -> Objective:
         check_masked_text(config.masked_text, facts, vocab_size=text.vocab_size, max_length=text.max_length)
 
     return Objective(
-        init=lambda key: ctal.init_ctal(model, key),
-        axes=lambda: ctal.ctal_axes(model),
+        init=lambda key: ctal.CTAL.init(model, key),
+        axes=lambda: ctal.CTAL.axes(model),
         prepare=prepare,
         encode=encode,
         combine=combine,

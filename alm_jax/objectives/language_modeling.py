@@ -98,7 +98,7 @@ def compute_clips(
     features: Array = (
         compute_waveform(clips, spec) if isinstance(spec, WaveformSpec) else compute_features(clips, spec)
     )
-    return Clips(features, two_heads.frame_mask(config, num_real))
+    return Clips(features, tower.frame_mask(config.frontend, config.padding, num_real))
 
 
 def read_prompts(batch: dict[str, Any]) -> Prompts:
@@ -129,7 +129,7 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
             clips = compute_clips(model, batch)
         moments = None
         if train:
-            moments = two_heads.batch_moments(model, clips.features, batch[contract.MASK])
+            moments = tower.batch_moments(model.audio, clips.features, batch[contract.MASK])
         rows = Rows(clips, prompts, batch[contract.TEXT_IDS], batch[contract.TEXT_MASK])
         return Inputs(rows, moments)
 
@@ -201,8 +201,8 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
                 )
 
     return Objective(
-        init=lambda key: two_heads.init_two_heads(model, key),
-        axes=lambda: two_heads.two_heads_axes(model),
+        init=lambda key: two_heads.TWO_HEADS.init(model, key),
+        axes=lambda: two_heads.TWO_HEADS.axes(model),
         prepare=prepare,
         encode=encode,
         combine=combine,

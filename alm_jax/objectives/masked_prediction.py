@@ -17,11 +17,10 @@ from alm_jax.figures import Figure
 from alm_jax.losses.reconstruction import masked_label_prediction
 from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
 from alm_jax.models.label_predictor import (
+    LABEL_PREDICTOR,
     TOKENIZER,
     LabelPredictorConfig,
-    init_label_predictor,
     label_clips,
-    label_predictor_axes,
     predict_labels,
 )
 from alm_jax.objectives.frozen_parts import warn_unless_given
@@ -138,8 +137,8 @@ def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
             warn_unless_given(facts, TOKENIZER, "the tokenizer", origin)
 
     return Objective(
-        init=lambda key: init_label_predictor(model, key),
-        axes=lambda: label_predictor_axes(model),
+        init=lambda key: LABEL_PREDICTOR.init(model, key),
+        axes=lambda: LABEL_PREDICTOR.axes(model),
         prepare=prepare,
         encode=encode,
         combine=combine,

@@ -12,12 +12,7 @@ from jaxtyping import Array, Float
 
 from alm_jax import batch as contract
 from alm_jax.losses.reconstruction import masked_reconstruction, normalize_patches
-from alm_jax.models.masked_autoencoder import (
-    MaskedAutoencoderConfig,
-    init_masked_autoencoder,
-    masked_autoencoder_axes,
-    reconstruct,
-)
+from alm_jax.models.masked_autoencoder import MASKED_AUTOENCODER, MaskedAutoencoderConfig, reconstruct
 from alm_jax.objectives.objective import LOSS, Inputs, Loss, Objective
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
 from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, clip_features, cut_clips
@@ -91,8 +86,8 @@ def build_masked_spectrogram(config: MaskedSpectrogramConfig) -> Objective:
         return Loss(*(jnp.sum(jnp.where(real, x, 0.0)) for x in outputs)), {}
 
     return Objective(
-        init=lambda key: init_masked_autoencoder(model, key),
-        axes=lambda: masked_autoencoder_axes(model),
+        init=lambda key: MASKED_AUTOENCODER.init(model, key),
+        axes=lambda: MASKED_AUTOENCODER.axes(model),
         prepare=prepare,
         encode=encode,
         combine=combine,

@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
+from alm_jax.encoders import tower
 from alm_jax.errors import UserError
 from alm_jax.figures import Figure
 from alm_jax.losses.contrastive import temperature
@@ -106,7 +107,7 @@ def compute_clips(
     features: Array = (
         compute_waveform(clips, spec) if isinstance(spec, WaveformSpec) else compute_features(clips, spec)
     )
-    return Clips(features, audio_q_former.frame_mask(config, num_real))
+    return Clips(features, tower.frame_mask(config.frontend, config.padding, num_real))
 
 
 def group_rows(group: Literal["recording", "label"], batch: dict[str, Any]) -> Int[Array, " B"]:
@@ -175,7 +176,7 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
             crop = model.frontend.clip.train_crop
             clips = compute_clips(model, batch, crop=crop, key=key_audio, augment=config.augment)
             chance = jax.random.uniform(key_chance, (len(clips.features),))
-            moments = audio_q_former.batch_moments(model, clips.features, batch[contract.MASK])
+            moments = tower.batch_moments(model.audio, clips.features, batch[contract.MASK])
         else:
             clips = compute_clips(model, batch)
         return Inputs(Rows(clips, batch[contract.TEXT_IDS], batch[contract.TEXT_MASK], chance), moments)
@@ -250,8 +251,8 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
             )
 
     return Objective(
-        init=lambda key: audio_q_former.init_audio_q_former(model, key),
-        axes=lambda: audio_q_former.audio_q_former_axes(model),
+        init=lambda key: audio_q_former.AUDIO_Q_FORMER.init(model, key),
+        axes=lambda: audio_q_former.AUDIO_Q_FORMER.axes(model),
         prepare=prepare,
         encode=encode,
         combine=combine,

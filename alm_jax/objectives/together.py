@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
+from alm_jax.encoders import tower
 from alm_jax.errors import UserError
 from alm_jax.figures import Figure
 from alm_jax.losses.language_modeling import next_token_loss
@@ -208,7 +209,7 @@ def prepare_rows(config: TogetherConfig, batch: dict[str, Any], key: Any, *, tra
         chance = jax.random.uniform(key_chance, (len(clips),)) if train else jnp.zeros(len(clips))
     return Rows(
         features=compute_features(clips, spec),
-        frame_mask=contrastive_captioner.frame_mask(model, num_real),
+        frame_mask=tower.frame_mask(model.frontend, model.padding, num_real),
         text_ids=batch[contract.TEXT_IDS],
         text_mask=batch[contract.TEXT_MASK],
         masked=masked,
@@ -366,7 +367,7 @@ def build_together(config: TogetherConfig) -> Objective:
         rows = prepare_rows(config, batch, key, train=train)
         moments = None
         if train:
-            moments = contrastive_captioner.batch_moments(model, rows.features, batch[contract.MASK])
+            moments = tower.batch_moments(model.audio, rows.features, batch[contract.MASK])
         return Inputs(rows, moments)
 
     def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[Outputs, Params]:
@@ -399,12 +400,12 @@ def build_together(config: TogetherConfig) -> Objective:
         return total, metrics
 
     def init(key: Any) -> dict[str, Params]:
-        variables = contrastive_captioner.init_contrastive_captioner(model, key)
+        variables = contrastive_captioner.CONTRASTIVE_CAPTIONER.init(model, key)
         return {**variables, "params": {**variables["params"], **init_scalars(contrast)}}
 
     def axes() -> Any:
         scalars = dict.fromkeys(init_scalars(contrast), ())
-        return {**contrastive_captioner.contrastive_captioner_axes(model), **scalars}
+        return {**contrastive_captioner.CONTRASTIVE_CAPTIONER.axes(model), **scalars}
 
     def check(facts: DataFacts) -> None:
         text = model.text

@@ -25,11 +25,10 @@ from alm_jax.figures import Figure
 from alm_jax.losses.regression import cosine_distance
 from alm_jax.models.audio_tokenizer import read_codebook
 from alm_jax.models.distilled_tokenizer import (
+    DISTILLED_TOKENIZER,
     TEACHER,
     DistilledTokenizerConfig,
-    distilled_tokenizer_axes,
     estimate,
-    init_distilled_tokenizer,
     latents_of,
     quantize,
     teacher_states,
@@ -159,8 +158,8 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
         warn_unless_given(facts, TEACHER, "the teacher", "alm pretrain of a MaskedPredictionConfig")
 
     return Objective(
-        init=lambda key: init_distilled_tokenizer(model, key),
-        axes=lambda: distilled_tokenizer_axes(model),
+        init=lambda key: DISTILLED_TOKENIZER.init(model, key),
+        axes=lambda: DISTILLED_TOKENIZER.axes(model),
         prepare=prepare,
         encode=encode,
         combine=combine,

@@ -18,13 +18,7 @@ from alm_jax import batch as contract
 from alm_jax.errors import UserError
 from alm_jax.losses.language_modeling import next_token_loss
 from alm_jax.models.audio_units import ClusterUnitsConfig, frame_vectors
-from alm_jax.models.unit_language_model import (
-    UnitLanguageModelConfig,
-    init_unit_language_model,
-    listen,
-    predict,
-    unit_language_model_axes,
-)
+from alm_jax.models.unit_language_model import UNIT_LANGUAGE_MODEL, UnitLanguageModelConfig, listen, predict
 from alm_jax.nn.language_model import head_kernel
 from alm_jax.objectives.k_means import fit_clusters
 from alm_jax.objectives.objective import (
@@ -339,8 +333,8 @@ def build_unit_language_modeling(config: UnitLanguageModelingConfig) -> Objectiv
         return total, {"word_loss": words, "unit_loss": units}
 
     return Objective(
-        init=lambda key: init_unit_language_model(model, key),
-        axes=lambda: unit_language_model_axes(model),
+        init=lambda key: UNIT_LANGUAGE_MODEL.init(model, key),
+        axes=lambda: UNIT_LANGUAGE_MODEL.axes(model),
         prepare=prepare,
         encode=encode,
         combine=combine,

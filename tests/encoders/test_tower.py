@@ -12,14 +12,7 @@ from alm_jax.encoders.audio import htsat, packed_vit
 from alm_jax.encoders.text import bert, llama
 from alm_jax.encoders.zoo import FAMILIES
 from alm_jax.errors import UserError
-from alm_jax.models.two_towers import (
-    TwoTowersConfig,
-    abstract_two_towers,
-    encode_audio,
-    encode_text,
-    frame_mask,
-    two_towers_axes,
-)
+from alm_jax.models.two_towers import TWO_TOWERS, TwoTowersConfig, encode_audio, encode_text
 from alm_jax.ops.frontends import AstSpec, ClapSpec, ClipSpec, FusionSpec, WaveformSpec, feature_shape
 from alm_jax.run.config_json import from_json, to_json
 
@@ -43,7 +36,7 @@ def two_towers(audio, text):
 @pytest.mark.parametrize("name", [family.name for family in tower.AUDIO_FAMILIES])
 def test_every_audio_encoder_gives_a_vector_a_clip(name):
     config = two_towers(FAMILIES[name].variants["nano"], bert.NANO)
-    variables = abstract_two_towers(config)
+    variables = TWO_TOWERS.abstract(config)
     features = jax.ShapeDtypeStruct((3, *feature_shape(config.frontend)), jnp.float32)
     longer = jnp.zeros(3, bool)
 
@@ -57,7 +50,7 @@ def test_every_audio_encoder_gives_a_vector_a_clip(name):
     assert emb.shape == (features.shape[0], 8)
     assert jax.tree.structure(stats) == jax.tree.structure(variables["batch_stats"])
     is_names = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
-    axes = two_towers_axes(config)
+    axes = TWO_TOWERS.axes(config)
     assert jax.tree.structure(axes, is_leaf=is_names) == jax.tree.structure(variables["params"])
     assert from_json(to_json(config), TwoTowersConfig) == config
 
@@ -68,7 +61,7 @@ def test_every_text_encoder_gives_a_vector_a_caption(name):
     ids, mask = jax.ShapeDtypeStruct((3, 5), jnp.int32), jax.ShapeDtypeStruct((3, 5), jnp.bool_)
     emb = jax.eval_shape(
         lambda v, ids, mask, key: encode_text(config, v, ids, mask, train=True, key=key),
-        abstract_two_towers(config),
+        TWO_TOWERS.abstract(config),
         ids,
         mask,
         jax.random.key(0),
@@ -107,10 +100,10 @@ def test_frames_of_padding_are_counted_from_samples():
     audio = dataclasses.replace(packed_vit.NANO, num_mels=64)
     spec = ClapSpec(sample_rate_hz=16000, hop_samples=160, fmax_hz=8000.0, clip=CLIP)
     config = TwoTowersConfig(frontend=spec, audio=audio, text=bert.NANO, padding="masked")
-    mask = np.asarray(frame_mask(config, jnp.asarray([0, 1, 160, 161, 16000])))
+    mask = np.asarray(tower.frame_mask(config.frontend, config.padding, jnp.asarray([0, 1, 160, 161, 16000])))
     assert mask.shape == (5, 101)
     np.testing.assert_array_equal(mask.sum(axis=1), [0, 1, 1, 2, 100])
-    assert frame_mask(dataclasses.replace(config, padding="heard"), jnp.asarray([1])) is None
+    assert tower.frame_mask(config.frontend, "heard", jnp.asarray([1])) is None
 
 
 def test_parts_that_do_not_fit_are_refused():

@@ -11,7 +11,7 @@ from alm_jax.encoders.audio.audio_mae import FAMILY, AudioMaeConfig
 from alm_jax.errors import UserError
 from alm_jax.interop.audio_mae import FINE_TUNED, PRETRAINED
 from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
-from alm_jax.models.masked_autoencoder import MaskedAutoencoderConfig, init_masked_autoencoder
+from alm_jax.models.masked_autoencoder import MASKED_AUTOENCODER, MaskedAutoencoderConfig
 from alm_jax.models.patch_decoders import GlobalDecoderConfig, LocalDecoderConfig
 from alm_jax.ops.frontends import AstSpec, ClipSpec
 
@@ -30,7 +30,7 @@ def shapes(arrays: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("config", [LOCAL, GLOBAL], ids=["local", "global"])
 def test_an_archive_says_its_config_and_buffers_of_swin_blocks_are_passed_over(config):
-    variables = jax.tree.map(np.asarray, init_masked_autoencoder(config, jax.random.key(0)))
+    variables = jax.tree.map(np.asarray, MASKED_AUTOENCODER.init(config, jax.random.key(0)))
     arrays = variables_to_arrays(PRETRAINED, config, variables)
     assert PRETRAINED.infer_config(shapes(arrays)) == config
     mask = {"decoder_blocks.1.attn_mask": np.zeros((2, 16, 16), np.float32)}

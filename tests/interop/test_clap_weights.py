@@ -10,7 +10,7 @@ from alm_jax.errors import UserError
 from alm_jax.interop.clap_weights import CLAP
 from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
 from alm_jax.interop.safetensors_io import read_safetensors
-from alm_jax.models.two_towers import TwoTowersConfig, abstract_two_towers
+from alm_jax.models.two_towers import TWO_TOWERS, TwoTowersConfig
 from alm_jax.ops.frontends import ClapSpec, ClipSpec
 
 
@@ -33,7 +33,7 @@ def test_export_of_an_import_is_the_file_bit_for_bit(nano_config, saved):
 def test_import_of_an_export_is_the_variables_bit_for_bit(nano_config):
     rng = np.random.default_rng(0)
     variables = jax.tree.map(
-        lambda leaf: np.asarray(rng.normal(size=leaf.shape), np.float32), abstract_two_towers(nano_config)
+        lambda leaf: np.asarray(rng.normal(size=leaf.shape), np.float32), TWO_TOWERS.abstract(nano_config)
     )
     back = arrays_to_variables(CLAP, nano_config, variables_to_arrays(CLAP, nano_config, variables))
     jax.tree.map(np.testing.assert_array_equal, back, variables)
@@ -48,7 +48,7 @@ def test_keys_cover_every_element_of_every_variant(audio, text):
     config = TwoTowersConfig(
         frontend=ClapSpec(clip=ClipSpec(clip_sec=2.0)), audio=htsat.VARIANTS[audio], text=bert.VARIANTS[text]
     )
-    shapes = abstract_two_towers(config)
+    shapes = TWO_TOWERS.abstract(config)
     # One number each, seen at every place: full size without its memory.
     variables = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(1), leaf.shape), shapes)
     floats = [

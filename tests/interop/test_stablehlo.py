@@ -14,13 +14,13 @@ from alm_jax.encoders.text.bert import FAMILY, NANO
 from alm_jax.errors import UserError
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
 from alm_jax.interop import stablehlo
-from alm_jax.models.two_towers import init_two_towers
+from alm_jax.models.two_towers import TWO_TOWERS
 from alm_jax.run.programs import export_programs
 
 
 @pytest.fixture(scope="module")
 def variables(nano_config):
-    return jax.device_get(init_two_towers(nano_config, jax.random.key(0)))
+    return jax.device_get(TWO_TOWERS.init(nano_config, jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,7 @@ from alm_jax.models.audio_units import (
     init_units,
     read_units,
 )
-from alm_jax.models.unit_language_model import (
-    UnitLanguageModelConfig,
-    abstract_unit_language_model,
-    init_unit_language_model,
-)
+from alm_jax.models.unit_language_model import UNIT_LANGUAGE_MODEL, UnitLanguageModelConfig
 from alm_jax.objectives import build_objective
 from alm_jax.objectives.unit_language_modeling import UnitLanguageModelingConfig
 from alm_jax.ops.frontends import AstSpec, BeatsSpec, ClipSpec, WaveformSpec, WhisperSpec, feature_shape
@@ -124,7 +120,7 @@ def test_speech_gpt_7b_is_a_config():
         compute_dtype="bfloat16",
         remat="block",
     )
-    params = abstract_unit_language_model(config)["params"]
+    params = UNIT_LANGUAGE_MODEL.abstract(config)["params"]
     assert params["units"]["clusters"]["centroids"].shape == (1000, 768)
     count = sum(leaf.size for leaf in jax.tree.leaves(params["language_model"]))
     # 6,738,415,616 of LLaMA-7B, and a row and a column of 4096 for each of 1002 entries.
@@ -139,7 +135,7 @@ def test_new_rows_begin_near_zero():
             vocab_size=142, width=32, num_layers=1, num_heads=2, num_kv_heads=1, mlp_dim=32
         ),
     )
-    language_model = init_unit_language_model(config, jax.random.key(0))["params"]["language_model"]
+    language_model = UNIT_LANGUAGE_MODEL.init(config, jax.random.key(0))["params"]["language_model"]
     for table in (language_model["token_embed"]["embedding"], language_model["head"]["kernel"].T):
         assert np.std(table[100:]) < 0.02 * np.std(table[:100])
 

@@ -46,7 +46,7 @@ TEXT_MASK = np.arange(NUM_TOKENS)[None, :] < np.array([[4], [6]])
 def variables() -> dict:
     """Weights drawn by NumPy, scales of norms about 1."""
     rng = np.random.default_rng(0)
-    abstract = nn.unbox(jax.eval_shape(lambda key: ctal.init_ctal(CONFIG, key), jax.random.key(0)))
+    abstract = nn.unbox(jax.eval_shape(lambda key: ctal.CTAL.init(CONFIG, key), jax.random.key(0)))
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.asarray(
             rng.normal("scale" in jax.tree_util.keystr(path), 0.4, leaf.shape), jnp.float32
@@ -194,7 +194,7 @@ def test_the_published_sizes():
     """Frames and blocks of the base model: 6 and 6 of width 768."""
     config = CtalModelConfig()
     assert config.frontend.num_frames == config.max_frames == 3000
-    shapes = jax.eval_shape(lambda key: ctal.init_ctal(config, key), jax.random.key(0))["params"]
+    shapes = jax.eval_shape(lambda key: ctal.CTAL.init(config, key), jax.random.key(0))["params"]
     assert shapes["audio"]["frame_embed"]["kernel"].shape == (160, 768)
     assert shapes["audio"]["blocks"]["mlp"]["up"]["kernel"].shape == (6, 768, 3072)
 

@@ -15,13 +15,7 @@ from alm_jax.interop.audio_mae import PRETRAINED
 from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
 from alm_jax.interop.parity import randomise
 from alm_jax.losses.reconstruction import masked_reconstruction, normalize_patches
-from alm_jax.models.masked_autoencoder import (
-    MaskedAutoencoderConfig,
-    abstract_masked_autoencoder,
-    init_masked_autoencoder,
-    masked_autoencoder_axes,
-    reconstruct,
-)
+from alm_jax.models.masked_autoencoder import MASKED_AUTOENCODER, MaskedAutoencoderConfig, reconstruct
 from alm_jax.models.patch_decoders import GlobalDecoderConfig, LocalDecoderConfig
 from alm_jax.ops.frontends import ClapSpec, ClipSpec
 from alm_jax.ops.patch_masking import keep_lowest
@@ -132,7 +126,7 @@ def test_the_loss_is_vit_mae_s_given_the_same_weights_and_noise():
 @pytest.mark.parametrize("config", [GLOBAL, LOCAL], ids=["global", "local"])
 def test_an_archive_goes_in_and_out_bit_for_bit(config):
     config = dataclasses.replace(config, encoder=dataclasses.replace(ENCODER, compat=True))
-    variables = jax.tree.map(np.asarray, init_masked_autoencoder(config, jax.random.key(0)))
+    variables = jax.tree.map(np.asarray, MASKED_AUTOENCODER.init(config, jax.random.key(0)))
     arrays = variables_to_arrays(PRETRAINED, config, variables)
     back = variables_to_arrays(PRETRAINED, config, arrays_to_variables(PRETRAINED, config, arrays))
     assert back.keys() == arrays.keys()
@@ -145,7 +139,7 @@ def test_an_archive_goes_in_and_out_bit_for_bit(config):
 
 @pytest.mark.parametrize("config", [GLOBAL, LOCAL], ids=["global", "local"])
 def test_what_is_hidden_is_neither_seen_nor_computed(config):
-    variables = init_masked_autoencoder(config, jax.random.key(0))
+    variables = MASKED_AUTOENCODER.init(config, jax.random.key(0))
     features = jax.random.normal(jax.random.key(1), (2, 64, 64))
     masked = keep_lowest(jax.random.uniform(jax.random.key(2), (2, 64)), 12)
     hidden = jnp.repeat(jnp.repeat(masked.hidden.reshape(2, 8, 8), 8, axis=1), 8, axis=2)
@@ -159,7 +153,7 @@ def test_what_is_hidden_is_neither_seen_nor_computed(config):
 def test_published_sizes():
     """The encoder counts as transformers' does, 85.25 M without positions; the local decoder as its equations say."""
     config = MaskedAutoencoderConfig()
-    params = abstract_masked_autoencoder(config)["params"]
+    params = MASKED_AUTOENCODER.abstract(config)["params"]
     count = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()}
     width, mlp, heads, meta = 512, 2048, 16, 384
     block = (
@@ -177,7 +171,7 @@ def test_published_sizes():
 
 @pytest.mark.parametrize("config", [GLOBAL, LOCAL], ids=["global", "local"])
 def test_recomputing_blocks_changes_nothing_and_every_parameter_learns(config):
-    variables = init_masked_autoencoder(config, jax.random.key(0))
+    variables = MASKED_AUTOENCODER.init(config, jax.random.key(0))
     features = jax.random.normal(jax.random.key(1), (2, 64, 64))
     masked = keep_lowest(jax.random.uniform(jax.random.key(2), (2, 64)), 12)
 
@@ -195,7 +189,7 @@ def test_recomputing_blocks_changes_nothing_and_every_parameter_learns(config):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, again)
     for path, grad in jax.tree.leaves_with_path(plain):
         assert np.abs(grad).max() > 0, path
-    axes = masked_autoencoder_axes(config)
+    axes = MASKED_AUTOENCODER.axes(config)
     assert jax.tree.structure(axes, is_leaf=lambda leaf: isinstance(leaf, tuple)) == jax.tree.structure(plain)
 
 

@@ -41,7 +41,7 @@ TOGETHER = np.array([True, False, True])
 def variables() -> dict:
     """Weights drawn by NumPy, scales of norms about 1."""
     rng = np.random.default_rng(0)
-    abstract = jax.eval_shape(lambda key: one_head.init_one_head(CONFIG, key), jax.random.key(0))
+    abstract = jax.eval_shape(lambda key: one_head.ONE_HEAD.init(CONFIG, key), jax.random.key(0))
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.asarray(
             rng.normal("scale" in jax.tree_util.keystr(path), 0.4, leaf.shape), jnp.float32

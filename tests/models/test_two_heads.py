@@ -21,17 +21,15 @@ from alm_jax.models.connectors import (
 )
 from alm_jax.models.generation import generate
 from alm_jax.models.two_heads import (
+    TWO_HEADS,
     Heard,
     Prompts,
     TwoHeadsConfig,
-    abstract_two_heads,
     assemble,
     count_vectors,
     hear,
-    init_two_heads,
     open_answers,
     predict,
-    two_heads_axes,
 )
 from alm_jax.nn.language_model import head_kernel, project
 from alm_jax.ops.frontends import AstSpec, ClapSpec, ClipSpec, WhisperSpec
@@ -127,7 +125,7 @@ def test_what_is_written_is_what_is_predicted(name):
         language_model=LANGUAGE_MODELS[name],
         prefix="causal" if has_encoder else "bidirectional",
     )
-    variables = init_two_heads(config, jax.random.key(1))
+    variables = TWO_HEADS.init(config, jax.random.key(1))
     # Of small random weights every token is as likely as the next one.
     variables = jax.tree.map(lambda x: 3 * x, variables)
     features, frame_mask, prompts, _, _ = make_inputs()
@@ -153,7 +151,7 @@ def test_what_is_written_is_what_is_predicted(name):
 
 def test_padding_of_audio_prompt_and_answer_changes_nothing():
     config = small(CONFIG)
-    variables = init_two_heads(config, jax.random.key(0))
+    variables = TWO_HEADS.init(config, jax.random.key(0))
 
     @functools.partial(jax.jit, static_argnames="loss_on")
     def read(features, frame_mask, prompts, answers, answer_mask, loss_on="all"):
@@ -205,7 +203,7 @@ def test_qwen2_audio_is_a_model_of_two_heads():
         },
         "batch_stats": {"audio": {}},
     }
-    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, abstract_two_heads(config))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, TWO_HEADS.abstract(config))
     features, frame_mask, prompts, answers, answer_mask = make_inputs()
     frames = [16, 9, 16]
 
@@ -266,9 +264,9 @@ def test_towers_and_connectors_make_vectors(audio, frontend, connector, count):
         frontend=frontend, audio=audio, connector=connector, language_model=LANGUAGE_MODELS["gpt2"]
     )
     assert count_vectors(config) == count
-    variables = abstract_two_heads(config)
+    variables = TWO_HEADS.abstract(config)
     is_names = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
-    assert jax.tree.structure(two_heads_axes(config), is_leaf=is_names) == jax.tree.structure(
+    assert jax.tree.structure(TWO_HEADS.axes(config), is_leaf=is_names) == jax.tree.structure(
         variables["params"]
     )
     assert from_json(to_json(config), TwoHeadsConfig) == config

@@ -15,16 +15,9 @@ import pytest
 from alm_jax.encoders.audio import htsat
 from alm_jax.encoders.text import bert
 from alm_jax.errors import UserError
-from alm_jax.models.two_towers import (
-    TwoTowersConfig,
-    abstract_two_towers,
-    encode_audio,
-    encode_text,
-    feature_moments,
-    init_two_towers,
-    two_towers_axes,
-)
+from alm_jax.models.two_towers import TWO_TOWERS, TwoTowersConfig, encode_audio, encode_text
 from alm_jax.nn import parameter
+from alm_jax.nn.norm import feature_moments
 from alm_jax.ops.frontends import ClapSpec, ClipSpec
 
 MICRO = TwoTowersConfig(
@@ -74,7 +67,7 @@ def draw_variables(config: TwoTowersConfig) -> dict:
             return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)
         return jnp.asarray(rng.normal(0, 0.4, leaf.shape), jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_two_towers(config))
+    return jax.tree_util.tree_map_with_path(draw, TWO_TOWERS.abstract(config))
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +192,7 @@ def test_init_is_a_function_of_the_key():
     tiny = dataclasses.replace(
         PLAIN, audio=dataclasses.replace(PLAIN.audio, depths=(1,), num_heads=(1,)), embed_dim=4
     )
-    one, again, other = (init_two_towers(tiny, jax.random.key(seed)) for seed in (0, 0, 1))
+    one, again, other = (TWO_TOWERS.init(tiny, jax.random.key(seed)) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, one, again)
     np.testing.assert_allclose(one["params"]["log_logit_scale"], np.log(1 / 0.07), rtol=1e-6)
     np.testing.assert_array_equal(one["batch_stats"]["audio"]["feature_norm"]["var"], 1.0)
@@ -212,7 +205,7 @@ def test_init_is_a_function_of_the_key():
     ]
     assert len(kernels) == 18
     assert not any(bool(jnp.any(a == b)) for a, b in kernels)
-    expected, actual = abstract_two_towers(tiny), jax.tree.map(jax.typeof, one)
+    expected, actual = TWO_TOWERS.abstract(tiny), jax.tree.map(jax.typeof, one)
     jax.tree.map(
         lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), expected, actual
     )
@@ -230,8 +223,8 @@ def full_size(request) -> TwoTowersConfig:
 
 def test_every_axis_of_every_parameter_has_a_name(full_size):
     known = set(re.findall(r"\w+", parameter.__doc__))
-    shapes = abstract_two_towers(full_size)["params"]
-    axes = two_towers_axes(full_size)
+    shapes = TWO_TOWERS.abstract(full_size)["params"]
+    axes = TWO_TOWERS.axes(full_size)
     is_names = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
     assert jax.tree.structure(axes, is_leaf=is_names) == jax.tree.structure(shapes)
     for (path, names), leaf in zip(
@@ -246,7 +239,7 @@ def test_one_name_is_one_size_within_a_layer_of_text(full_size):
     """Names carry meaning: wherever the text tower says "embed", it is the width."""
     is_names = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
     sizes: dict[str, set[int]] = {}
-    shapes, axes = abstract_two_towers(full_size)["params"]["text"], two_towers_axes(full_size)["text"]
+    shapes, axes = TWO_TOWERS.abstract(full_size)["params"]["text"], TWO_TOWERS.axes(full_size)["text"]
     for names, leaf in zip(jax.tree.leaves(axes, is_leaf=is_names), jax.tree.leaves(shapes), strict=True):
         for name, size in zip(names, leaf.shape, strict=True):
             sizes.setdefault(name, set()).add(size)
@@ -257,7 +250,7 @@ def test_the_published_model_has_its_published_size():
     config = TwoTowersConfig(
         frontend=ClapSpec(clip=ClipSpec(clip_sec=10.0)), audio=htsat.TINY, text=bert.ROBERTA_BASE
     )
-    count = sum(leaf.size for leaf in jax.tree.leaves(abstract_two_towers(config)["params"]))
+    count = sum(leaf.size for leaf in jax.tree.leaves(TWO_TOWERS.abstract(config)["params"]))
     np.testing.assert_allclose(count, 153.49e6, atol=0.01e6)
 
 

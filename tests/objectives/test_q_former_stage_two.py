@@ -32,7 +32,7 @@ def test_two_heads_begin_with_a_q_former_and_hear_as_it_does():
     first = AudioQFormerConfig(
         frontend=FRONTEND, audio=AUDIO, q_former=Q_FORMER, vocab_size=32, max_positions=8, embed_dim=8
     )
-    variables = audio_q_former.init_audio_q_former(first, jax.random.key(7))
+    variables = audio_q_former.AUDIO_Q_FORMER.init(first, jax.random.key(7))
     second = TwoHeadsConfig(
         frontend=FRONTEND,
         audio=AUDIO,
