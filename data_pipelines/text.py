@@ -82,13 +82,20 @@ def encode(
 ) -> tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
     """Token ids (int32) and mask (bool) of captions, L = ``max_length``, padded on the right.
 
-    A caption that is too long keeps its first tokens and its last one, which is the end token. Nothing
-    in ``tokenizer`` is changed, so threads may share it.
+    A caption that is too long loses its last tokens, and the tokens that the tokenizer puts around every text stay: the
+    rows are those of the library's own truncation, whatever the post-processor. Nothing in ``tokenizer`` is changed, so
+    threads may share it.
+
+    Raises UserError where ``max_length`` leaves no room for a token of the text.
     """
-    rows = [
-        tokens if len(tokens) <= max_length else [*tokens[: max_length - 1], tokens[-1]]
-        for tokens in _encode_unpadded(tokenizer, captions)
-    ]
+    begin, end = framing_tokens(tokenizer)
+    room = max_length - len(begin) - len(end)
+    if room < 1:
+        raise UserError(
+            f"texts are cut to {max_length} tokens, and the tokenizer puts {len(begin) + len(end)} around each: raise "
+            "data.tokenizer.max_length"
+        )
+    rows = [[*begin, *tokens[:room], *end] for tokens in encode_pieces(tokenizer, captions)]
     return pad_rows(rows, max_length, pad_id(tokenizer))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from alm_jax.errors import UserError
 from data_pipelines.config import TokenizerConfig
@@ -140,3 +140,37 @@ def test_a_tokenizer_without_padding_is_an_error(tmp_path):
     Tokenizer(models.WordLevel({"dog": 0}, unk_token="dog")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="no padding token; looked for <pad>"):
         load_tokenizer(tmp_path)
+
+
+FRAMES = {
+    "none, as GPT-2": processors.ByteLevel(trim_offsets=False),
+    "start alone, as Llama": processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)]),
+    "end alone, as T5": processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)]),
+    "two ends": processors.TemplateProcessing(
+        single="<s> $A </s> <unk>", special_tokens=[("<s>", 0), ("</s>", 2), ("<unk>", 3)]
+    ),
+    "one after another": processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]),
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES.keys())
+@pytest.mark.parametrize("max_length", [4, 6, 64])
+def test_texts_are_cut_as_the_library_cuts_them(frame, max_length):
+    tokenizer = train_tokenizer(CAPTIONS, TokenizerConfig(kind="bpe", vocab_size=350))
+    tokenizer.post_processor = frame
+    library = Tokenizer.from_str(tokenizer.to_str())
+    library.enable_truncation(max_length)
+    ids, mask = encode(tokenizer, CAPTIONS + ODD, max_length)
+    expected = [found.ids for found in library.encode_batch(CAPTIONS + ODD)]
+    assert [row[real].tolist() for row, real in zip(ids, mask, strict=True)] == expected
+
+
+def test_no_room_for_a_text_is_a_mistake():
+    tokenizer = train_tokenizer(CAPTIONS, TokenizerConfig(kind="bpe", vocab_size=350))
+    with pytest.raises(UserError, match="cut to 2 tokens, and the tokenizer puts 2 around each"):
+        encode(tokenizer, CAPTIONS, 2)
