@@ -49,6 +49,66 @@ class PromptConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """Which recordings of the training splits are read; evaluation always reads all."""
+
+    min_sec: float = 0.0
+    """Shorter recordings are left out, seconds."""
+    max_sec: float | None = None
+    """Longer recordings are left out, seconds; None keeps them: a window is read of each."""
+    licences: tuple[str, ...] = ()
+    """Licences that are kept, as patterns in which ``*`` stands for anything: ``CC0*``, ``CC-BY-4*``. The empty tuple
+    keeps every licence."""
+    min_caption_words: int = 1
+    """Captions of fewer words are not read; a recording with no caption left is left out."""
+    max_caption_words: int | None = None
+    """Captions of more words are not read; None keeps them."""
+
+    def __post_init__(self) -> None:
+        require(self.min_sec >= 0, "filter.min_sec", self.min_sec, "zero or more")
+        longest, most = self.max_sec, self.max_caption_words
+        require(longest is None or longest > self.min_sec, "filter.max_sec", longest, "above filter.min_sec")
+        require(self.min_caption_words >= 1, "filter.min_caption_words", self.min_caption_words, "at least 1")
+        require(
+            most is None or most >= self.min_caption_words,
+            "filter.max_caption_words",
+            most,
+            "filter.min_caption_words or more",
+        )
+
+    @property
+    def looks_at_captions(self) -> bool:
+        """Whether captions decide."""
+        return self.min_caption_words > 1 or self.max_caption_words is not None
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether it leaves nothing out."""
+        return self == FilterConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    """How a data set is kept on disk once it is built."""
+
+    sample_rate_hz: int | None = None
+    """Sampling rate of the records, Hz; None: the model's. With a rate of its own one build serves models of every rate:
+    what they read is resampled as it is read."""
+    encoding: Literal["pcm", "flac"] = "pcm"
+    """``pcm``: int16 samples, the fastest to read; ``flac``: the same samples in about half the space, and several times
+    the work."""
+
+    def __post_init__(self) -> None:
+        rate_hz = self.sample_rate_hz
+        require(
+            rate_hz is None or 1_000 <= rate_hz <= 768_000,
+            "storage.sample_rate_hz",
+            rate_hz,
+            "1000 to 768000, or None for the model's",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MixturePart:
     """One data set of a mixture."""
 
@@ -64,6 +124,8 @@ class MixturePart:
     """Split(s) of it that the mixture's ``test`` has, joined with ``+``."""
     prompt: PromptConfig | None = None
     """What is asked of its recordings; None: what ``data.prompt`` says."""
+    filter: FilterConfig | None = None
+    """Which of its recordings are trained on; None: what ``data.filter`` says."""
 
     def __post_init__(self) -> None:
         require(
@@ -141,6 +203,10 @@ class DataConfig:
     """The data set, or several."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """How captions become token ids."""
+    filter: FilterConfig = FilterConfig()
+    """Which recordings are trained on."""
+    storage: StorageConfig = StorageConfig()
+    """How a data set is kept on disk once it is built."""
     prompt: PromptConfig | None = None
     """What comes before a caption, which is then an answer with no start token; None where a model reads captions."""
     num_negatives: int = 0
@@ -154,7 +220,7 @@ class DataConfig:
     eval_split: str = "test"
     """Split(s) to evaluate on, joined with ``+``."""
     cache_dir: str = "~/.cache/alm_jax/data"
-    """Where prepared data sets are kept."""
+    """Where prepared data sets are kept. It may be moved or copied, and read-only for data sets that are complete."""
     max_bad_fraction: float = 0.05
     """Largest fraction of the recordings that may be rejected before the build gives up."""
     num_reads: int = 2

@@ -1,60 +1,78 @@
-"""From a config to a data set on disk, built once: records, their index, counted rejects.
+"""From a config to a data set on disk, built once and opened: records, their index, a manifest.
 
 Layout, below ``cache_dir``::
 
-    esc50/esc10-class-48000hz-0a1b2c3d4e5f/     settings and state of the source, in the name
-        rejects.jsonl                           what was left out: {"path", "reason"}, a line each
-        1.2.0/                                  a TFDS data set; appears when it is complete
-            examples.jsonl                      what is in the records but the audio
+    esc50/esc10-class-48000hz-0a1b2c3d4e5f/     what was asked for: a digest of every setting
+        9f8e7d6c5b4a/                           the state of the source that it was built from
+            manifest.json                       what was found (`data_pipelines.manifest`); written last
+            rejects.jsonl                       what was left out: {"path", "reason"}, a line each
+            index/train.arrow                   what is in the records but the audio (`data_pipelines.index`)
+            esc50-train.array_record-...        the records, which any TFDS program reads
+    selections/                                 rows that a filter keeps
+    tokenizers/                                 tokenizers that were trained here
 
-The digest in the name covers every setting that decides the content and the state of the source (the
-tables, and name, size and time of every recording), so other settings, or a source that has changed,
-are another data set, never a stale one.
+Other settings, or a source that has changed, are another folder, never a stale one. A folder that is complete is all
+that training, evaluation, export and resuming need: it may be moved with its parents or read-only, and the source may be
+gone.
 """
 
 import contextlib
 import dataclasses
 import fcntl
-import io
+import hashlib
 import json
 import logging
-import shutil
+import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
+import tokenizers
 from tokenizers import Tokenizer
 
 from alm_jax.errors import DataError, UserError
-from data_pipelines.builder import CaptionedAudioBuilder, CaptionedAudioConfig, builder_class, config_name
-from data_pipelines.config import DataConfig, MixtureConfig
+from data_pipelines.config import DataConfig, FilterConfig, MixtureConfig
 from data_pipelines.dataset import DatasetConfig
-from data_pipelines.prepared import INDEX_FILE, Prepared, Split, join_splits, read_index, write_index
+from data_pipelines.index import Index
+from data_pipelines.manifest import Manifest, index_path, is_complete, read_manifest
+from data_pipelines.prepared import Prepared, Split, Stretch, join_splits
 from data_pipelines.prompts import prompt_texts
+from data_pipelines.records import Records, Resampled
+from data_pipelines.selection import select
+from data_pipelines.source import Source
 from data_pipelines.templates import TEMPLATES
-from data_pipelines.tensorflow_cpu import load_tensorflow
 from data_pipelines.text import framing_tokens, load_tokenizer, token_lengths, train_tokenizer
 
 __all__ = ["Prepared", "prepare"]
 
 logger = logging.getLogger(__name__)
 
+MAX_TOKENIZER_CAPTIONS = 100_000
+"""Captions that a tokenizer is trained on: all, or of a larger split as many, evenly spaced."""
+MAX_CHECKED_CAPTIONS = 5_000
+"""Captions whose length is looked at when a data set is opened, likewise."""
 
-def prepare(config: DataConfig, sample_rate_hz: int) -> Prepared:
+
+def prepare(config: DataConfig, sample_rate_hz: int, *, beam: str | None = None) -> Prepared:
     """Builds the data set (of a mixture, each) where it is not there yet, opens it, and trains or loads the tokenizer.
 
-    Processes that prepare the same data set take turns. A build that is interrupted leaves nothing that
-    looks complete, and is begun again.
+    Processes that build the same data set take turns. A build that is interrupted leaves nothing that
+    looks complete, and goes on at the next call.
+
+    Args:
+      sample_rate_hz: of the model.
+      beam: options of the Apache Beam pipeline that builds; None: threads of this process.
 
     Raises:
       UserError: a folder, a split or a setting that cannot be.
-      DataError: metadata that cannot be read, too many recordings rejected, or none usable.
+      DataError: metadata that cannot be read, too many recordings rejected, none usable, or a damaged folder.
     """
     datasets = _datasets(config)
+    stored_hz = config.storage.sample_rate_hz or sample_rate_hz
     for dataset in datasets.values():
-        dataset.check(sample_rate_hz)
-    built = {name: _find_or_build(dataset, config, sample_rate_hz) for name, dataset in datasets.items()}
+        dataset.check(stored_hz)
+    built = {name: _find_or_build(dataset, config, stored_hz, beam) for name, dataset in datasets.items()}
     return _open(config, sample_rate_hz, built)
 
 
@@ -65,30 +83,41 @@ def _datasets(config: DataConfig) -> dict[str, DatasetConfig]:
     return {"": config.dataset}
 
 
-def _find_or_build(dataset: DatasetConfig, config: DataConfig, sample_rate_hz: int) -> Path:
-    """The folder of a data set."""
-    source = dataset.read()
-    builder = builder_class(type(dataset))
-    name = config_name(dataset, source.signature, sample_rate_hz)
-    home = Path(config.cache_dir).expanduser().absolute() / builder.name / name
-    folder = home / str(builder.VERSION)
+def _find_or_build(dataset: DatasetConfig, config: DataConfig, stored_hz: int, beam: str | None) -> Path:
+    """The folder of a complete data set."""
+    from data_pipelines.builder import settings_name
+
+    name = settings_name(dataset, stored_hz, config.storage.encoding)
+    home = Path(config.cache_dir).expanduser().absolute() / _snake_case(dataset.title()) / name
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with _lock(home / "lock"):
-            if not (folder / INDEX_FILE).is_file():
-                builder_config = CaptionedAudioConfig(
-                    name=name,
-                    settings=dataset,
-                    source=source,
-                    sample_rate_hz=sample_rate_hz,
-                    max_bad_fraction=config.max_bad_fraction,
-                )
-                for line in source.found:
-                    logger.info("%s", line)
-                _build(builder, builder_config, folder)
-    except OSError as error:
-        raise UserError(f"cannot prepare data in {home}: {error}; choose another cache_dir") from error
+        source = dataset.read()
+    except (UserError, DataError) as error:
+        if isinstance(error, DataError) or not (folder := _newest(home)):
+            raise
+        logger.warning("%s; what was prepared of it is read: %s", error, folder)
+        return folder
+    folder = home / hashlib.sha256(source.signature.encode()).hexdigest()[:12]
+    if not is_complete(folder):
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            with _lock(home / "lock"):
+                if not is_complete(folder):
+                    for line in source.found:
+                        logger.info("%s", line)
+                    _build(dataset, source, config, stored_hz, folder, beam)
+        except OSError as error:
+            raise UserError(f"cannot prepare data in {home}: {error}; choose another cache_dir") from error
     return folder
+
+
+def _snake_case(title: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", title).lower()
+
+
+def _newest(home: Path) -> Path | None:
+    """The complete data set in a folder that was built last."""
+    complete = [path for path in home.iterdir() if is_complete(path)] if home.is_dir() else []
+    return max(complete, key=lambda path: path.stat().st_mtime, default=None)
 
 
 @contextlib.contextmanager
@@ -103,96 +132,135 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _build(kind: type[CaptionedAudioBuilder], builder_config: CaptionedAudioConfig, folder: Path) -> None:
-    """Builds in a scratch folder, then gives the result its name: nothing partial is ever found."""
-    load_tensorflow()
-    scratch = folder.parent / "tmp"
-    shutil.rmtree(scratch, ignore_errors=True)  # a killed build's: whoever holds the lock owns it
-    logger.info("building %s in %s", kind.name, folder)
-    with _quiet_tfds():
-        builder = kind(data_dir=scratch, config=builder_config)
-        try:
-            builder.download_and_prepare()
-            write_index(builder, Path(builder.data_path) / INDEX_FILE)
-        finally:
-            _report(builder, folder.parent / "rejects.jsonl")
-    Path(builder.data_path).rename(folder)
-    shutil.rmtree(scratch)
+def _build(
+    dataset: DatasetConfig, source: Source, config: DataConfig, stored_hz: int, folder: Path, beam: str | None
+) -> None:
+    """Builds the data set, or goes on with a build that was killed: whoever holds the lock owns it."""
+    from data_pipelines.builder import build_folder
 
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """Keeps TFDS from printing to the standard output, and from warning that a config is one's own."""
-    absl_logger = logging.getLogger("absl")
-    level = absl_logger.level
-    absl_logger.setLevel(logging.ERROR)
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        absl_logger.setLevel(level)
-
-
-def _report(builder: CaptionedAudioBuilder, path: Path) -> None:
-    """Writes the rejects, and says how many there are and what else was changed."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in builder.rejects), "utf-8")
-    if builder.rejects:
+    logger.info("building %s in %s", dataset.title(), folder)
+    manifest = build_folder(
+        dataset,
+        source,
+        folder,
+        sample_rate_hz=stored_hz,
+        encoding=config.storage.encoding,
+        max_bad_fraction=config.max_bad_fraction,
+        beam=beam,
+    )
+    if manifest.num_rejected:
         message = "%s: %d of %d recordings rejected; %s says which, and why"
-        logger.warning(message, builder.name, len(builder.rejects), builder.num_planned, path)
-    for note, count in sorted(builder.counts.items()):
-        logger.warning("%s: %d %s", builder.name, count, note)
+        logger.warning(
+            message, manifest.name, manifest.num_rejected, manifest.num_planned, folder / "rejects.jsonl"
+        )
+    for note, count in manifest.notes.items():
+        logger.warning("%s: %d %s", manifest.name, count, note)
 
 
 def _open(config: DataConfig, sample_rate_hz: int, folders: Mapping[str, Path]) -> Prepared:
-    splits: dict[str, Split] = {}
-    numbers: dict[str, int] = {}  # of each class of any part: one of the same name is the same
-    num_rejected = 0
-    for number, (part, folder) in enumerate(folders.items()):
-        metadata = json.loads((folder / "metadata.json").read_text("utf-8"))
-        own = read_index(folder)
-        num_rejected += _count_rejected(config, folder, metadata["num_planned"], own)
-        of_class = [numbers.setdefault(name, len(numbers)) for name in metadata["class_names"]]
-        for name, split in own.items():
-            full_name = f"{part}/{name}" if part else name
-            splits[full_name] = dataclasses.replace(
-                split,
-                name=full_name,
-                source=np.full(len(split), number, np.int32),
-                labels=np.array([of_class[label] if label >= 0 else -1 for label in split.labels], np.int32),
-                all_labels=tuple(tuple(of_class[label] for label in labels) for labels in split.all_labels),
-            )
     joined = _joined_names(config)
+    numbers: dict[str, int] = {}  # of each class of any part: one of the same name is the same
+    splits: dict[str, Split] = {}
+    num_rejected = 0
+    for part, (name, folder) in enumerate(folders.items()):
+        manifest = read_manifest(folder)
+        num_rejected += _count_rejected(config, folder, manifest)
+        label_of = np.array([numbers.setdefault(own, len(numbers)) for own in manifest.class_names], np.int64)
+        for split in manifest.splits:
+            full_name = f"{name}/{split}" if name else split
+            stretch = _open_split(folder, manifest, split, full_name, label_of, part, sample_rate_hz)
+            splits[full_name] = Split(full_name, (stretch,))
     join_splits(splits, config.eval_split, joined)  # a wrong name is found before anything is trained
+    for stretch in join_splits(splits, config.train_split, joined).stretches:
+        splits[stretch.name] = Split(stretch.name, (_filter(stretch, config),))
     train = join_splits(splits, config.train_split, joined)
-    if config.num_negatives and not any(train.all_negatives):
+    if config.num_negatives and not any(stretch.manifest.num_negatives for stretch in train.stretches):
         raise UserError(
             f"data.num_negatives is {config.num_negatives}, and no example of split {config.train_split!r} has a "
             "negative caption; set it to 0, or take a data set that has them, such as SyntheticCaptionsConfig"
         )
-    captions = [caption for captions in train.all_captions for caption in captions]
     prepared = Prepared(
         config=config,
         sample_rate_hz=sample_rate_hz,
         class_names=tuple(numbers),
         num_rejected=num_rejected,
-        tokenizer=_make_tokenizer(config, captions),
+        tokenizer=_make_tokenizer(config, train),
         splits=splits,
+        folders=tuple(folders.values()),
         joined=joined,
     )
-    _check_texts(prepared, captions)
+    _check_texts(prepared, train)
     return prepared
 
 
-def _count_rejected(config: DataConfig, folder: Path, num_planned: int, splits: Mapping[str, Split]) -> int:
-    """Recordings that were left out; DataError where they are too many."""
-    num_rejected = num_planned - sum(map(len, splits.values()))
-    if num_rejected > config.max_bad_fraction * num_planned:
-        raise DataError(
-            f"{num_rejected} of {num_planned} recordings were rejected, more than max_bad_fraction="
-            f"{config.max_bad_fraction} allows; {folder.parent / 'rejects.jsonl'} says which, and why"
+def _open_split(
+    folder: Path,
+    manifest: Manifest,
+    split: str,
+    full_name: str,
+    label_of: np.ndarray,
+    part: int,
+    sample_rate_hz: int,
+) -> Stretch:
+    own = manifest.splits[split]
+    index = Index(index_path(folder, split), own.num_rows)
+    index.check()
+    records = Records(
+        paths=[str(folder / shard) for shard in own.shards],
+        shard_lengths=own.shard_lengths,
+        encoding=manifest.encoding,
+        sample_rate_hz=manifest.sample_rate_hz,
+        where=folder,
+    )
+    return Stretch(
+        name=full_name,
+        index=index,
+        audio=Resampled(records=records, sample_rate_hz=sample_rate_hz),
+        manifest=own,
+        label_of=label_of,
+        part=part,
+    )
+
+
+def _filter(stretch: Stretch, config: DataConfig) -> Stretch:
+    """A training split with what its filter keeps. Raises UserError where nothing is left."""
+    kept = _filter_of(config, stretch.part)
+    if kept.keeps_all:
+        return stretch
+    records = stretch.audio.records
+    selection = select(
+        stretch.index,
+        kept,
+        sample_rate_hz=records.sample_rate_hz,
+        licences=list(stretch.manifest.licences),
+        fingerprint=stretch.manifest.fingerprint,
+        cache_dir=Path(config.cache_dir).expanduser().absolute(),
+    )
+    if not len(selection.rows):
+        raise UserError(
+            f"the filter leaves none of the {len(stretch):,} recordings of split {stretch.name!r} ({kept}); its licences "
+            f"are {', '.join(map(repr, stretch.manifest.licences))}, its recordings last "
+            f"{stretch.manifest.shortest_sec:.2f} to {stretch.manifest.longest_sec:.2f} s"
         )
-    return num_rejected
+    found = dataclasses.replace(stretch, kept=kept, selection=selection)
+    logger.info("split %s: the filter keeps %d of %d recordings", stretch.name, len(found), len(stretch))
+    return found
+
+
+def _filter_of(config: DataConfig, part: int) -> FilterConfig:
+    if isinstance(config.dataset, MixtureConfig):
+        return config.dataset.parts[part].filter or config.filter
+    return config.filter
+
+
+def _count_rejected(config: DataConfig, folder: Path, manifest: Manifest) -> int:
+    """Recordings that were left out; DataError where they are too many."""
+    if manifest.num_rejected > config.max_bad_fraction * manifest.num_planned:
+        raise DataError(
+            f"{manifest.num_rejected} of {manifest.num_planned} recordings were rejected, more than max_bad_fraction="
+            f"{config.max_bad_fraction} allows; {folder / 'rejects.jsonl'} says which, and why"
+        )
+    return manifest.num_rejected
 
 
 def _joined_names(config: DataConfig) -> dict[str, str]:
@@ -206,20 +274,43 @@ def _joined_names(config: DataConfig) -> dict[str, str]:
     return {kind: "+".join(names) for kind, names in of_kind.items()}
 
 
-def _make_tokenizer(config: DataConfig, captions: list[str]) -> Tokenizer:
-    """Loads it, or trains it on the captions and what is asked."""
+def _sample_captions(split: Split, most: int) -> list[str]:
+    """Captions of a split in order: all, or of a large one those of evenly spaced recordings, about ``most``."""
+    per_recording = max(1.0, split.num_captions / max(1, sum(len(s.index) for s in split.stretches)))
+    num_rows = min(len(split), max(1, int(most / per_recording)))
+    rows = np.arange(num_rows) * len(split) // num_rows
+    return [caption for row in rows.tolist() for caption in split.captions(row)]
+
+
+def _make_tokenizer(config: DataConfig, train: Split) -> Tokenizer:
+    """Loads it, or trains it on the captions and what is asked; one that was trained is kept below ``cache_dir``."""
     if config.tokenizer.path is not None:
         return load_tokenizer(config.tokenizer.path)
     special_tokens = dict.fromkeys(
         token for prompt in config.prompts for token in TEMPLATES[prompt.template].special_tokens
     )
     asked = [text for prompt in config.prompts for text in prompt_texts(prompt)]
-    return train_tokenizer([*captions, *asked], config.tokenizer, list(special_tokens))
+    rows = [[s.manifest.fingerprint, dataclasses.asdict(s.kept)] for s in train.stretches]
+    settings = [config.tokenizer.kind, config.tokenizer.vocab_size, list(special_tokens), asked]
+    content = json.dumps([*settings, rows, MAX_TOKENIZER_CAPTIONS, tokenizers.__version__])
+    name = hashlib.sha256(content.encode()).hexdigest()[:24]
+    path = Path(config.cache_dir).expanduser().absolute() / "tokenizers" / f"{name}.json"
+    if path.is_file():
+        return load_tokenizer(path)
+    captions = _sample_captions(train, MAX_TOKENIZER_CAPTIONS)
+    found = train_tokenizer([*captions, *asked], config.tokenizer, list(special_tokens))
+    with contextlib.suppress(OSError):  # a cache that is read-only: it is trained again the next time
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(found.to_str(), "utf-8")
+        partial.replace(path)
+    return found
 
 
-def _check_texts(prepared: Prepared, captions: list[str]) -> None:
+def _check_texts(prepared: Prepared, train: Split) -> None:
     """Raises UserError where a prompt cannot be (`Prepared.prompts`); says how many captions are too long."""
     max_length = prepared.config.tokenizer.max_length
+    captions = _sample_captions(train, MAX_CHECKED_CAPTIONS)
     lengths = token_lengths(prepared.tokenizer, captions)
     if prepared.prompts:
         start, end = framing_tokens(prepared.tokenizer)

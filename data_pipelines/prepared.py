@@ -6,115 +6,228 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
-from alm_jax.errors import DataError, UserError
-from data_pipelines.config import DataConfig, MixtureConfig
+from alm_jax.errors import UserError
+from data_pipelines.config import DataConfig, FilterConfig, MixtureConfig
+from data_pipelines.index import Column, Index
+from data_pipelines.manifest import SplitManifest
 from data_pipelines.prompts import Prompts, encode_prompt_config
-from data_pipelines.tensorflow_cpu import load_tensorflow
-
-INDEX_FILE = "examples.jsonl"
-"""Beside the records of a data set: ``{"split", "id", "captions", ...}`` of each, in order, a line each."""
+from data_pipelines.records import Resampled
+from data_pipelines.selection import Selection, captions_within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Records:
-    """The records of one split on disk."""
-
-    folder: Path
-    """The TFDS data set that has them."""
-    name: str
-    """Of the split, there."""
-    num_examples: int
-
-    def read_pcm(self, indices: Sequence[int]) -> list[Int[np.ndarray, " S"]]:
-        """int16 PCM of the examples; DataError where a record is damaged."""
-        try:
-            return [record["audio"] for record in self._source.__getitems__(list(indices))]
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
-            raise DataError(
-                f"a record of {self.name} in {self.folder} is damaged ({error}); "
-                "delete that folder, and it is built again"
-            ) from error
-
-    @functools.cached_property
-    def _source(self) -> Any:
-        load_tensorflow()  # before TFDS does, to set it up as this project does
-        source = tfds.builder_from_directory(self.folder).as_data_source(self.name)
-        if len(source) != self.num_examples:
-            raise DataError(
-                f"{self.folder}: {len(source)} records of {self.name}, its index has {self.num_examples}"
-            )
-        return source
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Split:
-    """Examples of one split, or of several joined with ``+``, in the order of their records."""
+class Stretch:
+    """Rows of one split of one data set, all of them or those that a filter keeps."""
 
     name: str
-    records: tuple[Records, ...]
-    """Where the recordings lie, one after the other."""
-    source: Int[np.ndarray, " N"]
-    """Part of the mixture that each example is of; zeros where there is one data set alone."""
-    ids: tuple[str, ...]
-    labels: Int[np.ndarray, " N"]
-    """Class of each; -1 where it has none, or several."""
-    all_labels: tuple[tuple[int, ...], ...]
-    """Every class of each."""
-    num_samples: Int[np.ndarray, " N"]
-    all_captions: tuple[tuple[str, ...], ...]
-    all_negatives: tuple[tuple[str, ...], ...]
-    """Captions of each that are wrong, and nearly right; empty where the data set has none."""
-    licences: tuple[str, ...]
-    source_sha256: tuple[str, ...]
-    """Of the file that each example was made from; '' where there is none."""
+    """Of the split: ``digits/train`` in a mixture."""
+    index: Index
+    audio: Resampled
+    manifest: SplitManifest
+    label_of: Int[np.ndarray, " C"]
+    """The number of each of the data set's classes in `Prepared.class_names`."""
+    part: int = 0
+    """Part of the mixture; 0 where there is one data set alone."""
+    kept: FilterConfig = FilterConfig()
+    """What was filtered; captions that it does not keep are not read."""
+    selection: Selection | None = None
+    """The rows that the filter keeps; None: all."""
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.index) if self.selection is None else len(self.selection.rows)
+
+    def rows(self, places: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """Rows of the index at these places of the stretch."""
+        return places if self.selection is None else self.selection.rows[places].astype(np.int64)
+
+    @property
+    def licences(self) -> Mapping[str, int]:
+        """Rows by licence."""
+        return self.manifest.licences if self.selection is None else self.selection.licences
+
+    @property
+    def seconds(self) -> float:
+        """Length of all recordings."""
+        if self.selection is None:
+            return self.manifest.seconds
+        return self.selection.num_samples / self.audio.records.sample_rate_hz
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Examples of one split, or of several joined with ``+``, in the order of their records.
+
+    What training reads is found row by row (`locate`); the columns ``ids``, ``all_captions`` and the like read a row when
+    it is asked for, and ``labels``, ``num_samples`` and ``source`` are arrays of the whole split, for evaluations.
+    """
+
+    name: str
+    stretches: tuple[Stretch, ...]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
 
     @property
     def num_examples(self) -> int:
-        return len(self.ids)
+        """Recordings."""
+        return len(self)
+
+    @functools.cached_property
+    def starts(self) -> Int[np.ndarray, " P1"]:
+        """First place of each stretch, and the end of the last."""
+        return np.array([0, *itertools.accumulate(map(len, self.stretches))], np.int64)
+
+    def locate(self, indices: Int[np.ndarray, " B"]) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
+        """Stretch, and row in its index, of each example."""
+        wanted = np.asarray(indices, np.int64)
+        numbers = np.searchsorted(self.starts, wanted, side="right") - 1
+        rows = np.empty(len(wanted), np.int64)
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            rows[here] = self.stretches[number].rows(wanted[here] - self.starts[number])
+        return numbers, rows
+
+    def numbers(self, column: str, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """Values of a numeric column of the index, as it is stored."""
+        stretches, rows = self.locate(indices)
+        found = np.empty(len(rows), np.int64)
+        for number in np.unique(stretches).tolist():
+            here = stretches == number
+            found[here] = self.stretches[number].index.numbers(column, rows[here])
+        return found
+
+    def lengths(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """Samples of recordings at the model's rate."""
+        stored, stretches = self.numbers("num_samples", indices), self.locate(indices)[0]
+        for number in np.unique(stretches).tolist():
+            here = stretches == number
+            stored[here] = self.stretches[number].audio.length_of(stored[here])
+        return stored
+
+    def parts(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """Part of the mixture that each example is of; zeros where there is one data set alone."""
+        of_stretch = np.array([stretch.part for stretch in self.stretches], np.int32)
+        return of_stretch[np.searchsorted(self.starts, indices, side="right") - 1]
+
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        """Every class of an example; none where it has none."""
+        stretch, row = self._find(index)
+        return tuple(int(stretch.label_of[label]) for label in stretch.index.value("labels", row))
 
     def captions(self, index: int) -> list[str]:
         """Every caption of the example."""
-        return list(self.all_captions[index])
+        stretch, row = self._find(index)
+        found: list[str] = stretch.index.value("captions", row)
+        return captions_within(found, stretch.kept) if stretch.kept.looks_at_captions else found
+
+    def negatives(self, index: int) -> tuple[str, ...]:
+        """Captions of the example that are wrong, and nearly right; none where the data set has none."""
+        return tuple(self._value("negatives", index))
+
+    def read_window(self, index: int, start: int, length: int) -> Int[np.ndarray, " S"]:
+        """``length`` samples of a recording from ``start`` on, at the model's rate: int16 PCM. DataError where a record is
+        damaged."""
+        stretch, row = self._find(index)
+        record, num_samples = stretch.index.value("record", row), stretch.index.value("num_samples", row)
+        return stretch.audio.read(record, num_samples, start, length)
+
+    def read_pcm(self, indices: Sequence[int]) -> list[Int[np.ndarray, " S"]]:
+        """int16 PCM of whole recordings, at the model's rate; DataError where a record is damaged."""
+        return [self.read_window(int(index), 0, np.iinfo(np.int64).max) for index in indices]
+
+    def _find(self, index: int) -> tuple[Stretch, int]:
+        numbers, rows = self.locate(np.array([index]))
+        return self.stretches[int(numbers[0])], int(rows[0])
+
+    def _value(self, column: str, index: int) -> Any:
+        stretch, row = self._find(index)
+        return stretch.index.value(column, row)
+
+    def _licence_of(self, index: int) -> str:
+        stretch, row = self._find(index)
+        return list(stretch.manifest.licences)[stretch.index.value("licence", row)]
+
+    def _sha256_of(self, index: int) -> str:
+        digest = self._value("source_sha256", index)
+        return digest.hex() if digest else ""
+
+    @property
+    def ids(self) -> Column[str]:
+        """Unique in their data set."""
+        return Column(len(self), functools.partial(self._value, "id"))
+
+    @property
+    def all_captions(self) -> Column[list[str]]:
+        """Every caption of each."""
+        return Column(len(self), self.captions)
+
+    @property
+    def all_negatives(self) -> Column[tuple[str, ...]]:
+        """Captions of each that are wrong, and nearly right."""
+        return Column(len(self), self.negatives)
+
+    @property
+    def all_labels(self) -> Column[tuple[int, ...]]:
+        """Every class of each."""
+        return Column(len(self), self.labels_of)
+
+    @property
+    def licences(self) -> Column[str]:
+        """Licence of each."""
+        return Column(len(self), self._licence_of)
+
+    @property
+    def source_sha256(self) -> Column[str]:
+        """Of the file that each was made from; '' where there is none."""
+        return Column(len(self), self._sha256_of)
+
+    @functools.cached_property
+    def labels(self) -> Int[np.ndarray, " N"]:
+        """Class of each, -1 where it has none or several; an array of the whole split."""
+        return self.single_labels(np.arange(len(self)))
+
+    def single_labels(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """Class of these examples, -1 where they have none or several."""
+        stretches, rows = self.locate(indices)
+        found = np.full(len(rows), -1, np.int32)
+        for place, (number, row) in enumerate(zip(stretches.tolist(), rows.tolist(), strict=True)):
+            stretch = self.stretches[number]
+            if len(stretch.label_of) and len(own := stretch.index.value("labels", row)) == 1:
+                found[place] = stretch.label_of[own[0]]
+        return found
+
+    @functools.cached_property
+    def num_samples(self) -> Int[np.ndarray, " N"]:
+        """Length of each at the model's rate; an array of the whole split."""
+        return self.lengths(np.arange(len(self)))
+
+    @functools.cached_property
+    def source(self) -> Int[np.ndarray, " N"]:
+        """Part of the mixture that each is of; an array of the whole split."""
+        return self.parts(np.arange(len(self)))
+
+    @property
+    def seconds(self) -> float:
+        """Length of all recordings."""
+        return sum(stretch.seconds for stretch in self.stretches)
+
+    @property
+    def num_captions(self) -> int:
+        """Captions of all recordings, those that a filter leaves out too."""
+        return sum(stretch.manifest.num_captions for stretch in self.stretches)
 
     @property
     def licence(self) -> str:
         """Licences of the examples, with their counts: ``CC-BY (150), CC0 (90)``."""
-        return count_licences(self.licences)
-
-    def describe(self, *, negatives: bool) -> Iterator[list[Any]]:
-        """What identifies each example: all but its samples, whose last bit depends on the decoder.
-
-        ``negatives``: whether its wrong captions are part of that, which they are where they are read.
-        """
-        for i, captions in enumerate(self.all_captions):
-            several = self.all_labels[i] if len(self.all_labels[i]) > 1 else int(self.labels[i])
-            numbers = [int(self.num_samples[i]), several]
-            wrong = [self.all_negatives[i]] if negatives else []
-            yield [self.ids[i], *numbers, captions, self.source_sha256[i], *wrong]
-
-    def read_pcm(self, indices: Sequence[int]) -> list[Int[np.ndarray, " S"]]:
-        """int16 PCM of the examples; DataError where a record is damaged."""
-        starts = list(itertools.accumulate((records.num_examples for records in self.records), initial=0))
-        wanted = np.asarray(indices, np.int64)
-        found: dict[int, Int[np.ndarray, " S"]] = {}
-        for (start, end), records in zip(itertools.pairwise(starts), self.records, strict=True):
-            places = np.flatnonzero((start <= wanted) & (wanted < end)).tolist()
-            if places:
-                own = records.read_pcm((wanted[places] - start).tolist())
-                found.update(zip(places, own, strict=True))
-        return [found[place] for place in range(len(wanted))]
+        return describe_licences(stretch.licences for stretch in self.stretches)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,26 +236,22 @@ class Prepared:
 
     config: DataConfig
     sample_rate_hz: int
+    """Of the model."""
     class_names: tuple[str, ...]
     """What labels index; empty where there are no classes."""
     num_rejected: int
-    """Recordings that were left out; ``rejects.jsonl`` beside each of ``folders`` says which, and why."""
+    """Recordings that were left out; ``rejects.jsonl`` in each of ``folders`` says which, and why."""
     tokenizer: Tokenizer
     splits: Mapping[str, Split]
     """The single splits; ``split`` joins them."""
+    folders: tuple[Path, ...]
+    """The prepared data sets on this machine, one a part of a mixture."""
     joined: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Names for several of them, joined with ``+``: a mixture's ``train`` and ``test``."""
 
     def split(self, name: str) -> Split:
         """A split, or several joined with ``+``; UserError where there is none of that name."""
         return join_splits(self.splits, name, self.joined)
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """The TFDS data sets, one a part of a mixture."""
-        return tuple(
-            dict.fromkeys(records.folder for split in self.splits.values() for records in split.records)
-        )
 
     @property
     def num_sources(self) -> int:
@@ -159,11 +268,10 @@ class Prepared:
         """Licences of what is trained on, with their counts, by the name of the data set (``Esc50``)."""
         train, dataset = self.split(self.config.train_split), self.config.dataset
         sets = [part.dataset for part in dataset.parts] if isinstance(dataset, MixtureConfig) else [dataset]
-        kinds = [type(one).__name__.removesuffix("Config") for one in sets]
-        by_kind: dict[str, list[str]] = {}
-        for source, licence in zip(train.source.tolist(), train.licences, strict=True):
-            by_kind.setdefault(kinds[source], []).append(licence)
-        return {kind: count_licences(licences) for kind, licences in by_kind.items()}
+        by_kind: dict[str, list[Mapping[str, int]]] = {}
+        for stretch in train.stretches:
+            by_kind.setdefault(sets[stretch.part].title(), []).append(stretch.licences)
+        return {kind: describe_licences(licences) for kind, licences in by_kind.items()}
 
     @functools.cached_property
     def prompts(self) -> tuple[Prompts, ...]:
@@ -173,34 +281,37 @@ class Prepared:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what a run reads: examples of both splits in order, classes, settings, tokenizer, prompts."""
-        digest = hashlib.sha256()
-        negatives = self.config.num_negatives > 0
-        splits = {name: self.split(name) for name in (self.config.train_split, self.config.eval_split)}
+        """SHA-256 of what a run reads: examples of both splits in order, classes, settings, tokenizer, prompts.
+
+        The rows are not read for it: each split's own was made when it was built.
+        """
+        config = self.config
         lines: list[Any] = [
-            [self.config.source_sec, self.sample_rate_hz, self.config.tokenizer.max_length],
+            [config.source_sec, self.sample_rate_hz, config.tokenizer.max_length, config.num_negatives],
             [self.class_names, self.tokenizer.to_str()],
+            [dataclasses.asdict(prompt) for prompt in config.prompts],
         ]
-        # What a data set alone with nothing asked does not have leaves its fingerprint as it is.
-        lines += [dataclasses.asdict(prompt) for prompt in self.config.prompts]
-        if isinstance(self.config.dataset, MixtureConfig):
-            weights = [[part.name, part.weight] for part in self.config.dataset.parts]
-            lines += [
-                [self.config.dataset.mode, weights],
-                [split.source.tolist() for split in splits.values()],
-            ]
-        for name in (self.config.train_split, self.config.eval_split):
-            lines += [[name], *splits[name].describe(negatives=negatives)]
-        for line in lines:
-            digest.update(json.dumps(line).encode() + b"\n")
-        return digest.hexdigest()
+        if isinstance(config.dataset, MixtureConfig):
+            lines += [config.dataset.mode, [[part.name, part.weight] for part in config.dataset.parts]]
+        for name in (config.train_split, config.eval_split):
+            for stretch in self.split(name).stretches:
+                records = stretch.audio.records
+                lines.append(
+                    [
+                        *(name, stretch.name, stretch.part, stretch.manifest.fingerprint, len(stretch)),
+                        *(records.sample_rate_hz, records.encoding, dataclasses.asdict(stretch.kept)),
+                    ]
+                )
+        return hashlib.sha256("\n".join(map(json.dumps, lines)).encode()).hexdigest()
 
 
-def count_licences(licences: Iterable[str]) -> str:
+def describe_licences(counts: Iterable[Mapping[str, int]]) -> str:
     """Each licence with the number of its examples, the most frequent first."""
-    counts = collections.Counter(licences)
-    ordered = sorted(counts, key=lambda licence: (-counts[licence], licence))
-    return ", ".join(f"{licence or 'unknown'} ({counts[licence]})" for licence in ordered)
+    total: collections.Counter[str] = collections.Counter()
+    for licences in counts:
+        total.update(licences)
+    ordered = sorted(total, key=lambda licence: (-total[licence], licence))
+    return ", ".join(f"{licence or 'unknown'} ({total[licence]})" for licence in ordered)
 
 
 def join_splits(splits: Mapping[str, Split], name: str, joined: Mapping[str, str] | None = None) -> Split:
@@ -218,66 +329,4 @@ def join_splits(splits: Mapping[str, Split], name: str, joined: Mapping[str, str
             raise UserError(f"there is no split {part!r}; the data set has {known}")
     if len(set(names)) != len(names):
         raise UserError(f"split {name!r} names a part twice")
-    parts = [splits[part] for part in names]
-    fields: dict[str, Any] = {}
-    for field in ("source", "labels", "num_samples"):
-        fields[field] = np.concatenate([getattr(part, field) for part in parts])
-    for field in (
-        "records",
-        "ids",
-        "all_labels",
-        "all_captions",
-        "all_negatives",
-        "licences",
-        "source_sha256",
-    ):
-        fields[field] = tuple(itertools.chain(*(getattr(part, field) for part in parts)))
-    return Split(name="+".join(names), **fields)
-
-
-def write_index(builder: tfds.core.DatasetBuilder, path: Path) -> None:
-    """Writes what is in the records but the audio, reading each of them back as it is on disk."""
-    with open(path, "w", encoding="utf-8") as index:
-        for split in builder.info.splits:
-            for record in builder.as_data_source(split):
-                row = {
-                    "split": split,
-                    "id": record["id"].decode(),
-                    "captions": [caption.decode() for caption in record["captions"]],
-                    "negatives": [caption.decode() for caption in record["negatives"]],
-                    "labels": [int(label) for label in record["labels"]],
-                    "num_samples": len(record["audio"]),
-                    "licence": record["licence"].decode(),
-                    "source_sha256": record["source_sha256"].decode(),
-                }
-                index.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def read_index(folder: Path) -> dict[str, Split]:
-    """The single splits of the data set in ``folder``."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    with open(folder / INDEX_FILE, encoding="utf-8") as index:
-        for line in index:
-            row = json.loads(line)
-            rows.setdefault(row["split"], []).append(row)
-    return {
-        name: Split(
-            name=name,
-            records=(Records(folder=folder, name=name, num_examples=len(examples)),),
-            source=np.zeros(len(examples), np.int32),
-            ids=tuple(row["id"] for row in examples),
-            labels=np.array([_only(row["labels"]) for row in examples], np.int32),
-            all_labels=tuple(tuple(row["labels"]) for row in examples),
-            num_samples=np.array([row["num_samples"] for row in examples], np.int64),
-            all_captions=tuple(tuple(row["captions"]) for row in examples),
-            all_negatives=tuple(tuple(row["negatives"]) for row in examples),
-            licences=tuple(row["licence"] for row in examples),
-            source_sha256=tuple(row["source_sha256"] for row in examples),
-        )
-        for name, examples in rows.items()
-    }
-
-
-def _only(labels: Sequence[int]) -> int:
-    """The label of an example that has one; -1 where it has none, or several."""
-    return labels[0] if len(labels) == 1 else -1
+    return Split("+".join(names), tuple(itertools.chain(*(splits[part].stretches for part in names))))

@@ -1,0 +1,138 @@
+"""Which rows of a split a filter keeps: their numbers in a file that is mapped into memory.
+
+The file is made once for a filter and a data set, below ``cache_dir``, by looking through the columns of the index a
+batch at a time; where nothing can be written there it is made for this process alone. Rows stay in their order.
+"""
+
+import atexit
+import dataclasses
+import fnmatch
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Int
+
+from data_pipelines.config import FilterConfig
+from data_pipelines.index import Index
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Selection:
+    """The rows that a filter keeps."""
+
+    rows: Int[np.ndarray, " N"]
+    """Their numbers, rising; mapped from a file."""
+    licences: Mapping[str, int]
+    """Rows by licence."""
+    num_samples: int
+    """Of all of them, at the stored sampling rate."""
+
+
+def select(
+    index: Index,
+    kept: FilterConfig,
+    *,
+    sample_rate_hz: int,
+    licences: Sequence[str],
+    fingerprint: str,
+    cache_dir: Path,
+) -> Selection:
+    """The rows of ``index`` that ``kept`` keeps.
+
+    Args:
+      licences: what the column ``licence`` numbers.
+      fingerprint: of the split; with the filter it names the file.
+    """
+    content = json.dumps([fingerprint, dataclasses.asdict(kept)], sort_keys=True)
+    name = hashlib.sha256(content.encode()).hexdigest()[:24]
+    folder = cache_dir / "selections"
+    if not (folder / f"{name}.json").is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(index, kept, sample_rate_hz, licences, folder, name)
+        except OSError as error:
+            logger.warning("the rows that the filter keeps are not kept in %s (%s)", folder, error.strerror)
+            folder = Path(tempfile.mkdtemp(prefix="alm_jax_selection_"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            _write(index, kept, sample_rate_hz, licences, folder, name)
+    about = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    shape = (about["num_rows"],)
+    # NumPy maps no empty file.
+    rows = np.memmap(folder / f"{name}.rows", _dtype(len(index)), "r", shape=shape) if shape[0] else np.zeros(0)
+    return Selection(
+        rows=rows if shape[0] else rows.astype(np.int64),
+        licences=about["licences"],
+        num_samples=about["num_samples"],
+    )
+
+
+def captions_within(captions: Sequence[str], kept: FilterConfig) -> list[str]:
+    """Those of a recording's captions that ``kept`` keeps."""
+    most = np.inf if kept.max_caption_words is None else kept.max_caption_words
+    return [text for text in captions if kept.min_caption_words <= 1 + text.count(" ") <= most]
+
+
+def _dtype(num_rows: int) -> type[np.unsignedinteger]:
+    return np.uint32 if num_rows <= 1 << 32 else np.uint64
+
+
+def _write(
+    index: Index, kept: FilterConfig, sample_rate_hz: int, licences: Sequence[str], folder: Path, name: str
+) -> None:
+    allowed = np.array([_is_allowed(licence, kept.licences) for licence in licences], np.bool_)
+    counts, num_rows, num_samples = np.zeros(len(licences), np.int64), 0, 0
+    partial = folder / f"{name}.{os.getpid()}.partial"
+    with open(partial, "wb") as file:
+        start = 0
+        for number in range(index.num_batches):
+            batch = index.batch(number)
+            good = _find(batch, kept, sample_rate_hz, allowed)
+            places = np.flatnonzero(good)
+            (places + start).astype(_dtype(len(index))).tofile(file)
+            num_rows += len(places)
+            num_samples += int(batch.column("num_samples").to_numpy()[places].sum())
+            counts += np.bincount(batch.column("licence").to_numpy()[places], minlength=len(licences))
+            start += batch.num_rows
+    partial.replace(folder / f"{name}.rows")
+    about = {
+        "num_rows": num_rows,
+        "num_samples": num_samples,
+        "licences": {licence: int(n) for licence, n in zip(licences, counts, strict=True) if n},
+    }
+    partial.write_text(json.dumps(about), "utf-8")
+    partial.replace(folder / f"{name}.json")
+
+
+def _is_allowed(licence: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatch.fnmatchcase(licence.lower(), p.lower()) for p in patterns)
+
+
+def _find(
+    batch: pa.RecordBatch, kept: FilterConfig, sample_rate_hz: int, allowed: Bool[np.ndarray, " L"]
+) -> Bool[np.ndarray, " R"]:
+    num_samples = batch.column("num_samples").to_numpy()
+    good: Bool[np.ndarray, " R"] = num_samples >= kept.min_sec * sample_rate_hz
+    if kept.max_sec is not None:
+        good &= num_samples <= kept.max_sec * sample_rate_hz
+    if not allowed.all():
+        good &= allowed[batch.column("licence").to_numpy()]
+    if kept.looks_at_captions:
+        captions = batch.column("captions")
+        words = 1 + pc.count_substring(captions.flatten(), " ").to_numpy()
+        within = words >= kept.min_caption_words
+        if kept.max_caption_words is not None:
+            within &= words <= kept.max_caption_words
+        offsets = captions.offsets.to_numpy()
+        good &= np.add.reduceat(within, offsets[:-1] - offsets[0], dtype=np.int64) > 0
+    return good
