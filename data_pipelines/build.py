@@ -89,8 +89,10 @@ class Shard:
     num_shards: int
     """Of its split."""
     num_rows: int
-    max_rejects: int
-    """Rows of the whole build that may be rejected."""
+    num_planned: int
+    """Rows of the whole build."""
+    num_rejected: int = 0
+    """Rows of the build that are known to be rejected."""
 
     @property
     def stem(self) -> str:
@@ -143,8 +145,8 @@ def make_example(row: SourceRow, sample_rate_hz: int) -> Example:
     negatives = [text for text in map(normalise_caption, row.negatives) if text and text not in captions]
     dropped = ["empty captions dropped"] * (len(row.captions) - len(captions))
     return Example(
-        pieces=functools.partial(split_pieces, recording.pcm, sample_rate_hz),
-        num_samples=len(recording.pcm),
+        pieces=lambda: split_pieces(recording.blocks(), sample_rate_hz),
+        num_samples=recording.num_samples,
         captions=captions,
         negatives=negatives,
         source_sha256=recording.sha256,
@@ -168,9 +170,9 @@ def build(spec: BuildSpec, source: Source, *, beam: str | None = None) -> Manife
         if beam is None:
             num_rejects = 0
             for shard in shards:
-                allowed = dataclasses.replace(shard, max_rejects=shard.max_rejects - num_rejects)
                 before = progress.done
-                report = write_shard(spec, allowed, advance=progress.advance)
+                own = dataclasses.replace(shard, num_rejected=num_rejects)
+                report = write_shard(spec, own, advance=progress.advance)
                 num_rejects += len(report.rejects)
                 progress.advance(before + shard.num_rows - progress.done, rejected=len(report.rejects))
         else:
@@ -202,7 +204,7 @@ def _plan(spec: BuildSpec, source: Source) -> list[Shard]:
             number=number,
             num_shards=len(own),
             num_rows=size,
-            max_rejects=int(spec.max_bad_fraction * num_rows),
+            num_planned=num_rows,
         )
         for split, own in sizes.items()
         for number, size in enumerate(own)
@@ -222,7 +224,9 @@ def _write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def write_shard(spec: BuildSpec, shard: Shard, *, advance: Callable[[int], None] = lambda _: None) -> ShardReport:
+def write_shard(
+    spec: BuildSpec, shard: Shard, *, advance: Callable[[int], None] = lambda _: None
+) -> ShardReport:
     """Writes one shard, or finds it written: the same rows give the same bytes, whoever writes them.
 
     Raises DataError where more rows are bad than may be.
@@ -270,8 +274,9 @@ def _write_rows(
                 advance(1)
                 if isinstance(example, DataError):
                     rejects.append({"path": row.source, "reason": str(example)})
-                    if len(rejects) > shard.max_rejects:
-                        raise _too_many(spec, rejects)
+                    num_rejected = shard.num_rejected + len(rejects)
+                    if num_rejected > spec.max_bad_fraction * shard.num_planned:
+                        raise _too_many(spec, shard.num_planned, num_rejected, rejects)
                     continue
                 labels = [class_numbers[name] for name in row.labels]
                 entry = {
@@ -289,7 +294,9 @@ def _write_rows(
                 digest.update(json.dumps([*seen, row.licence, example.source_sha256]).encode() + b"\n")
                 for piece, pcm in enumerate(example.pieces()):
                     writer.write(
-                        serialise(row, example, labels, piece, encode_audio(pcm, spec.encoding, spec.sample_rate_hz))
+                        serialise(
+                            row, example, labels, piece, encode_audio(pcm, spec.encoding, spec.sample_rate_hz)
+                        )
                     )
                     num_records += 1
                 lengths.append(example.num_samples)
@@ -324,13 +331,15 @@ def _try_example(spec: BuildSpec, row: SourceRow) -> Example | DataError:
         return error
 
 
-def _too_many(spec: BuildSpec, rejects: Sequence[Mapping[str, str]]) -> DataError:
-    last = rejects[-1]
+def _too_many(
+    spec: BuildSpec, num_planned: int, num_rejected: int, rejects: Sequence[Mapping[str, str]]
+) -> DataError:
     path = spec.folder / REJECTS_FILE
     path.write_text("".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects), "utf-8")
     return DataError(
-        f"{spec.name}: more recordings are bad than max_bad_fraction={spec.max_bad_fraction} allows; the last is "
-        f"{last['path']}: {last['reason']}; {path} has those before it"
+        f"{spec.name}: {num_rejected} of {num_planned} recordings are bad so far, more than max_bad_fraction="
+        f"{spec.max_bad_fraction} allows; the last is {rejects[-1]['path']}: {rejects[-1]['reason']}; {path} has "
+        "those of this shard"
     )
 
 
@@ -363,7 +372,7 @@ def features(encoding: Encoding) -> Any:
 
 
 def serialiser(encoding: Encoding) -> Callable[[SourceRow, Example, Sequence[int], int, bytes], bytes]:
-    """A function that makes the bytes of a record; features are in order of name, so that the bytes are always the same."""
+    """A function that makes the bytes of a record, always the same: its features are in order of name."""
     load_tensorflow()
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
@@ -502,9 +511,7 @@ def _finish_split(spec: BuildSpec, shards: Sequence[Shard], reports: Sequence[Sh
     )
 
 
-def _renumber(
-    batch: pa.RecordBatch, first_record: int, licence_of: Int[np.ndarray, " L"]
-) -> pa.RecordBatch:
+def _renumber(batch: pa.RecordBatch, first_record: int, licence_of: Int[np.ndarray, " L"]) -> pa.RecordBatch:
     """A batch of a shard's piece of the index as the whole index has it."""
     columns = {name: batch.column(name) for name in SCHEMA.names}
     columns["record"] = pa.array(columns["record"].to_numpy() + first_record)

@@ -1,4 +1,4 @@
-"""The TFDS builder of every data set here: `data_pipelines.build` through ``tfds build`` and ``download_and_prepare``."""
+"""The TFDS builder of every data set: `data_pipelines.build` by ``tfds build`` and ``download_and_prepare``."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ class CaptionedAudioConfig(tfds.core.BuilderConfig):
 
 
 def settings_name(settings: DatasetConfig, sample_rate_hz: int, encoding: Encoding) -> str:
-    """A name that differs where the content would: words for people, and a digest of every setting and of the format."""
+    """A name that differs where the content would: words for people, and a digest of settings and format."""
     content = [dataclasses.asdict(settings), sample_rate_hz, encoding, FORMAT]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     stored = f"{sample_rate_hz}hz" if encoding == "pcm" else f"{sample_rate_hz}hz-{encoding}"
@@ -49,7 +49,7 @@ def builder_class(kind: type[DatasetConfig]) -> type["CaptionedAudioBuilder"]:
     )
 
 
-class CaptionedAudioBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registration=True):
+class CaptionedAudioBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Splits of ``{id, audio (int16 PCM, mono, or FLAC), captions, negatives, labels, licence, piece, source_sha256}``.
 
     ``info.metadata`` has the class names, the sampling rate and the encoding; ``manifest.json`` beside the records has
@@ -108,7 +108,11 @@ class CaptionedAudioBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_re
         folder = Path(self.data_path)
         spec = self.spec(source, folder)
         options = download_config and download_config.beam_options
-        beam = " ".join(f"--{k}={v}" for k, v in options.get_all_options(drop_default=True).items()) if options else None
+        beam = (
+            " ".join(f"--{k}={v}" for k, v in options.get_all_options(drop_default=True).items())
+            if options
+            else None
+        )
         manifest = build(spec, source, beam=beam)
         self.state_splits(manifest, folder)
         complete(spec, manifest)

@@ -92,11 +92,11 @@ class StorageConfig:
     """How a data set is kept on disk once it is built."""
 
     sample_rate_hz: int | None = None
-    """Sampling rate of the records, Hz; None: the model's. With a rate of its own one build serves models of every rate:
-    what they read is resampled as it is read."""
+    """Sampling rate of the records, Hz; None: the model's. With a rate of its own one build serves models of every
+    rate: what they read is resampled as it is read."""
     encoding: Literal["pcm", "flac"] = "pcm"
-    """``pcm``: int16 samples, the fastest to read; ``flac``: the same samples in about half the space, and several times
-    the work."""
+    """``pcm``: int16 samples, the fastest to read; ``flac``: the same samples in about half the space, and several
+    times the work."""
 
     def __post_init__(self) -> None:
         rate_hz = self.sample_rate_hz
@@ -153,11 +153,16 @@ class MixtureConfig:
     mode: Literal["rows", "turns"] = "rows"
     """``rows``: every batch has rows of every part, in fixed shares; ``turns``: a batch is of one part, and the parts
     take turns. What does not divide is spread evenly over the steps."""
+    temperature: float | None = None
+    """None: shares are the parts' weights. T: they are sizes of the parts to the power 1 / T, to a part in a thousand:
+    1 reads every part equally often, a large T reads equally much of every part; weights are then not used."""
 
     def __post_init__(self) -> None:
         names = [part.name for part in self.parts]
         require(len(names) >= 1, "dataset.parts", self.parts, "one data set or more")
         require(len(set(names)) == len(names), "dataset.parts", names, "parts of different names")
+        hot = self.temperature
+        require(hot is None or hot >= 1, "dataset.temperature", hot, "1 or more, or None for the weights")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ One rule of scale for every subtype, libsndfile's: full scale is 1.0, so int16 i
 import errno
 import io
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from data_pipelines.containers import check_header_size, check_whole, describe_u
 MIN_RATE_HZ = 1_000
 MAX_RATE_HZ = 768_000
 MAX_SOURCE_SEC = 360_000
+BLOCK_SEC = 120
+"""Longest stretch of a recording that is decoded at once, seconds."""
 _LEAD_IN_FRAMES = 1 << 14  # MP3 frames borrow bits from the ones before: decoding begins this much earlier
 
 
@@ -36,23 +39,37 @@ def read_audio(
         corrupt, truncated, NaN or Inf samples, a sampling rate outside 1 kHz to 768 kHz, a length over
         100 hours, ``start_sec`` at or after the end, or so short that resampling leaves no sample.
     """
+    blocks = list(read_blocks(source, sample_rate_hz, start_sec=start_sec, max_sec=max_sec))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def read_blocks(
+    source: str | Path | bytes, sample_rate_hz: int, *, start_sec: float = 0.0, max_sec: float | None = None
+) -> Iterator[Float[np.ndarray, " S"]]:
+    """As `read_audio`, block after block of up to `BLOCK_SEC`: memory does not grow with the recording."""
     source = source if isinstance(source, bytes) else Path(source)
+    num_decoded, num_made, rate_hz = 0, 0, sample_rate_hz
     try:
         _check_there(source)
         check_whole(source)
         with soundfile.SoundFile(_as_file(source)) as file:
-            waveform = _decode(file, start_sec, max_sec)
             rate_hz = file.samplerate
+            resampler = None
+            for block, is_last in _decode_blocks(file, start_sec, max_sec):
+                num_decoded += len(block)
+                if rate_hz != sample_rate_hz:
+                    resampler = resampler or soxr.ResampleStream(
+                        rate_hz, sample_rate_hz, 1, "float32", quality="HQ"
+                    )
+                    block = resampler.resample_chunk(block, last=is_last)
+                num_made += len(block)
+                yield block
     except soundfile.SoundFileError as error:
         raise DataError(describe_unreadable(source)) from error
     except OSError as error:
         raise DataError(f"unreadable: {error.strerror}") from error
-    num_decoded = len(waveform)
-    if rate_hz != sample_rate_hz:
-        waveform = soxr.resample(waveform, rate_hz, sample_rate_hz, "HQ")
-    if not waveform.size:
+    if not num_made:
         raise DataError(f"too short: {num_decoded} samples at {rate_hz} Hz leave none at {sample_rate_hz} Hz")
-    return waveform
 
 
 def duration_sec(source: str | Path | bytes) -> float:
@@ -96,8 +113,10 @@ def float_to_pcm(waveform: Float[np.ndarray, " S"]) -> Int[np.ndarray, " S"]:
     return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
 
 
-def _decode(file: soundfile.SoundFile, start_sec: float, max_sec: float | None) -> Float[np.ndarray, " S"]:
-    """Float32 mono samples of the window, at the file's own rate."""
+def _decode_blocks(
+    file: soundfile.SoundFile, start_sec: float, max_sec: float | None
+) -> Iterator[tuple[Float[np.ndarray, " S"], bool]]:
+    """Float32 mono samples of the window, at the file's own rate, and whether a block is the last."""
     rate_hz = file.samplerate
     if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
         raise DataError(f"absurd sampling rate: {rate_hz} Hz, expected {MIN_RATE_HZ} to {MAX_RATE_HZ}")
@@ -110,16 +129,25 @@ def _decode(file: soundfile.SoundFile, start_sec: float, max_sec: float | None) 
     if start >= file.frames:
         raise DataError(f"too short: it lasts {file.frames / rate_hz:.3f} s, wanted from {start_sec:.3f} s")
     wanted = file.frames - start if max_sec is None else min(file.frames - start, round(max_sec * rate_hz))
-    lead_in = min(start, _LEAD_IN_FRAMES)
-    if start:
-        file.seek(start - lead_in)
+    end, block_frames = start + wanted, BLOCK_SEC * rate_hz
+    for first in range(start, end, block_frames):
+        size = min(block_frames, end - first)
+        # soundfile seeks after each read, and libsndfile's MP3 decoder loses its place when it seeks.
+        seeks = first and (first == start or file.format == "MP3")
+        lead_in = min(first, _LEAD_IN_FRAMES) if seeks else 0
+        if seeks:
+            file.seek(first - lead_in)
+        yield _read_frames(file, lead_in, size), first + size == end
+
+
+def _read_frames(file: soundfile.SoundFile, lead_in: int, size: int) -> Float[np.ndarray, " S"]:
+    """The next ``size`` samples after ``lead_in`` of them, channels averaged."""
     try:
-        # One call: soundfile seeks after each, and libsndfile's MP3 decoder loses its place when it seeks.
-        frames = file.read(lead_in + wanted, dtype="float32", always_2d=True)[lead_in:]
+        frames = file.read(lead_in + size, dtype="float32", always_2d=True)[lead_in:]
     except soundfile.SoundFileError as error:
         raise DataError("corrupt or truncated: the decoder fails in the middle") from error
-    if len(frames) < wanted:
-        raise DataError(f"truncated: {len(frames)} samples decoded, its header says {wanted}")
+    if len(frames) < size:
+        raise DataError(f"truncated: {len(frames)} samples decoded, its header says {size}")
     waveform = frames.mean(axis=1)
     num_bad = waveform.size - int(np.isfinite(waveform).sum())
     if num_bad:

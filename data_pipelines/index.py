@@ -109,6 +109,9 @@ class Index:
     def __len__(self) -> int:
         return self.num_rows
 
+    def __reduce__(self) -> tuple[Any, ...]:  # another process maps the file itself
+        return Index, (self.path, self.num_rows)
+
     @functools.cached_property
     def _reader(self) -> pa.RecordBatchFileReader:
         try:
@@ -118,7 +121,9 @@ class Index:
         if not reader.schema.equals(SCHEMA):
             raise self._damaged(f"its columns are {', '.join(reader.schema.names)}")
         if reader.num_record_batches != -(-self.num_rows // ROWS_PER_BATCH):
-            raise self._damaged(f"it has {reader.num_record_batches} batches of rows for {self.num_rows} rows")
+            raise self._damaged(
+                f"it has {reader.num_record_batches} batches of rows for {self.num_rows} rows"
+            )
         return reader
 
     def check(self) -> None:
@@ -127,8 +132,8 @@ class Index:
 
     def _damaged(self, found: str) -> DataError:
         return DataError(
-            f"the index {self.path} is damaged ({found}); delete the folder {self.path.parent}, and the data set is "
-            "built again"
+            f"the index {self.path} is damaged ({found}); delete the folder {self.path.parents[1]}, and the data set "
+            "is built again"
         )
 
     @functools.cached_property

@@ -23,14 +23,25 @@ _GOLDEN_SECTION = (math.sqrt(5) - 1) / 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Schedule:
-    """The rows of the steps of one period; step s is like step s % W."""
+    """The rows of the steps of one period of W steps; step s is like step s % W."""
 
-    part: Int[np.ndarray, "W B"]
-    """Which part each row is from."""
-    offset: Int[np.ndarray, "W B"]
+    part: Int[np.ndarray, " R"]
+    """Which part each row is from, the rows of all steps one after the other."""
+    offset: Int[np.ndarray, " R"]
     """How many rows of that part come before it in the period."""
+    first_row: Int[np.ndarray, " W1"]
+    """Where the rows of each step begin, and the end of the last."""
     rows_per_period: Int[np.ndarray, " K"]
     """Rows that each part gives in a period."""
+
+    def __len__(self) -> int:
+        return len(self.first_row) - 1
+
+    def rows_before(self, step: int) -> Int[np.ndarray, " K"]:
+        """Rows that each part has given before a step."""
+        periods, place = divmod(step, len(self))
+        given = np.bincount(self.part[: self.first_row[place]], minlength=len(self.rows_per_period))
+        return periods * self.rows_per_period + given
 
 
 def share_out(weights: Sequence[int], num_rows: int) -> Int[np.ndarray, "W K"]:
@@ -51,9 +62,16 @@ def share_out(weights: Sequence[int], num_rows: int) -> Int[np.ndarray, "W K"]:
     return whole + np.diff((edges + shifts[:, None]) // period, axis=1)
 
 
-def schedule(weights: Sequence[int], batch_size: int, mode: Literal["rows", "turns"]) -> Schedule:
-    """Every step's rows: ``rows`` shares out each batch, its parts evenly mixed; ``turns`` gives out whole batches."""
-    counts = share_out(weights, batch_size) if mode == "rows" else share_out(weights, 1) * batch_size
+def schedule(weights: Sequence[int], batch_sizes: Sequence[int], mode: Literal["rows", "turns"]) -> Schedule:
+    """Every step's rows: ``rows`` shares out each batch, its parts evenly mixed; ``turns`` gives out whole batches.
+
+    ``batch_sizes`` is the size of a batch of each part; with ``rows`` they are all the same.
+    """
+    if mode == "rows":
+        (size,) = set(batch_sizes)
+        counts = share_out(weights, size)
+    else:
+        counts = share_out(weights, 1) * np.array(batch_sizes, np.int64)
     before = np.cumsum(counts, axis=0) - counts
     part, offset = [], []
     for count, first in zip(counts, before, strict=True):
@@ -62,4 +80,15 @@ def schedule(weights: Sequence[int], batch_size: int, mode: Literal["rows", "tur
         order = np.argsort((rank + 0.5) / count[number], kind="stable")
         part.append(number[order])
         offset.append((first[number] + rank)[order])
-    return Schedule(part=np.stack(part), offset=np.stack(offset), rows_per_period=counts.sum(axis=0))
+    return Schedule(
+        part=np.concatenate(part),
+        offset=np.concatenate(offset),
+        first_row=np.concatenate([[0], np.cumsum(counts.sum(axis=1))]),
+        rows_per_period=counts.sum(axis=0),
+    )
+
+
+def whole_weights(shares: Sequence[float], total: int = 1000) -> tuple[int, ...]:
+    """Whole numbers in about these proportions, each at least one, that sum to about ``total``."""
+    scale = total / sum(shares)
+    return tuple(max(1, round(share * scale)) for share in shares)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alm_jax.errors import DataError
-from data_pipelines.source import Recording, file_state, read_encoded
+from data_pipelines.source import LongRecording, Recording, file_state, read_encoded
 
 _BATCH_ROWS = 1024
 _KEPT_GROUPS = 4  # threads read neighbouring rows, so that each group is read about once
@@ -26,7 +26,9 @@ class AudioCell:
     row: int
     """Number of the row, in its group."""
 
-    def read(self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None) -> Recording:
+    def read(
+        self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
+    ) -> Recording | LongRecording:
         """As ``source.Audio.read``."""
         cell = _read_group(self.path, self.column, self.group)[self.row].as_py()
         data = cell.get("bytes") if isinstance(cell, dict) else cell

@@ -1,6 +1,6 @@
 """Batches of the contract in ``alm_jax.batch``, through ``tf.data``; resuming is one integer.
 
-    range(start_step, ...) -> indices (data_pipelines.sampling) -> random access into the records -> prefetch
+    range(start_step, ...) -> places (data_pipelines.order) -> random access into the records -> prefetch
 
 The graph has no shuffle buffer and no state, so the batch of step k is the same whether the run started
 at 0 or at k. With ``process_count`` hosts each reads its contiguous rows of the same global batch.
@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,10 @@ from jaxtyping import Bool, Int
 
 from alm_jax import batch as contract
 from alm_jax.errors import AlmError, UserError
-from data_pipelines.config import MixtureConfig
-from data_pipelines.mixture import schedule
+from data_pipelines.order import Order, make_order
 from data_pipelines.prepared import Prepared, Split
 from data_pipelines.prompts import encode_answers
-from data_pipelines.sampling import example_indices, example_rng, part_seed
+from data_pipelines.sampling import draw_below, draw_bits, draw_order
 from data_pipelines.tensorflow_cpu import load_tensorflow
 from data_pipelines.text import encode, pad_id
 
@@ -36,6 +35,8 @@ Batch = dict[str, np.ndarray]
 
 _PREFETCHED_BATCHES = 2
 _PADDING = -1
+# What is drawn for an example, each of random bits of its own.
+_CAPTION, _WINDOW, _NEGATIVES, _QUESTION = range(4)
 
 
 def train_batches(
@@ -69,56 +70,12 @@ def train_batches(
     if seed < 0:
         raise UserError(f"the seed of the data order is {seed}; it must be zero or more")
     source = prepared.split(split)
-    rows = _local_rows(batch_size, process_index, process_count)
+    check_batch_size(batch_size, process_count)
     tf = load_tensorflow()
-
+    order = make_order(prepared, source, batch_size=batch_size, seed=seed)
     steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    if prepared.num_sources:
-        draw = _draw_from_parts(prepared, source, batch_size, seed)
-    else:
-        draw = _draw_from_one(len(source), batch_size, seed)
-    return _iterate(steps.map(draw), _Reader(prepared, source, rows, seed=seed))
-
-
-def _draw_from_one(num_examples: int, batch_size: int, seed: int) -> Callable[[Any], tuple[Any, Any]]:
-    """(indices, epochs) of the rows of a step, as a function in the graph."""
-    tf = load_tensorflow()
-
-    def draw(step: Any) -> tuple[Any, Any]:
-        positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)
-        return example_indices(positions, seed=seed, num_examples=num_examples)
-
-    return draw
-
-
-def _draw_from_parts(
-    prepared: Prepared, split: Split, batch_size: int, seed: int
-) -> Callable[[Any], tuple[Any, Any]]:
-    """The same of a mixture: each row is the next of its part's own stream; indices are those of the whole split."""
-    tf = load_tensorflow()
-    dataset = prepared.config.dataset
-    assert isinstance(dataset, MixtureConfig)
-    parts = np.unique(
-        split.source
-    )  # those that the split has; each split of a part lies in one piece or several
-    plan = schedule([dataset.parts[part].weight for part in parts], batch_size, dataset.mode)
-    members = [np.flatnonzero(split.source == part) for part in parts]
-    sizes = tf.constant([len(rows) for rows in members], tf.int64)
-    starts = tf.math.cumsum(sizes, exclusive=True)
-    member = tf.constant(np.concatenate(members), tf.int64)
-    seeds = tf.constant(np.array([part_seed(seed, int(part)) for part in parts], np.uint64))
-    part_of, offset_of = tf.constant(plan.part, tf.int64), tf.constant(plan.offset, tf.int64)
-    rows_per_period, period = tf.constant(plan.rows_per_period, tf.int64), len(plan.part)
-
-    def draw(step: Any) -> tuple[Any, Any]:
-        part = tf.gather(part_of, step % period)
-        positions = step // period * tf.gather(rows_per_period, part) + tf.gather(offset_of, step % period)
-        places, epochs = example_indices(
-            positions, seed=tf.gather(seeds, part), num_examples=tf.gather(sizes, part)
-        )
-        return tf.gather(member, tf.gather(starts, part) + places), epochs
-
-    return draw
+    reader = _Reader(prepared, source, process_index, process_count, seed=seed, order=order)
+    return _iterate(steps.map(order.draw), reader)
 
 
 def eval_batches(
@@ -131,62 +88,65 @@ def eval_batches(
     Every process gets the same number of batches. Raises UserError as ``train_batches`` does.
     """
     source = prepared.split(split)
-    rows = _local_rows(batch_size, process_index, process_count)
+    check_batch_size(batch_size, process_count)
     tf = load_tensorflow()
 
-    def enumerate_rows(step: Any) -> tuple[Any, Any]:
+    def enumerate_rows(step: Any) -> tuple[Any, Any, Any]:
         positions = step * batch_size + tf.range(batch_size, dtype=tf.int64)
-        return tf.where(positions < len(source), positions, _PADDING), tf.zeros_like(positions)
+        places = tf.where(positions < len(source), positions, _PADDING)
+        return tf.zeros_like(positions), places, tf.zeros_like(positions)
 
     steps = tf.data.Dataset.range(-(-len(source) // batch_size))
-    return _iterate(steps.map(enumerate_rows), _Reader(prepared, source, rows, seed=None))
+    return _iterate(steps.map(enumerate_rows), _Reader(prepared, source, process_index, process_count))
 
 
-def _local_rows(batch_size: int, process_index: int, process_count: int) -> range:
+def check_batch_size(batch_size: int, process_count: int) -> None:
+    """Raises UserError where a batch does not divide among the processes."""
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
             f"a batch of {batch_size} does not divide among {process_count} processes; "
             f"use a multiple of {process_count}"
         )
-    size = batch_size // process_count
-    return range(process_index * size, (process_index + 1) * size)
 
 
 @dataclasses.dataclass
 class _Reader:
-    """Makes this process's rows of a batch from the indices of all; stateless but for the error it hands on."""
+    """Makes this process's rows of a batch from the places of all; stateless but for the error it hands on."""
 
     prepared: Prepared
     split: Split
-    rows: range
-    """Rows of the global batch that are this process's."""
-    seed: int | None
+    process_index: int
+    process_count: int
+    seed: int | None = None
     """None in evaluation."""
+    order: Order | None = None
+    """None in evaluation, whose places are those of the split."""
     error: AlmError | None = None
 
-    def __call__(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]) -> list[np.ndarray]:
+    def __call__(
+        self, streams: Int[np.ndarray, " B"], places: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
+    ) -> list[np.ndarray]:
         """Values of the batch in the order of the contract's keys."""
         try:
+            indices = places if self.order is None else self.order.indices(streams, places)
             return list(self._read(indices, epochs).values())
         except AlmError as error:
             self.error = error
             raise
 
+    def _own(self, num_rows: int) -> slice:
+        """Rows of the global batch that are this process's."""
+        size = num_rows // self.process_count
+        return slice(self.process_index * size, (self.process_index + 1) * size)
+
     def _read(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]) -> Batch:
-        own = slice(self.rows.start, self.rows.stop)
+        own = self._own(len(indices))
         text_ids, text_mask = self._read_text(indices, epochs)
         indices, epochs = indices[own], epochs[own]
         mask = indices != _PADDING
-        real = np.flatnonzero(mask)
-        size = self.prepared.num_source_samples
-        audio = np.zeros((len(indices), size), np.int16)
-        num_samples = np.zeros(len(indices), np.int32)
-        pcm_of_rows = self.split.read_pcm([int(indices[row]) for row in real])
-        for row, pcm in zip(real, pcm_of_rows, strict=True):
-            start = self._draw(int(indices[row]), int(epochs[row]), len(pcm))[1]
-            window = pcm[start : start + size]
-            audio[row, : len(window)] = window
-            num_samples[row] = len(window)
+        audio, num_samples = self._read_audio(indices, epochs)
+        labels = np.full(len(indices), -1, np.int32)
+        labels[mask] = self.split.single_labels(indices[mask])
         batch = {
             contract.AUDIO: audio,
             contract.AUDIO_NUM_SAMPLES: num_samples,
@@ -194,27 +154,48 @@ class _Reader:
             contract.TEXT_MASK: text_mask[:, 0],
             contract.MASK: mask,
             contract.INDEX: indices.astype(np.int32),
-            contract.LABEL: np.where(mask, self.split.labels[indices], -1).astype(np.int32),
+            contract.LABEL: labels,
         }
         if self.prepared.config.num_negatives:
             batch |= {contract.NEGATIVE_IDS: text_ids[:, 1:], contract.NEGATIVE_MASK: text_mask[:, 1:]}
         if self.prepared.prompts:
             batch |= self._read_prompts(indices, epochs)
         if self.prepared.num_sources:
-            batch[contract.SOURCE] = np.where(mask, self.split.source[indices], -1).astype(np.int32)
+            batch[contract.SOURCE] = np.where(mask, self.split.parts(indices), -1).astype(np.int32)
         return batch
+
+    def _read_audio(
+        self, indices: Int[np.ndarray, " b"], epochs: Int[np.ndarray, " b"]
+    ) -> tuple[Int[np.ndarray, "b S"], Int[np.ndarray, " b"]]:
+        """A window of every recording, and how much of it is real; a padding row has none."""
+        size = self.prepared.num_source_samples
+        audio, num_samples = np.zeros((len(indices), size), np.int16), np.zeros(len(indices), np.int32)
+        real = np.flatnonzero(indices != _PADDING)
+        wanted = indices[real]
+        room = np.maximum(0, self.split.lengths(wanted) - size)
+        starts = room // 2
+        if self.seed is not None:
+            starts = draw_below(draw_bits(self.seed, epochs[real], wanted, _WINDOW), room + 1)
+        for row, pcm in zip(real.tolist(), self.split.read_windows(wanted, starts, size), strict=True):
+            audio[row, : len(pcm)] = pcm
+            num_samples[row] = len(pcm)
+        return audio, num_samples
 
     def _read_prompts(self, indices: Int[np.ndarray, " b"], epochs: Int[np.ndarray, " b"]) -> Batch:
         """The prompts of this process's rows; a padding row has none."""
         length = self.prepared.config.prompt_length
         ids = np.full((len(indices), length), pad_id(self.prepared.tokenizer), np.int32)
         mask, position = np.zeros(ids.shape, np.bool_), np.zeros(len(indices), np.int32)
-        for row in np.flatnonzero(indices != _PADDING):
-            index, epoch = int(indices[row]), int(epochs[row])
-            prompts = self.prepared.prompts[self.split.source[index]]
-            drawn = self._draw_prompt(index, epoch, len(prompts.ids))
-            ids[row], mask[row] = prompts.ids[drawn], prompts.mask[drawn]
-            position[row] = prompts.audio_position[drawn]
+        real = np.flatnonzero(indices != _PADDING)
+        parts = self.split.parts(indices[real]).tolist()
+        drawn = np.zeros(len(real), np.int64)
+        if self.seed is not None:
+            counts = np.array([len(self.prepared.prompts[part].ids) for part in parts])
+            drawn = draw_below(draw_bits(self.seed, epochs[real], indices[real], _QUESTION), counts)
+        for row, part, number in zip(real.tolist(), parts, drawn.tolist(), strict=True):
+            prompts = self.prepared.prompts[part]
+            ids[row], mask[row] = prompts.ids[number], prompts.mask[number]
+            position[row] = prompts.audio_position[number]
         return {contract.PROMPT_IDS: ids, contract.PROMPT_MASK: mask, contract.AUDIO_POSITION: position}
 
     def _read_text(
@@ -225,17 +206,13 @@ class _Reader:
         A row's caption comes first, its negative captions after it; a text that is not there has no token.
         """
         config = self.prepared.config.tokenizer
-        own = slice(self.rows.start, self.rows.stop)
+        own = self._own(len(indices))
         # Evaluation stacks its batches, so there they stay of one length.
         bucketed = bool(config.length_buckets) and self.seed is not None
         looked_at = slice(None) if bucketed else own
         per_row = 1 + self.prepared.config.num_negatives
-        texts = [
-            text
-            for index, epoch in zip(indices[looked_at].tolist(), epochs[looked_at].tolist(), strict=True)
-            for text in self._draw_texts(index, epoch)
-        ]
-        parts = np.repeat(self.split.source[indices[looked_at]], per_row)
+        texts = self._draw_texts(indices[looked_at], epochs[looked_at])
+        parts = np.repeat(self.split.parts(indices[looked_at]), per_row)
         ids, mask = self._encode([text or "" for text in texts], parts)
         mask &= np.array([text is not None for text in texts])[:, None]
         text_ids, text_mask = (x.reshape(-1, per_row, config.max_length) for x in (ids, mask))
@@ -260,34 +237,27 @@ class _Reader:
             ids[own], mask[own] = encode_answers(tokenizer, prompt.template, answers, length)
         return ids, mask
 
-    def _draw_prompt(self, index: int, epoch: int, num_prompts: int) -> int:
-        """Which of the prompts is an example's."""
-        if self.seed is None or num_prompts == 1:
-            return 0
-        # Of its own stream, as the negative captions are.
-        return int(example_rng(self.seed, epoch, index).spawn(2)[1].integers(num_prompts))
-
-    def _draw_texts(self, index: int, epoch: int) -> list[str | None]:
-        """A caption of an example and K negative ones, None where there are not as many."""
+    def _draw_texts(self, indices: Int[np.ndarray, " b"], epochs: Int[np.ndarray, " b"]) -> list[str | None]:
+        """A caption of each example and K negative ones, None where there are not as many."""
         most = self.prepared.config.num_negatives
-        if index == _PADDING:
-            return [None] * (1 + most)
-        caption = self.split.all_captions[index][self._draw(index, epoch, 0)[0]]
-        negatives = self.split.all_negatives[index]
+        texts: list[str | None] = [None] * (len(indices) * (1 + most))
+        real = np.flatnonzero(indices != _PADDING)
+        rows = self.split.find_rows(indices[real])
+        captions = [stretch.captions(row) for stretch, row in rows]
+        drawn, orders = np.zeros(len(real), np.int64), np.zeros(len(real), np.uint64)
         if self.seed is not None:
-            # A stream of its own: captions and windows stay what they are without negatives.
-            rng = example_rng(self.seed, epoch, index).spawn(1)[0]
-            negatives = tuple(negatives[i] for i in rng.permutation(len(negatives)))
-        return [caption, *negatives[:most], *[None] * (most - len(negatives))]
-
-    def _draw(self, index: int, epoch: int, length: int) -> tuple[int, int]:
-        """Which caption, and where the window starts, for an example of ``length`` samples."""
-        room = max(0, length - self.prepared.num_source_samples)
-        num_captions = len(self.split.all_captions[index])
-        if self.seed is None:
-            return 0, room // 2
-        rng = example_rng(self.seed, epoch, index)
-        return int(rng.integers(num_captions)), int(rng.integers(room + 1))
+            counts = np.array([len(own) for own in captions], np.int64)
+            drawn = draw_below(draw_bits(self.seed, epochs[real], indices[real], _CAPTION), counts)
+            orders = draw_bits(self.seed, epochs[real], indices[real], _NEGATIVES)
+        for number, place in enumerate((real * (1 + most)).tolist()):
+            texts[place] = captions[number][int(drawn[number])]
+            if most:
+                stretch, row = rows[number]
+                wrong = stretch.index.value("negatives", row)
+                if self.seed is not None:
+                    wrong = [wrong[i] for i in draw_order(int(orders[number]), len(wrong))]
+                texts[place + 1 : place + 1 + len(wrong[:most])] = wrong[:most]
+        return texts
 
 
 def _iterate(indices: Any, reader: _Reader) -> Iterator[Batch]:
@@ -302,8 +272,8 @@ def _iterate(indices: Any, reader: _Reader) -> Iterator[Batch]:
     )
     dtypes = [tf.as_dtype(dtype) for dtype, _ in spec.values()]
 
-    def read(rows: Any, epochs: Any) -> tuple[Any, ...]:
-        return tuple(tf.numpy_function(reader, [rows, epochs], dtypes))
+    def read(streams: Any, places: Any, epochs: Any) -> tuple[Any, ...]:
+        return tuple(tf.numpy_function(reader, [streams, places, epochs], dtypes))
 
     options = tf.data.Options()
     options.deterministic = True

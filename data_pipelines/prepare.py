@@ -12,8 +12,8 @@ Layout, below ``cache_dir``::
     tokenizers/                                 tokenizers that were trained here
 
 Other settings, or a source that has changed, are another folder, never a stale one. A folder that is complete is all
-that training, evaluation, export and resuming need: it may be moved with its parents or read-only, and the source may be
-gone.
+that training, evaluation, export and resuming need: it may be moved with its parents or read-only, and the source may
+be gone.
 """
 
 import contextlib
@@ -167,8 +167,9 @@ def _open(config: DataConfig, sample_rate_hz: int, folders: Mapping[str, Path]) 
         num_rejected += _count_rejected(config, folder, manifest)
         label_of = np.array([numbers.setdefault(own, len(numbers)) for own in manifest.class_names], np.int64)
         for split in manifest.splits:
+            stretch = _open_split(folder, manifest, split, sample_rate_hz)
             full_name = f"{name}/{split}" if name else split
-            stretch = _open_split(folder, manifest, split, full_name, label_of, part, sample_rate_hz)
+            stretch = dataclasses.replace(stretch, name=full_name, label_of=label_of, part=part)
             splits[full_name] = Split(full_name, (stretch,))
     join_splits(splits, config.eval_split, joined)  # a wrong name is found before anything is trained
     for stretch in join_splits(splits, config.train_split, joined).stretches:
@@ -193,17 +194,17 @@ def _open(config: DataConfig, sample_rate_hz: int, folders: Mapping[str, Path]) 
     return prepared
 
 
-def _open_split(
-    folder: Path,
-    manifest: Manifest,
-    split: str,
-    full_name: str,
-    label_of: np.ndarray,
-    part: int,
-    sample_rate_hz: int,
-) -> Stretch:
-    own = manifest.splits[split]
-    index = Index(index_path(folder, split), own.num_rows)
+def open_folder(folder: Path, sample_rate_hz: int) -> dict[str, Split]:
+    """The splits of a prepared data set, for a model of this sampling rate. DataError where the folder is damaged."""
+    manifest = read_manifest(folder)
+    return {
+        name: Split(name, (_open_split(folder, manifest, name, sample_rate_hz),)) for name in manifest.splits
+    }
+
+
+def _open_split(folder: Path, manifest: Manifest, name: str, sample_rate_hz: int) -> Stretch:
+    own = manifest.splits[name]
+    index = Index(index_path(folder, name), own.num_rows)
     index.check()
     records = Records(
         paths=[str(folder / shard) for shard in own.shards],
@@ -213,12 +214,11 @@ def _open_split(
         where=folder,
     )
     return Stretch(
-        name=full_name,
+        name=name,
         index=index,
         audio=Resampled(records=records, sample_rate_hz=sample_rate_hz),
         manifest=own,
-        label_of=label_of,
-        part=part,
+        label_of=np.arange(len(manifest.class_names)),
     )
 
 
@@ -238,8 +238,8 @@ def _filter(stretch: Stretch, config: DataConfig) -> Stretch:
     )
     if not len(selection.rows):
         raise UserError(
-            f"the filter leaves none of the {len(stretch):,} recordings of split {stretch.name!r} ({kept}); its licences "
-            f"are {', '.join(map(repr, stretch.manifest.licences))}, its recordings last "
+            f"the filter leaves none of the {len(stretch):,} recordings of split {stretch.name!r} ({kept}); its "
+            f"licences are {', '.join(map(repr, stretch.manifest.licences))}, its recordings last "
             f"{stretch.manifest.shortest_sec:.2f} to {stretch.manifest.longest_sec:.2f} s"
         )
     found = dataclasses.replace(stretch, kept=kept, selection=selection)

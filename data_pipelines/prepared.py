@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,15 @@ class Stretch:
         """Rows of the index at these places of the stretch."""
         return places if self.selection is None else self.selection.rows[places].astype(np.int64)
 
+    def captions(self, row: int) -> list[str]:
+        """Captions of a row of the index, without those that the filter leaves out."""
+        found: list[str] = self.index.value("captions", row)
+        return captions_within(found, self.kept) if self.kept.looks_at_captions else found
+
+    def labels(self, row: int) -> list[int]:
+        """Every class of a row of the index; none where it has none."""
+        return [int(self.label_of[label]) for label in self.index.value("labels", row)]
+
     @property
     def licences(self) -> Mapping[str, int]:
         """Rows by licence."""
@@ -65,8 +74,8 @@ class Stretch:
 class Split:
     """Examples of one split, or of several joined with ``+``, in the order of their records.
 
-    What training reads is found row by row (`locate`); the columns ``ids``, ``all_captions`` and the like read a row when
-    it is asked for, and ``labels``, ``num_samples`` and ``source`` are arrays of the whole split, for evaluations.
+    What training reads is found row by row (`find_rows`); the columns ``ids``, ``all_captions`` and the like read a row
+    when it is asked for; ``labels``, ``num_samples`` and ``source`` are arrays of the whole split, for evaluations.
     """
 
     name: str
@@ -95,53 +104,54 @@ class Split:
             rows[here] = self.stretches[number].rows(wanted[here] - self.starts[number])
         return numbers, rows
 
-    def numbers(self, column: str, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-        """Values of a numeric column of the index, as it is stored."""
+    def lengths(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """Samples of recordings at the model's rate."""
         stretches, rows = self.locate(indices)
         found = np.empty(len(rows), np.int64)
         for number in np.unique(stretches).tolist():
-            here = stretches == number
-            found[here] = self.stretches[number].index.numbers(column, rows[here])
+            stretch, here = self.stretches[number], stretches == number
+            found[here] = stretch.audio.length_of(stretch.index.numbers("num_samples", rows[here]))
         return found
-
-    def lengths(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-        """Samples of recordings at the model's rate."""
-        stored, stretches = self.numbers("num_samples", indices), self.locate(indices)[0]
-        for number in np.unique(stretches).tolist():
-            here = stretches == number
-            stored[here] = self.stretches[number].audio.length_of(stored[here])
-        return stored
 
     def parts(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
         """Part of the mixture that each example is of; zeros where there is one data set alone."""
         of_stretch = np.array([stretch.part for stretch in self.stretches], np.int32)
         return of_stretch[np.searchsorted(self.starts, indices, side="right") - 1]
 
+    def find_rows(self, indices: Int[np.ndarray, " B"]) -> list[tuple[Stretch, int]]:
+        """Stretch, and row in its index, of each example."""
+        numbers, rows = self.locate(indices)
+        return [(self.stretches[n], row) for n, row in zip(numbers.tolist(), rows.tolist(), strict=True)]
+
     def labels_of(self, index: int) -> tuple[int, ...]:
         """Every class of an example; none where it has none."""
         stretch, row = self._find(index)
-        return tuple(int(stretch.label_of[label]) for label in stretch.index.value("labels", row))
+        return tuple(stretch.labels(row))
 
     def captions(self, index: int) -> list[str]:
         """Every caption of the example."""
         stretch, row = self._find(index)
-        found: list[str] = stretch.index.value("captions", row)
-        return captions_within(found, stretch.kept) if stretch.kept.looks_at_captions else found
+        return stretch.captions(row)
 
     def negatives(self, index: int) -> tuple[str, ...]:
         """Captions of the example that are wrong, and nearly right; none where the data set has none."""
         return tuple(self._value("negatives", index))
 
-    def read_window(self, index: int, start: int, length: int) -> Int[np.ndarray, " S"]:
-        """``length`` samples of a recording from ``start`` on, at the model's rate: int16 PCM. DataError where a record is
-        damaged."""
-        stretch, row = self._find(index)
-        record, num_samples = stretch.index.value("record", row), stretch.index.value("num_samples", row)
-        return stretch.audio.read(record, num_samples, start, length)
+    def read_windows(
+        self, indices: Int[np.ndarray, " B"], starts: Int[np.ndarray, " B"], length: int
+    ) -> Iterator[Int[np.ndarray, " S"]]:
+        """``length`` samples of each recording from its start on, at the model's rate, fewer where it ends: int16 PCM.
+
+        DataError where a record is damaged.
+        """
+        for (stretch, row), start in zip(self.find_rows(indices), starts.tolist(), strict=True):
+            record, num_samples = stretch.index.value("record", row), stretch.index.value("num_samples", row)
+            yield stretch.audio.read(record, num_samples, start, length)
 
     def read_pcm(self, indices: Sequence[int]) -> list[Int[np.ndarray, " S"]]:
         """int16 PCM of whole recordings, at the model's rate; DataError where a record is damaged."""
-        return [self.read_window(int(index), 0, np.iinfo(np.int64).max) for index in indices]
+        wanted = np.asarray(indices, np.int64)
+        return list(self.read_windows(wanted, np.zeros_like(wanted), np.iinfo(np.int64).max))
 
     def _find(self, index: int) -> tuple[Stretch, int]:
         numbers, rows = self.locate(np.array([index]))
@@ -196,13 +206,8 @@ class Split:
 
     def single_labels(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
         """Class of these examples, -1 where they have none or several."""
-        stretches, rows = self.locate(indices)
-        found = np.full(len(rows), -1, np.int32)
-        for place, (number, row) in enumerate(zip(stretches.tolist(), rows.tolist(), strict=True)):
-            stretch = self.stretches[number]
-            if len(stretch.label_of) and len(own := stretch.index.value("labels", row)) == 1:
-                found[place] = stretch.label_of[own[0]]
-        return found
+        found = [stretch.labels(row) for stretch, row in self.find_rows(indices)]
+        return np.array([own[0] if len(own) == 1 else -1 for own in found], np.int32)
 
     @functools.cached_property
     def num_samples(self) -> Int[np.ndarray, " N"]:

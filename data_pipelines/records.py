@@ -1,12 +1,12 @@
 """The recordings of a split: ArrayRecord shards of int16 PCM, or of FLAC, read by window.
 
 A record is a ``tf.train.Example`` as TFDS writes it, so any TFDS program reads the folder. A recording of up to
-`PIECE_SEC` is one record; a longer one is several records in a row, its pieces, so that a window of an 18-hour recording
-is read without the rest of it. Records are not compressed (``group_size:1,uncompressed``): noise does not shrink, and
-inflating it costs three quarters of the reading.
+`PIECE_SEC` is one record; a longer one is several records in a row, its pieces, so that a window of an 18-hour
+recording is read without the rest of it. Records are not compressed (``group_size:1,uncompressed``): sounds hardly
+shrink, and inflating them costs three quarters of the reading.
 
 What is stored at one sampling rate serves models of any: a window is resampled when it is read, from a start that the
-two rates share and with a margin on both sides, so that it is what a stretch of the whole recording, resampled, would be.
+two rates share and with a margin on both sides, so that it is what a stretch of the whole recording would be.
 """
 
 import bisect
@@ -17,7 +17,7 @@ import io
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,6 +106,9 @@ class Records:
     where: Path
     """The folder, for messages."""
 
+    def __getstate__(self) -> dict[str, Any]:  # another process opens the shards itself
+        return {key: value for key, value in self.__dict__.items() if key != "_opened"}
+
     @property
     def piece_samples(self) -> int:
         """Samples of every piece of a recording but the last."""
@@ -142,9 +145,7 @@ class Records:
                 raise IndexError(f"there are {self._ends[-1] if self._ends else 0} records")
             place = record - (self._ends[shard] - self.shard_lengths[shard])
             (data,) = self._open(shard).read([place])
-            return decode_audio(
-                audio_of(data), self.encoding, start, min(length, self.piece_samples - start)
-            )
+            return decode_audio(audio_of(data), self.encoding, start, min(length, self.piece_samples - start))
         except (RuntimeError, ValueError, IndexError, OSError, soundfile.SoundFileError) as error:
             raise self._damaged(record, str(error)) from error
 
@@ -212,8 +213,17 @@ class Resampled:
         return float_to_pcm(waveform)[start - first * up :][:length]
 
 
-def split_pieces(pcm: Int[np.ndarray, " S"], sample_rate_hz: int) -> Iterator[Int[np.ndarray, " S"]]:
-    """A recording cut into the pieces that its records have."""
+def split_pieces(
+    blocks: Iterable[Int[np.ndarray, " S"]], sample_rate_hz: int
+) -> Iterator[Int[np.ndarray, " S"]]:
+    """A recording that comes in blocks of any length, cut into the pieces that its records have."""
     size = PIECE_SEC * sample_rate_hz
-    for start in range(0, len(pcm), size):
-        yield pcm[start : start + size]
+    waiting: list[Int[np.ndarray, " S"]] = []
+    for block in blocks:
+        waiting.append(block)
+        if sum(map(len, waiting)) > size:
+            joined = np.concatenate(waiting)
+            last = (len(joined) - 1) // size * size  # the last piece may go on in the next block
+            yield from (joined[start : start + size] for start in range(0, last, size))
+            waiting = [joined[last:]]
+    yield np.concatenate(waiting) if len(waiting) > 1 else waiting[0]

@@ -17,10 +17,14 @@ rank correlation of 0.7; 8 rounds leave none. And it uses 8 bits of each of its 
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, UInt64
 
 from data_pipelines.tensorflow_cpu import load_tensorflow
 
 _ROUNDS = 8
+# Of SplitMix64.
+_INCREMENT = 0x9E3779B97F4A7C15
+_ROUNDS_OF_HASH = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def example_indices(positions: Any, *, seed: Any, num_examples: Any) -> tuple[Any, Any]:
@@ -44,15 +48,38 @@ def part_seed(seed: int, part: int) -> int:
     return int(np.random.SeedSequence([seed, part]).generate_state(1, np.uint64)[0])
 
 
-def example_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Generator of everything that is drawn for one example in one epoch."""
-    return np.random.default_rng([seed, epoch, index])
+def draw_bits(
+    seed: int, epochs: Int[np.ndarray, " B"], indices: Int[np.ndarray, " B"], stream: int
+) -> UInt64[np.ndarray, " B"]:
+    """64 random bits for each example in each epoch, a function of the arguments; ``stream`` says what for."""
+    bits = _hash_array(np.full(len(indices), seed, np.uint64))
+    for keys in (epochs, indices):
+        bits = _hash_array(bits ^ keys.astype(np.uint64))
+    return _hash_array(bits ^ np.uint64(stream))
+
+
+def draw_below(bits: UInt64[np.ndarray, " B"], limits: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+    """Whole numbers from 0 to below each limit, made of random bits; limits are below 2^32."""
+    return ((bits >> np.uint64(32)) * limits.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+
+
+def draw_order(bits: int, count: int) -> Int[np.ndarray, " n"]:
+    """A permutation of ``count`` things, made of 64 random bits."""
+    return np.argsort(_hash_array(np.uint64(bits) ^ np.arange(count, dtype=np.uint64)), kind="stable")
+
+
+def _hash_array(x: UInt64[np.ndarray, " B"]) -> UInt64[np.ndarray, " B"]:
+    """As `_hash`, of NumPy arrays."""
+    x = x + np.uint64(_INCREMENT)
+    for shift, factor in _ROUNDS_OF_HASH:
+        x = (x ^ x >> np.uint64(shift)) * np.uint64(factor)
+    return x ^ x >> np.uint64(31)
 
 
 def _hash(x: Any) -> Any:
     """SplitMix64 (Steele, Lea and Flood 2014) of uint64 tensors; arithmetic is modulo 2^64."""
     tf = load_tensorflow()
-    x = x + tf.constant(0x9E3779B97F4A7C15, tf.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+    x = x + tf.constant(_INCREMENT, tf.uint64)
+    for shift, factor in _ROUNDS_OF_HASH:
         x = (x ^ tf.bitwise.right_shift(x, tf.constant(shift, tf.uint64))) * tf.constant(factor, tf.uint64)
     return x ^ tf.bitwise.right_shift(x, tf.constant(31, tf.uint64))

@@ -69,7 +69,9 @@ def select(
     about = json.loads((folder / f"{name}.json").read_text("utf-8"))
     shape = (about["num_rows"],)
     # NumPy maps no empty file.
-    rows = np.memmap(folder / f"{name}.rows", _dtype(len(index)), "r", shape=shape) if shape[0] else np.zeros(0)
+    rows = (
+        np.memmap(folder / f"{name}.rows", _dtype(len(index)), "r", shape=shape) if shape[0] else np.zeros(0)
+    )
     return Selection(
         rows=rows if shape[0] else rows.astype(np.int64),
         licences=about["licences"],

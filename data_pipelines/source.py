@@ -6,7 +6,7 @@ It is read when its example is made, in any thread or process: rows are small an
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from alm_jax.errors import DataError
-from data_pipelines.decode import duration_sec, float_to_pcm, read_audio
+from data_pipelines.decode import float_to_pcm, read_blocks
 
-MAX_RECORD_SEC = 60.0
-"""Longest recording that is stored; of a longer one the start is kept, and the log says how many."""
+LONG_SEC = 600.0
+"""A longer recording is never in memory whole: it is decoded once to be checked, and once more as it is stored."""
 MAX_MEMBER_BYTES = 1 << 30
 """Largest member of a tar that is read into memory."""
 
@@ -33,12 +33,39 @@ class Recording:
     notes: Sequence[str] = ()
     """What was changed on the way, to be counted: ``recordings clipped at full scale``."""
 
+    @property
+    def num_samples(self) -> int:
+        """Its length."""
+        return len(self.pcm)
+
+    def blocks(self) -> Iterator[Int[np.ndarray, " S"]]:
+        """Its samples, in one block."""
+        yield self.pcm
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongRecording:
+    """A recording that was decoded to its end, and is decoded again when its samples are asked for."""
+
+    blocks: Callable[[], Iterator[Int[np.ndarray, " S"]]]
+    """int16, mono, at the rate that was asked for: block after block."""
+    num_samples: int
+    sha256: str
+    notes: Sequence[str] = ()
+
+    @property
+    def pcm(self) -> Int[np.ndarray, " S"]:
+        """All of it, in memory."""
+        return np.concatenate(list(self.blocks()))
+
 
 @runtime_checkable
 class Audio(Protocol):
     """A recording that can be read."""
 
-    def read(self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None) -> Recording:
+    def read(
+        self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
+    ) -> Recording | LongRecording:
         """Its samples from ``start_sec`` to ``end_sec`` (None: its end). Raises DataError, the reason, where it is no
         usable audio."""
 
@@ -52,10 +79,12 @@ class AudioFile:
 
     path: Path
 
-    def read(self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None) -> Recording:
+    def read(
+        self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
+    ) -> Recording | LongRecording:
         """As `Audio.read`."""
-        waveform, notes = _read(self.path, sample_rate_hz, start_sec, end_sec)
-        return Recording(pcm=float_to_pcm(waveform), sha256=hash_file(self.path), notes=notes)
+        # Hashed when it was read: a file that is not there, or no audio, has its own complaint.
+        return _read(self.path, sample_rate_hz, start_sec, end_sec, lambda: hash_file(self.path))
 
     def state(self) -> object:
         """As `Audio.state`."""
@@ -87,7 +116,9 @@ class AudioMember:
             raise DataError(f"truncated: the tar has {len(data)} of its {self.size_bytes} bytes")
         return data
 
-    def read(self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None) -> Recording:
+    def read(
+        self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
+    ) -> Recording | LongRecording:
         """As `Audio.read`."""
         return read_encoded(self.read_bytes(), sample_rate_hz, start_sec=start_sec, end_sec=end_sec)
 
@@ -138,25 +169,43 @@ class Source:
 
 def read_encoded(
     data: bytes, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
-) -> Recording:
+) -> Recording | LongRecording:
     """A recording whose file is in memory, as `Audio.read`."""
-    waveform, notes = _read(data, sample_rate_hz, start_sec, end_sec)
-    return Recording(pcm=float_to_pcm(waveform), sha256=hashlib.sha256(data).hexdigest(), notes=notes)
+    return _read(data, sample_rate_hz, start_sec, end_sec, lambda: hashlib.sha256(data).hexdigest())
 
 
 def _read(
-    source: Path | bytes, sample_rate_hz: int, start_sec: float, end_sec: float | None
-) -> tuple[Float[np.ndarray, " S"], list[str]]:
-    """The waveform, at most ``MAX_RECORD_SEC`` of it, and what was changed on the way."""
-    max_sec = MAX_RECORD_SEC if end_sec is None else min(end_sec - start_sec, MAX_RECORD_SEC)
-    waveform = read_audio(source, sample_rate_hz, start_sec=start_sec, max_sec=max_sec)
-    notes = []
-    asked_sec = (duration_sec(source) if end_sec is None else end_sec) - start_sec
-    if asked_sec > MAX_RECORD_SEC:
-        notes.append(f"recordings cut to their first {MAX_RECORD_SEC:.0f} s")
-    if np.abs(waveform).max(initial=0.0) > 1.0:
-        notes.append("recordings clipped at full scale")
-    return waveform, notes
+    source: Path | bytes,
+    sample_rate_hz: int,
+    start_sec: float,
+    end_sec: float | None,
+    hash_source: Callable[[], str],
+) -> Recording | LongRecording:
+    """Decodes a recording to its end; of a long one nothing is kept but its length."""
+    max_sec = None if end_sec is None else end_sec - start_sec
+
+    def waveforms() -> Iterator[Float[np.ndarray, " S"]]:
+        return read_blocks(source, sample_rate_hz, start_sec=start_sec, max_sec=max_sec)
+
+    kept: list[Int[np.ndarray, " S"]] = []
+    num_samples, is_clipped = 0, False
+    for waveform in waveforms():
+        num_samples += len(waveform)
+        is_clipped |= bool(np.abs(waveform).max(initial=0.0) > 1.0)
+        if num_samples <= LONG_SEC * sample_rate_hz:
+            kept.append(float_to_pcm(waveform))
+        else:
+            kept.clear()
+    notes = ("recordings clipped at full scale",) if is_clipped else ()
+    if num_samples > LONG_SEC * sample_rate_hz:
+        return LongRecording(
+            blocks=lambda: map(float_to_pcm, waveforms()),
+            num_samples=num_samples,
+            sha256=hash_source(),
+            notes=notes,
+        )
+    pcm = kept[0] if len(kept) == 1 else np.concatenate(kept)
+    return Recording(pcm=pcm, sha256=hash_source(), notes=notes)
 
 
 def hash_file(path: Path) -> str:

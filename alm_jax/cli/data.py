@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -36,8 +35,8 @@ def show(data: Prepared) -> None:
         table.add_row(
             name,
             f"{len(split):,}",
-            f"{np.sum(split.num_samples) / data.sample_rate_hz / 3600:.3f}",
-            f"{sum(len(split.captions(i)) for i in range(len(split))):,}",
+            f"{split.seconds / 3600:.3f}",
+            f"{split.num_captions:,}",
             split.captions(0)[0],
         )
     console.print(table)

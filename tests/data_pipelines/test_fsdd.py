@@ -68,7 +68,7 @@ def test_broken_takes_are_counted_and_named(make_fsdd, tmp_path):
         open_fsdd(root, tmp_path)
     prepared = open_fsdd(root, tmp_path, max_bad_fraction=0.2)
     assert prepared.num_rejected == 2
-    lines = (prepared.folders[0].parent / "rejects.jsonl").read_text().splitlines()
+    lines = (prepared.folders[0] / "rejects.jsonl").read_text().splitlines()
     assert {line["path"]: line["reason"].partition(":")[0] for line in map(json.loads, lines)} == {
         "recordings/3_theo_5.wav": "missing",
         "recordings/4_theo_0.wav": "empty",

@@ -48,13 +48,16 @@ def test_what_does_not_divide_is_spread(weights):
 
 @pytest.mark.parametrize("mode", ["rows", "turns"])
 def test_positions_of_a_part_come_one_after_the_other(mode):
-    plan = schedule((3, 1, 2), 7, mode)
-    steps = range(4 * len(plan.part))
+    plan = schedule((3, 1, 2), [7] * 3, mode)
+    steps = range(4 * len(plan))
     seen: dict[int, list[int]] = {}
     for step in steps:
-        period, place = divmod(step, len(plan.part))
-        assert mode == "rows" or len(set(plan.part[place].tolist())) == 1
-        for part, offset in zip(plan.part[place].tolist(), plan.offset[place].tolist(), strict=True):
+        period, place = divmod(step, len(plan))
+        rows = slice(plan.first_row[place], plan.first_row[place + 1])
+        assert mode == "rows" or len(set(plan.part[rows].tolist())) == 1
+        counts = [len(seen.get(part, [])) for part in range(3)]
+        assert plan.rows_before(step).tolist() == counts
+        for part, offset in zip(plan.part[rows].tolist(), plan.offset[rows].tolist(), strict=True):
             seen.setdefault(part, []).append(period * int(plan.rows_per_period[part]) + offset)
     for part, positions in seen.items():
         assert sorted(positions) == list(range(len(positions)))
@@ -63,7 +66,7 @@ def test_positions_of_a_part_come_one_after_the_other(mode):
 
 def test_parts_are_mixed_within_a_batch():
     """Every quarter of a batch has its share of both."""
-    quarters = schedule((3, 1), 16, "rows").part.reshape(-1, 4, 4)
+    quarters = schedule((3, 1), [16, 16], "rows").part.reshape(-1, 4, 4)
     assert (quarters.sum(axis=-1) == 1).all()
 
 
@@ -116,7 +119,7 @@ def test_splits_have_the_names_of_their_parts(mixed):
     assert (train.name, len(train)) == ("many/train+few/train", 55)
     assert (test.name, len(test)) == ("many/test+many/validation+few/test", 25)
     assert train.source.tolist() == [0] * 40 + [1] * 15
-    assert train.ids == mixed.split("many/train").ids + mixed.split("few/train").ids
+    assert train.ids == (*mixed.split("many/train").ids, *mixed.split("few/train").ids)
     for index in (0, 39, 40, 54):
         name, place = ("many/train", index) if index < 40 else ("few/train", index - 40)
         (pcm,), (expected,) = train.read_pcm([index]), mixed.split(name).read_pcm([place])

@@ -16,7 +16,8 @@ from alm_jax import batch as contract
 from alm_jax.errors import DataError, UserError
 from data_pipelines.config import TokenizerConfig
 from data_pipelines.pipeline import eval_batches, train_batches
-from data_pipelines.prepared import Prepared, read_index
+from data_pipelines.prepare import open_folder
+from data_pipelines.prepared import Prepared
 from data_pipelines.text import encode
 
 Batch = dict[str, np.ndarray]
@@ -314,6 +315,6 @@ def test_a_damaged_record_stops_the_run_and_says_where(synthetic, tmp_path, dama
     shard.write_bytes(content[: len(content) // 2] if damage == "truncate" else content)
     if damage == "delete":
         shard.unlink()
-    damaged: Prepared = dataclasses.replace(synthetic, splits=read_index(folder))
+    damaged: Prepared = dataclasses.replace(synthetic, splits=open_folder(folder, 16_000))
     with pytest.raises(DataError, match=f"{folder}.*delete that folder, and it is built again"):
         take(train_batches(damaged, "train", batch_size=30, seed=0), 5)

@@ -2,24 +2,25 @@
 
 import csv
 import dataclasses
+import errno
 import logging
-import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from alm_jax.errors import UserError
+from alm_jax.errors import DataError, UserError
 from data_pipelines import prepare as prepare_module
-from data_pipelines.builder import config_name
-from data_pipelines.config import DataConfig, TokenizerConfig
+from data_pipelines.builder import settings_name
+from data_pipelines.config import DataConfig, FilterConfig, TokenizerConfig
 from data_pipelines.datasets.esc50 import Esc50Config
 from data_pipelines.datasets.synthetic_captions import (
     Composed,
@@ -97,8 +98,13 @@ def test_the_same_seed_builds_the_same_data_and_another_seed_other_data(tmp_path
 
 def test_what_decides_the_content_is_in_the_name():
     settings = [TINY, dataclasses.replace(TINY, clip_sec=1.5), dataclasses.replace(TINY, num_test=4)]
-    names = {config_name(s, s.read().signature, rate_hz) for s in settings for rate_hz in (16_000, 48_000)}
-    assert len(names) == 6
+    names = {
+        settings_name(own, rate_hz, encoding)
+        for own in settings
+        for rate_hz in (16_000, 48_000)
+        for encoding in ("pcm", "flac")
+    }
+    assert len(names) == 12
 
 
 def test_the_fingerprint_covers_settings_and_tokenizer(tmp_path):
@@ -163,14 +169,14 @@ def test_a_build_that_fails_leaves_nothing_that_looks_complete(tmp_path, monkeyp
         patch.setattr(Composed, "read", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(tiny_config(tmp_path), 16_000)
-    assert not list(tmp_path.glob("*/*/1.2.0"))
+    assert not list(tmp_path.rglob("manifest.json"))
     prepared = prepare(tiny_config(tmp_path), 16_000)
     assert len(prepared.split("train")) == 6
     assert sorted(path.name for path in prepared.folders[0].parent.iterdir()) == [
-        "1.2.0",
+        prepared.folders[0].name,
         "lock",
-        "rejects.jsonl",
     ]
+    assert not (prepared.folders[0] / "building").exists()
 
 
 def test_processes_take_turns(tmp_path, caplog):
@@ -237,28 +243,70 @@ def test_importing_loads_neither_tensorflow_nor_jax():
     subprocess.run([sys.executable, "-c", IMPORT], cwd=Path(__file__).parents[2], check=True, timeout=60)
 
 
-KILLED = """
-import sys
-from data_pipelines.config import DataConfig
-from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
-from data_pipelines.prepare import prepare
-prepare(DataConfig(dataset=SyntheticCaptionsConfig(num_train=2000), cache_dir=sys.argv[1]), 16_000)
-"""
+def test_a_prepared_set_may_be_moved_and_read_only_and_its_source_gone(
+    make_esc, tmp_path, monkeypatch, caplog
+):
+    root = make_esc(4)
+    config = esc_config(root, tmp_path / "cache")
+    before = prepare(config, 8_000)
+    shutil.move(tmp_path / "cache", tmp_path / "moved")
+    shutil.rmtree(root)
+
+    def refuse_in(folder: Path, do: Callable[..., object]) -> Callable[..., object]:
+        def refuse(self: Path, *args: object, **options: object) -> object:
+            if self.is_relative_to(folder):
+                raise OSError(errno.EROFS, "Read-only file system")
+            return do(self, *args, **options)
+
+        return refuse
+
+    monkeypatch.setattr(prepare_module, "_lock", lambda *_: pytest.fail("a complete data set was locked"))
+    for name in ("mkdir", "write_text"):
+        monkeypatch.setattr(Path, name, refuse_in(tmp_path / "moved", getattr(Path, name)))
+    moved = dataclasses.replace(config, cache_dir=str(tmp_path / "moved"))
+    with caplog.at_level(logging.WARNING):
+        after = prepare(moved, 8_000)
+    assert "no such folder" in caplog.text
+    assert f"what was prepared of it is read: {after.folders[0]}" in caplog.text
+    assert after.fingerprint == before.fingerprint
+    assert np.array_equal(after.split("fold1").read_pcm([1])[0], before_pcm(root, tmp_path))
+    filtered = dataclasses.replace(moved, filter=FilterConfig(min_sec=1.0))
+    assert len(prepare(filtered, 8_000).split("fold1")) == 2
+    assert "are not kept in" in caplog.text
 
 
-@pytest.mark.slow
-def test_a_build_that_is_killed_is_begun_again(tmp_path):
-    command = [sys.executable, "-c", KILLED, tmp_path]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
-    while not list(tmp_path.glob("*/*/tmp/**/*.array_record*")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not list(tmp_path.glob("*/*/1.2.0"))
-    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
-    (folder,) = tmp_path.glob("*/*/1.2.0")
-    assert not (folder.parent / "tmp").exists()
+def before_pcm(root: Path, tmp_path: Path) -> np.ndarray:
+    """The second record, as TFDS reads it."""
+    (folder,) = (path.parent for path in (tmp_path / "moved").rglob("manifest.json"))
+    return tfds.builder_from_directory(folder).as_data_source("fold1")[1]["audio"]
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "index/train.arrow"])
+@pytest.mark.parametrize("damage", ["empty", "half", "garbage", "gone"])
+def test_a_damaged_folder_is_an_error_with_the_remedy(tmp_path, file, damage):
+    folder = prepare(tiny_config(tmp_path), 16_000).folders[0]
+    content = (folder / file).read_bytes()
+    if damage == "gone":
+        (folder / file).unlink()
+    else:
+        middle = b"x" * (len(content) // 4)
+        half = content[: len(content) // 2]
+        (folder / file).write_bytes({"empty": b"", "half": half, "garbage": middle * 4}[damage])
+    if (file, damage) == ("manifest.json", "gone"):
+        prepare(tiny_config(tmp_path), 16_000)  # it is not complete, so it is built again
+        return
+    with pytest.raises(DataError, match=f"{folder}.*delete the folder {folder}.*built again"):
+        prepare(tiny_config(tmp_path), 16_000)
+    shutil.rmtree(folder)
+    assert len(prepare(tiny_config(tmp_path), 16_000).split("train")) == 6
+
+
+def test_a_folder_of_another_format_is_not_read(tmp_path):
+    folder = prepare(tiny_config(tmp_path), 16_000).folders[0]
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(DataError, match="has format 1, this version reads 2; delete"):
+        prepare(tiny_config(tmp_path), 16_000)
 
 
 def test_negative_captions_are_asked_of_a_data_set_that_has_none(make_esc, tmp_path):
