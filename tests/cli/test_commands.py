@@ -2,7 +2,8 @@
 
 import json
 import os
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -213,13 +214,7 @@ def test_evaluating_what_is_no_run(tmp_path, capsys):
 
 
 def test_help_is_quick():
-    import subprocess
-    import sys
-
-    def seconds() -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "alm_jax", "--help"], check=True, capture_output=True)
-        return time.perf_counter() - started
-
-    # The promise is half a second on an idle machine; the bound allows for a busy one.
-    assert min(seconds() for _ in range(3)) < 2.0
+    """Half a second is promised; what it loads decides it: 91 modules, the interpreter's own included."""
+    code = "from alm_jax.cli.main import dispatch; dispatch(['--help']); import sys; print(len(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout.split()[-1]) < 200

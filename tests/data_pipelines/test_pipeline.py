@@ -300,7 +300,7 @@ sys.exit(75)
 def test_a_program_ends_in_the_middle_of_a_batch(synthetic):
     program = [sys.executable, "-c", ENDED]
     root = Path(__file__).parents[2]
-    ended = subprocess.run(program, input=pickle.dumps(synthetic), cwd=root, timeout=60, check=False)
+    ended = subprocess.run(program, input=pickle.dumps(synthetic), cwd=root, timeout=600, check=False)
     assert ended.returncode == 75
 
 

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from data_pipelines.datasets.synthetic_captions import (
 )
 from data_pipelines.prepare import prepare
 
+TIMEOUT_SEC = 600
 TINY = SyntheticCaptionsConfig(num_train=6, num_validation=2, num_test=3, clip_sec=1.0)
 
 
@@ -179,21 +179,23 @@ def test_a_build_that_fails_leaves_nothing_that_looks_complete(tmp_path, monkeyp
     assert not (prepared.folders[0] / "building").exists()
 
 
-def test_processes_take_turns(tmp_path, caplog):
+def test_processes_take_turns(tmp_path, caplog, monkeypatch):
     order = []
+    held, is_waited_for = threading.Event(), threading.Event()
 
     def hold() -> None:
         with prepare_module._lock(tmp_path / "lock"):
             order.append("first")
             held.set()
-            time.sleep(0.3)
+            is_waited_for.wait(TIMEOUT_SEC)
             order.append("first done")
 
-    held = threading.Event()
+    warn = prepare_module.logger.warning
+    monkeypatch.setattr(prepare_module.logger, "warning", lambda *args: (warn(*args), is_waited_for.set()))
     thread = threading.Thread(target=hold)
     with caplog.at_level(logging.WARNING):
         thread.start()
-        held.wait()
+        held.wait(TIMEOUT_SEC)
         with prepare_module._lock(tmp_path / "lock"):
             order.append("second")
         thread.join()
@@ -240,7 +242,9 @@ assert not heavy, heavy
 
 
 def test_importing_loads_neither_tensorflow_nor_jax():
-    subprocess.run([sys.executable, "-c", IMPORT], cwd=Path(__file__).parents[2], check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", IMPORT], cwd=Path(__file__).parents[2], check=True, timeout=TIMEOUT_SEC
+    )
 
 
 def test_a_prepared_set_may_be_moved_and_read_only_and_its_source_gone(

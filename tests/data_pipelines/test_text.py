@@ -121,7 +121,7 @@ def test_training_is_the_same_in_every_process_and_order(real_data_dir):
     ]
     root = Path(__file__).parents[2]
     result = subprocess.run(
-        [sys.executable, "-c", TRAIN, path], cwd=root, check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", TRAIN, path], cwd=root, check=True, capture_output=True, text=True, timeout=600
     )
     assert result.stdout.split() == [digest.hexdigest() for digest in expected]
 
