@@ -3,7 +3,7 @@
     alm data check my.csv                                               (what would be read, and what is wrong)
     alm pretrain configs/clap.py --data.dataset.path my.csv --workdir runs/mine
 
-Nothing is written in Python: the usual columns and layouts are found (docs/own_data.md). The towers are small, 3.8 M
+Nothing is written in Python: the usual columns and layouts are found (docs/own_data.md). The towers are small, 4.2 M
 parameters, so that a laptop trains them; a larger data set wants larger ones (configs/laion_clap_htsat_tiny_roberta.py
 has LAION-CLAP's) and more of `--training.num-steps`, `--training.batch-size` and `--data.tokenizer.vocab-size`.
 """

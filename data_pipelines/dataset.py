@@ -16,8 +16,11 @@ class DatasetConfig(abc.ABC):
     """
 
     @abc.abstractmethod
-    def read(self) -> Source:
+    def read(self, problems: list[str] | None = None) -> Source:
         """Looks at the tables and finds the rows; decodes nothing.
+
+        ``problems``: a list that takes what is wrong with single rows, which are then passed over where the data set
+        can do without them, for `alm data check`; None raises for the first.
 
         Raises:
           UserError: a folder or file is not there; the message says what is expected and where to get it.

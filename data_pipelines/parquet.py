@@ -26,15 +26,19 @@ class AudioCell:
     row: int
     """Number of the row, in its group."""
 
-    def read(
-        self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
-    ) -> Recording | LongRecording:
-        """As ``source.Audio.read``."""
+    def content(self) -> bytes:
+        """As ``source.Audio.content``."""
         cell = _read_group(self.path, self.column, self.group)[self.row].as_py()
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if data is None:
             raise DataError("missing: the cell of the table has no bytes")
-        return read_encoded(data, sample_rate_hz, start_sec=start_sec, end_sec=end_sec)
+        return bytes(data)
+
+    def read(
+        self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
+    ) -> Recording | LongRecording:
+        """As ``source.Audio.read``."""
+        return read_encoded(self.content(), sample_rate_hz, start_sec=start_sec, end_sec=end_sec)
 
     def state(self) -> object:
         """As ``source.Audio.state``."""

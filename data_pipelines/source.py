@@ -69,6 +69,9 @@ class Audio(Protocol):
         """Its samples from ``start_sec`` to ``end_sec`` (None: its end). Raises DataError, the reason, where it is no
         usable audio."""
 
+    def content(self) -> Path | bytes:
+        """Where its file is, or what is in it. Raises DataError where it cannot be got."""
+
     def state(self) -> object:
         """Something that changes when the recording does; costs no reading."""
 
@@ -86,6 +89,10 @@ class AudioFile:
         # Hashed when it was read: a file that is not there, or no audio, has its own complaint.
         return _read(self.path, sample_rate_hz, start_sec, end_sec, lambda: hash_file(self.path))
 
+    def content(self) -> Path:
+        """As `Audio.content`."""
+        return self.path
+
     def state(self) -> object:
         """As `Audio.state`."""
         return file_state(self.path)
@@ -102,7 +109,7 @@ class AudioMember:
     offset_bytes: int
     size_bytes: int
 
-    def read_bytes(self) -> bytes:
+    def content(self) -> bytes:
         """The member. Raises DataError where it is too large, or the tar ends before it does."""
         if self.size_bytes > MAX_MEMBER_BYTES:
             raise DataError(f"too large: {self.size_bytes} bytes, expected at most {MAX_MEMBER_BYTES}")
@@ -120,7 +127,7 @@ class AudioMember:
         self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
     ) -> Recording | LongRecording:
         """As `Audio.read`."""
-        return read_encoded(self.read_bytes(), sample_rate_hz, start_sec=start_sec, end_sec=end_sec)
+        return read_encoded(self.content(), sample_rate_hz, start_sec=start_sec, end_sec=end_sec)
 
     def state(self) -> object:
         """As `Audio.state`."""
@@ -149,6 +156,8 @@ class SourceRow:
     """As the data set states it; '' where it does not."""
     source: str
     """What ``rejects.jsonl`` calls the recording: a path relative to the data set, or ``shard.tar:member``."""
+    place: str = ""
+    """Where the row is written: ``table.csv:17``; '' where it is in no table."""
     notes: tuple[str, ...] = ()
     """What was changed on the way to this row, to be counted when its example is made."""
 
@@ -208,9 +217,11 @@ def _read(
     return Recording(pcm=pcm, sha256=hash_source(), notes=notes)
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, read in pieces: memory does not grow with its length."""
-    with open(path, "rb") as file:
+def hash_file(content: Path | bytes) -> str:
+    """SHA-256 of a file, read in pieces so that memory does not grow with its length, or of its content."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with open(content, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -86,7 +86,7 @@ def _cells(clip: dict[str, Any]) -> dict[str, Any]:
                 raise DataError(
                     f"{member.path}: {member.name} has {member.size_bytes} bytes, a text has at most {MAX_TEXT_BYTES}"
                 )
-            cells |= read_text_cells(kind, member.read_bytes(), f"{member.path}:{member.name}")
+            cells |= read_text_cells(kind, member.content(), f"{member.path}:{member.name}")
     return cells | {"audio": clip["audio"]}
 
 

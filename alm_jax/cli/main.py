@@ -7,6 +7,7 @@ once. A command module has ``run(args)``; AlmError becomes its message on standa
 import glob
 import importlib
 import importlib.util
+import io
 import logging
 import os
 import sys
@@ -25,7 +26,7 @@ COMMANDS = {
     "zoo": "every encoder and language model there is, and how far each is from its oracle",
     "bench": "speed and memory of losses, encoders, front-ends and training steps, beside their peers",
     "compile": "what a config's training takes of a slice of accelerators that is not here",
-    "data": "build a config's data set ahead of time and show what is in it",
+    "data": "check, build, show and list data sets",
 }
 
 MODULES = {"import": "import_"}
@@ -90,6 +91,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits."""
     if argv is None:
         start_with_huge_pages()
+    for stream in (sys.stdout, sys.stderr):
+        # A caption or a class may have letters that the terminal's encoding lacks.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(dispatch(list(sys.argv[1:] if argv is None else argv)))
 
 

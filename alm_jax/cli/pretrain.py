@@ -21,6 +21,11 @@ def run(args: Sequence[str]) -> None:
         action="store_true",
         help="join the processes of the cluster that JAX finds (Slurm, TPU, GKE)",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="read the first batch, and estimate memory, disk and time; nothing is trained, no --workdir is needed",
+    )
     parser.epilog = "Every field of the config is an option: `alm pretrain CONFIG --help` lists them."
     if not args or args[0] in ("-h", "--help"):
         parser.print_help(sys.stdout if args else sys.stderr)
@@ -29,6 +34,11 @@ def run(args: Sequence[str]) -> None:
         raise UserError("no config file was given")
     own, overrides = split_arguments(parser, args)
     config = read_config(own.config, overrides, prog=f"alm pretrain {own.config}")
+    if own.dry_run:
+        from alm_jax.bench.dry_run import dry_run
+
+        print("\n".join(dry_run(config).lines()))
+        return
     if own.workdir is None:
         raise UserError(
             f"--workdir is missing: name the run's folder, for example --workdir runs/{config.name}"

@@ -59,10 +59,10 @@ class Session:
         self.eval_batch_size = -(-config.evaluation.batch_size // num_shards) * num_shards
         self.objective = add_adapters(build_objective(config.objective), config.lora)
         check_parallelism(self.objective, training)
-        self.data = prepare_once(config)
         self.parallel = build_parallel(
             self.objective, config.optimizer, training, seed=config.seed, mesh=self.mesh
         )
+        self.data = prepare_once(config)  # last: it may take hours
 
     @property
     def model(self) -> Any:

@@ -47,7 +47,7 @@ class Esc50Config(DatasetConfig):
     def short_name(self) -> str:
         return f"{self.subset}-{self.captions}"
 
-    def read(self) -> Source:
+    def read(self, problems: list[str] | None = None) -> Source:
         table = self._read_table()
         freesound = self._read_freesound()
         rows = [self._make_row(cells, freesound.get(cells["filename"])) for cells in table]

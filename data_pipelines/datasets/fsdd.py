@@ -32,7 +32,7 @@ class FsddConfig(DatasetConfig):
     def short_name(self) -> str:
         return "digits"
 
-    def read(self) -> Source:
+    def read(self, problems: list[str] | None = None) -> Source:
         root = Path(self.root)
         table, audio = root / "metadata.csv", root / "recordings"
         for path, kind in ((root, "folder"), (audio, "folder"), (table, "file")):

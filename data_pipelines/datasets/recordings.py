@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from alm_jax.errors import DataError
@@ -63,7 +64,7 @@ class RecordingsConfig(DatasetConfig):
     def short_name(self) -> str:
         return re.sub(r"[^A-Za-z0-9]+", "-", Path(self.path).stem).strip("-")[:40] or "recordings"
 
-    def read(self) -> Source:
+    def read(self, problems: list[str] | None = None) -> Source:
         layout = find_layout(self.path, self.root)
         table = list(layout.rows())
         if not table:
@@ -71,7 +72,9 @@ class RecordingsConfig(DatasetConfig):
             raise DataError(f"{self.path}: {layout.kind} without a row. {passed}".rstrip(". "))
         known = dict.fromkeys(name for _, row in table[:_LOOKED_AT] for name in row.cells)
         columns = find_columns(self.columns, table[0][1], list(known))
-        clips = _join([self._read_clip(part, row, columns) for part, row in table])
+        clips = _join(list(self._read_clips(table, columns, problems)))
+        if not clips:
+            raise DataError(f"{self.path}: none of its {len(table):,} rows can be used")
         ids, said_ids = _make_ids([clip for clip, _ in clips], has_column=bool(columns.id))
         splits, said_splits = self._make_splits(ids, [split for _, split in clips])
         rows = [
@@ -99,6 +102,17 @@ class RecordingsConfig(DatasetConfig):
             found=(*lines, *layout.unused.describe()),
         )
 
+    def _read_clips(
+        self, table: list[tuple[Part, Row]], columns: ColumnsConfig, problems: list[str] | None
+    ) -> Iterator[tuple[SourceRow, str]]:
+        for part, row in table:
+            try:
+                yield self._read_clip(part, row, columns)
+            except DataError as error:
+                if problems is None:
+                    raise
+                problems.append(str(error))
+
     def _read_clip(self, part: Part, row: Row, columns: ColumnsConfig) -> tuple[SourceRow, str]:
         """A clip, without its id where no column has it, and the split that is said of it, or ''."""
         audio, source = self._find_audio(part, row, columns.audio)
@@ -121,6 +135,7 @@ class RecordingsConfig(DatasetConfig):
             split="",
             licence=read_text(row, columns.licence) or self.licence,
             source=source,
+            place=f"{row.path}:{row.line}",
         )
         if columns.id and not clip.id:
             raise row.fail(columns.id, "a value")

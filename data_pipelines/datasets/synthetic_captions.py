@@ -1,8 +1,10 @@
 """Composed sounds with captions that say what is in them; see ``data_pipelines.synthesis``."""
 
 import dataclasses
+import io
 
 import numpy as np
+import soundfile
 
 from alm_jax.errors import UserError
 from data_pipelines import synthesis
@@ -53,7 +55,7 @@ class SyntheticCaptionsConfig(DatasetConfig):
     def short_name(self) -> str:
         return f"seed{self.seed}"
 
-    def read(self) -> Source:
+    def read(self, problems: list[str] | None = None) -> Source:
         rows = []
         for number, (split, compositions) in enumerate(split_compositions(self).items()):
             drawn = compositions
@@ -108,6 +110,12 @@ class Composed:
             self.composition, rng, clip_sec=self.clip_sec, sample_rate_hz=sample_rate_hz
         )
         return Recording(pcm=float_to_pcm(waveform), sha256="")
+
+    def content(self) -> bytes:
+        """A WAV file of it, at 16 kHz."""
+        file = io.BytesIO()
+        soundfile.write(file, self.read(16_000).pcm, 16_000, format="WAV")
+        return file.getvalue()
 
     def state(self) -> object:
         """As ``source.Audio.state``."""

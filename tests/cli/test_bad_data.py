@@ -39,7 +39,7 @@ def write_table(root: Path, rows: list[dict[str, str]]) -> None:
 
 def build(root: Path, tmp_path: Path, *options: str) -> int:
     own = ["--data.dataset.root", str(root), "--data.cache-dir", str(tmp_path / "cache")]
-    return dispatch(["data", str(CONFIG), *own, *options])
+    return dispatch(["data", "build", str(CONFIG), *own, *options])
 
 
 def test_broken_recordings_are_counted_and_listed(esc, tmp_path, capsys):

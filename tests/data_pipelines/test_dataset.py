@@ -23,7 +23,7 @@ class ThreeClipsConfig(DatasetConfig):
     root: str
     """Its folder."""
 
-    def read(self) -> Source:
+    def read(self, problems: list[str] | None = None) -> Source:
         labels = (("dog", "rain"), ("rain",), ())
         rows = [
             SourceRow(
