@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import io
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ import soundfile
 from alm_jax.errors import DataError
 from data_pipelines.builder import map_in_order
 from data_pipelines.captions import normalise_caption
-from data_pipelines.decode import MAX_RATE_HZ, MIN_RATE_HZ, read_audio
+from data_pipelines.decode import MAX_RATE_HZ, MIN_RATE_HZ, as_file, read_audio
 from data_pipelines.source import Source, SourceRow, hash_file
 
 BLOCK_SEC = 600.0
@@ -139,7 +138,7 @@ def hear(row: SourceRow) -> Heard:
     """Decodes a clip, piece by piece. Raises DataError, the reason, where it would be left out."""
     content = row.audio.content()
     try:
-        with soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
+        with soundfile.SoundFile(as_file(content)) as file:
             rate_hz, num_channels, frames = file.samplerate, file.channels, file.frames
     except (soundfile.SoundFileError, OSError):
         rate_hz, num_channels, frames = 0, 0, 0

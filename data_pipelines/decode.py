@@ -52,7 +52,7 @@ def read_blocks(
     try:
         _check_there(source)
         check_whole(source)
-        with soundfile.SoundFile(_as_file(source)) as file:
+        with soundfile.SoundFile(as_file(source)) as file:
             rate_hz = file.samplerate
             resampler = None
             for block, is_last in _decode_blocks(file, start_sec, max_sec):
@@ -74,12 +74,23 @@ def read_blocks(
 
 def duration_sec(source: str | Path | bytes) -> float:
     """Seconds of a recording that `read_audio` has read, by its header."""
-    with soundfile.SoundFile(_as_file(source)) as file:
+    with soundfile.SoundFile(as_file(source)) as file:
         return float(file.frames / file.samplerate)
 
 
-def _as_file(source: str | Path | bytes) -> str | Path | io.BytesIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else source
+def as_file(source: str | Path | bytes) -> str | Path | io.BytesIO:
+    """What soundfile opens: the path, or a file in memory that has the content."""
+    return _Memory(source) if isinstance(source, bytes) else source
+
+
+class _Memory(io.BytesIO):
+    """A file in memory that stays where it is when a damaged header sends the decoder to a place that cannot be."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
 
 
 def _check_there(source: Path | bytes) -> None:
@@ -148,7 +159,8 @@ def _read_frames(file: soundfile.SoundFile, lead_in: int, size: int) -> Float[np
         raise DataError("corrupt or truncated: the decoder fails in the middle") from error
     if len(frames) < size:
         raise DataError(f"truncated: {len(frames)} samples decoded, its header says {size}")
-    waveform = frames.mean(axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):  # such samples are refused below
+        waveform = frames.mean(axis=1)
     num_bad = waveform.size - int(np.isfinite(waveform).sum())
     if num_bad:
         raise DataError(f"not finite: {num_bad} of {waveform.size} samples are NaN or Inf")

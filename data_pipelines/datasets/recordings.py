@@ -148,7 +148,8 @@ class RecordingsConfig(DatasetConfig):
             return value, f"{part.path.name}:{value.name}"
         if isinstance(value, Audio):
             stored = row.cells.get(f"{column}.path")
-            return value, stored if isinstance(stored, str) and stored else f"{part.path.name}:{row.line}"
+            number = f"{part.path.stem.replace('.', '_')}-{row.line:06d}"
+            return value, stored if isinstance(stored, str) and stored else number
         if not isinstance(value, str) or not value.strip():
             raise row.fail(column, f"a path inside {part.root}")
         if self.allow_outside_root:
