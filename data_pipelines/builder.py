@@ -10,7 +10,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
@@ -44,9 +44,9 @@ def settings_name(settings: DatasetConfig, sample_rate_hz: int, encoding: Encodi
 @functools.cache
 def builder_class(kind: type[DatasetConfig]) -> type["CaptionedAudioBuilder"]:
     """The TFDS builder of a data set, of its name and with its documentation."""
-    return type(
-        kind.title(), (CaptionedAudioBuilder,), {"__doc__": kind.__doc__, "__module__": kind.__module__}
-    )
+    doc = (kind.__doc__ or "").strip()
+    named = {"__doc__": kind.__doc__, "__module__": kind.__module__, "KIND": kind}
+    return type(kind.title(), (CaptionedAudioBuilder,), named | {"MANUAL_DOWNLOAD_INSTRUCTIONS": doc})
 
 
 class CaptionedAudioBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -57,6 +57,10 @@ class CaptionedAudioBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_re
     """
 
     VERSION = tfds.core.Version(f"{FORMAT}.0.0")
+    BUILDER_CONFIGS: ClassVar = [CaptionedAudioConfig(name="default")]
+    """The usual settings, of the files in TFDS's ``manual_dir``."""
+    KIND: ClassVar[type[DatasetConfig]]
+    """The data set."""
     url_infos = None  # nothing is downloaded: TFDS need not look for checksums beside this file
 
     def __init__(self, **kwargs: Any) -> None:
@@ -104,7 +108,10 @@ class CaptionedAudioBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_re
         self.info.set_splits(tfds.core.splits.SplitDict(splits))
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        source = self.builder_config.source or self.builder_config.settings.read()
+        config = self.builder_config
+        source = config.source
+        if source is None:
+            source = (config.settings or self.KIND.at(dl_manager.manual_dir)).read()
         folder = Path(self.data_path)
         spec = self.spec(source, folder)
         options = download_config and download_config.beam_options

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 
 from alm_jax.errors import DataError
-from data_pipelines.builder import map_in_order
+from data_pipelines.build import map_in_order
 from data_pipelines.captions import normalise_caption
 from data_pipelines.decode import MAX_RATE_HZ, MIN_RATE_HZ, as_file, read_audio
 from data_pipelines.source import Source, SourceRow, hash_file

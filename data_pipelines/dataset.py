@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import os
 
 from alm_jax.errors import UserError
 from data_pipelines.source import Source
@@ -33,6 +34,13 @@ class DatasetConfig(abc.ABC):
     def short_name(self) -> str:
         """The settings in a word or two, part of the name of the built data set's folder."""
         return "default"
+
+    @classmethod
+    def at(cls, place: str | os.PathLike[str]) -> "DatasetConfig":
+        """With the usual settings, of the files in a folder, or of that file."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        named = [name for name in ("root", "path") if name in fields]
+        return cls(**{name: str(place) for name in named})
 
     @classmethod
     def title(cls) -> str:

@@ -272,3 +272,24 @@ def test_20_to_22_damaged_records_are_named_and_exit_with_3(strange, damage):
     with pytest.raises(DataError, match=str(prepared.folders[0])) as caught:
         list(eval_batches(prepare(config, RATE_HZ), "test", batch_size=2))
     assert caught.value.exit_code == 3
+
+
+def test_any_cut_file_of_a_prepared_set_is_named_with_the_remedy_or_does_not_matter(strange):
+    """Not those of its records, which are looked at when they are read."""
+    config, prepared = strange
+    cache = Path(config.cache_dir)
+    files = [path for path in sorted(cache.rglob("*")) if path.is_file() and "array_record" not in path.name]
+    assert {"manifest.json", "train.arrow", "dataset_info.json"} <= {path.name for path in files}
+    for path in files:
+        content = path.read_bytes()
+        for kept in (0, len(content) // 2):
+            path.write_bytes(content[:kept])
+            try:
+                again = prepare(config, RATE_HZ)
+                list(eval_batches(again, "test", batch_size=2))
+            except DataError as error:
+                assert str(path) in str(error), path  # noqa: PT017
+                assert "delete" in str(error), path  # noqa: PT017
+            else:
+                assert again.fingerprint == prepared.fingerprint, path
+        path.write_bytes(content)
