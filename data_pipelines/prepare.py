@@ -295,7 +295,7 @@ def _make_tokenizer(config: DataConfig, train: Split) -> Tokenizer:
     content = json.dumps([*settings, rows, MAX_TOKENIZER_CAPTIONS, tokenizers.__version__])
     name = hashlib.sha256(content.encode()).hexdigest()[:24]
     path = Path(config.cache_dir).expanduser().absolute() / "tokenizers" / f"{name}.json"
-    if path.is_file():
+    with contextlib.suppress(UserError):  # none is there yet, or it is damaged: it is trained again
         return load_tokenizer(path)
     captions = _sample_captions(train, MAX_TOKENIZER_CAPTIONS)
     found = train_tokenizer([*captions, *asked], config.tokenizer, list(special_tokens))
