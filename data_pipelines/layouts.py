@@ -5,7 +5,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from alm_jax.errors import DataError, UserError
 from data_pipelines.tables import TABLE_SUFFIXES, Row, read_table
@@ -107,7 +107,7 @@ def find_layout(path: str, root: str = "") -> Layout:
     )
 
 
-def split_of(relative: Path) -> str:
+def split_of(relative: PurePath) -> str:
     """The split that a path names, by a folder or by how its name begins; '' where it names none."""
     for word in relative.parts:
         match = re.match(r"[A-Za-z]+(?=$|[-_.\d])", word)

@@ -75,11 +75,11 @@ class RecordingsConfig(DatasetConfig):
         clips = _join(list(self._read_clips(table, columns, problems)))
         if not clips:
             raise DataError(f"{self.path}: none of its {len(table):,} rows can be used")
-        ids, said_ids = _make_ids([clip for clip, _ in clips], has_column=bool(columns.id))
-        splits, said_splits = self._make_splits(ids, [split for _, split in clips])
+        ids, said_ids = _make_ids(clips, has_column=bool(columns.id))
+        splits, said_splits = self._make_splits(ids, [clip.split for clip in clips])
         rows = [
-            dataclasses.replace(clip, id=name, split=split)
-            for (clip, _), name, split in zip(clips, ids, splits, strict=True)
+            dataclasses.replace(clip.row, id=name, split=split)
+            for clip, name, split in zip(clips, ids, splits, strict=True)
         ]
         counts = collections.Counter(splits)
         lines = [
@@ -104,7 +104,7 @@ class RecordingsConfig(DatasetConfig):
 
     def _read_clips(
         self, table: list[tuple[Part, Row]], columns: ColumnsConfig, problems: list[str] | None
-    ) -> Iterator[tuple[SourceRow, str]]:
+    ) -> Iterator["_Clip"]:
         for part, row in table:
             try:
                 yield self._read_clip(part, row, columns)
@@ -113,9 +113,8 @@ class RecordingsConfig(DatasetConfig):
                     raise
                 problems.append(str(error))
 
-    def _read_clip(self, part: Part, row: Row, columns: ColumnsConfig) -> tuple[SourceRow, str]:
-        """A clip, without its id where no column has it, and the split that is said of it, or ''."""
-        audio, source = self._find_audio(part, row, columns.audio)
+    def _read_clip(self, part: Part, row: Row, columns: ColumnsConfig) -> "_Clip":
+        audio, name, source = self._find_audio(part, row, columns.audio)
         captions = tuple(text for column in columns.captions for text in read_texts(row, column))
         labels = read_texts(row, columns.labels, self.label_separator) if columns.labels else []
         classes = tuple(dict.fromkeys(filter(None, map(normalise_caption, labels))))
@@ -139,25 +138,33 @@ class RecordingsConfig(DatasetConfig):
         )
         if columns.id and not clip.id:
             raise row.fail(columns.id, "a value")
-        return clip, _read_split(row, columns.split) or part.split or _split_of_audio(audio, part, source)
+        split = _read_split(row, columns.split) or part.split
+        if not split and isinstance(audio, AudioFile) and part.path.is_dir():
+            split = split_of(PurePosixPath(name).parent)
+        return _Clip(clip, name, split)
 
-    def _find_audio(self, part: Part, row: Row, column: str) -> tuple[Audio, str]:
-        """The recording of a row, and what it is called."""
+    def _find_audio(self, part: Part, row: Row, column: str) -> tuple[Audio, str, str]:
+        """The recording of a row, its own name, and where it lies."""
         value = row.cells.get(column)
+        place = self._relative(part.path, part.path.name)
         if isinstance(value, AudioMember):
-            return value, f"{part.path.name}:{value.name}"
+            return value, value.name, f"{place}:{value.name}"
         if isinstance(value, Audio):
             stored = row.cells.get(f"{column}.path")
             number = f"{part.path.stem.replace('.', '_')}-{row.line:06d}"
-            return value, stored if isinstance(stored, str) and stored else number
+            return value, stored if isinstance(stored, str) and stored else number, f"{place}:{row.line}"
         if not isinstance(value, str) or not value.strip():
             raise row.fail(column, f"a path inside {part.root}")
         if self.allow_outside_root:
-            return AudioFile(part.root / value), value
+            return AudioFile(part.root / value), value, value
         path = resolve_inside(part.root, value, row, column)
-        base = part.root if part.path.is_dir() else Path(self.root or self._folder())
-        inside = path.is_relative_to(base)
-        return AudioFile(path), path.relative_to(base).as_posix() if inside else value
+        name = self._relative(path, value)
+        return AudioFile(path), name, name
+
+    def _relative(self, path: Path, other: str) -> str:
+        """A path relative to the data set's folder, or ``other`` where it is not below it."""
+        base = Path(self.root).expanduser() if self.root else self._folder()
+        return path.relative_to(base).as_posix() if path.is_relative_to(base) else other
 
     def _folder(self) -> Path:
         path = Path(self.path).expanduser()
@@ -190,51 +197,58 @@ def _read_split(row: Row, column: str) -> str:
     return name
 
 
-def _split_of_audio(audio: Audio, part: Part, source: str) -> str:
-    """The split that the folder of a recording names."""
-    if isinstance(audio, AudioFile) and part.path.is_dir():
-        return split_of(Path(source).parent)
-    return ""
+@dataclasses.dataclass(frozen=True)
+class _Clip:
+    """A row that was read."""
+
+    row: SourceRow
+    """Its id is '' where no column has it, and its split ''."""
+    name: str
+    """Of the recording, in the tar or folder that it is from."""
+    split: str
+    """That is said of it; ''."""
 
 
-def _join(clips: list[tuple[SourceRow, str]]) -> list[tuple[SourceRow, str]]:
+def _join(clips: list[_Clip]) -> list[_Clip]:
     """Rows without an id that are the same stretch of one recording become one clip with all their captions."""
-    joined: dict[object, tuple[SourceRow, str]] = {}
-    for number, (clip, split) in enumerate(clips):
-        key = number if clip.id else (clip.source, clip.start_sec, clip.end_sec)
-        if key not in joined:
-            joined[key] = clip, split
+    joined: dict[object, _Clip] = {}
+    for number, clip in enumerate(clips):
+        row = clip.row
+        first = joined.setdefault(number if row.id else (row.audio, row.start_sec, row.end_sec), clip)
+        if first is clip:
             continue
-        first, first_split = joined[key]
-        if split != first_split:
+        if clip.split != first.split:
             raise DataError(
-                f"{clip.source}: it is in split {first_split!r} and in {split!r}; a clip is in one"
+                f"{row.place}: {row.source} is in split {first.split!r} and in {clip.split!r}; a clip is in one"
             )
-        captions = tuple(dict.fromkeys((*first.captions, *clip.captions)))
-        labels = tuple(dict.fromkeys((*first.labels, *clip.labels)))
-        joined[key] = dataclasses.replace(first, captions=captions, labels=labels), split
+        captions = tuple(dict.fromkeys((*first.row.captions, *row.captions)))
+        labels = tuple(dict.fromkeys((*first.row.labels, *row.labels)))
+        both = dataclasses.replace(first.row, captions=captions, labels=labels)
+        joined[row.audio, row.start_sec, row.end_sec] = dataclasses.replace(first, row=both)
     return list(joined.values())
 
 
-def _make_ids(clips: list[SourceRow], *, has_column: bool) -> tuple[list[str], str]:
+def _make_ids(clips: list[_Clip], *, has_column: bool) -> tuple[list[str], str]:
     """A name for each clip, all different, and how it was found."""
     if has_column:
-        ids = [clip.id for clip in clips]
-        said = "as the column says"
+        tried = {"as the column says": [clip.row.id for clip in clips]}
     else:
-        paths = [PurePosixPath(c.audio.name if isinstance(c.audio, AudioMember) else c.source) for c in clips]
-        ids = [_at(path.stem, clip) for path, clip in zip(paths, clips, strict=True)]
-        said = "file names"
-        if len(set(ids)) < len(ids):
-            ids = [_at(str(path.with_name(path.stem)), clip) for path, clip in zip(paths, clips, strict=True)]
-            said = "paths, since file names come again"
-    if len(set(ids)) < len(ids):
-        twice = next(name for name, count in collections.Counter(ids).items() if count > 1)
-        places = [clip.source for clip, name in zip(clips, ids, strict=True) if name == twice]
-        raise DataError(
-            f"the id {twice[:200]!r} is that of {places[0]} and of {places[1]}; every clip has an id of its own"
-        )
-    return ids, said
+        paths = [PurePosixPath(clip.name) for clip in clips]
+        places = [PurePosixPath(clip.row.source) for clip in clips]
+        tried = {
+            "file names": [path.stem for path in paths],
+            "paths, since file names come again": [str(path.with_name(path.stem)) for path in paths],
+            "places, since paths come again": [str(path.with_name(path.stem)) for path in places],
+        }
+    for said, names in tried.items():
+        ids = names if has_column else [_at(name, clip.row) for name, clip in zip(names, clips, strict=True)]
+        if len(set(ids)) == len(ids):
+            return ids, said
+    twice = next(name for name, count in collections.Counter(ids).items() if count > 1)
+    first, second = [clip.row.source for clip, name in zip(clips, ids, strict=True) if name == twice][:2]
+    raise DataError(
+        f"the id {twice[:200]!r} is that of {first} and of {second}; every clip has an id of its own"
+    )
 
 
 def _at(name: str, clip: SourceRow) -> str:

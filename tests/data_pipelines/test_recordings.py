@@ -256,6 +256,29 @@ def test_orphans_and_what_is_no_file_are_reported(tmp_path, sounds):
     }
 
 
+def test_the_same_names_in_several_tars_are_told_apart(tmp_path, sounds):
+    for split in ("train", "test"):
+        for shard in ("0", "1"):
+            (tmp_path / split).mkdir(exist_ok=True)
+            with tarfile.open(tmp_path / split / f"{shard}.tar", "w") as tar:
+                for name, content in (("a.flac", sounds["a-1"]), ("a.txt", b"x")):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    source = RecordingsConfig(path=str(tmp_path)).read()
+    assert {row.id: row.split for row in source.rows} == {
+        f"{split}/{shard}.tar:a": split for split in ("train", "test") for shard in ("0", "1")
+    }
+    assert "ids: places, since paths come again" in source.found
+
+
+def test_bytes_without_a_name_are_told_apart_by_their_row(tmp_path, sounds):
+    rows = [{"audio": sounds["a-1"], "text": "x"}, {"audio": sounds["b-2"], "text": "y"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.b.parquet")
+    source = RecordingsConfig(path=str(tmp_path / "a.b.parquet")).read()
+    assert [row.id for row in source.rows] == ["a_b-000001", "a_b-000002"]
+
+
 def test_few_clips_have_both_splits_and_one_clip_is_an_error(tmp_path, sounds):
     rows = read(tmp_path, sounds, "file,text", "a-1.flac,x", "b-2.flac,y", test_fraction=0.001).rows
     assert sorted(row.split for row in rows) == ["test", "train"]
