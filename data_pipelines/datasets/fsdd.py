@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from alm_jax.errors import UserError
@@ -11,50 +12,61 @@ from data_pipelines.source import AudioFile, Source, SourceRow, digest_rows
 from data_pipelines.tables import read_csv
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-MANUAL_DOWNLOAD = (
+GET = (
     "expected recordings/ with {digit}_{speaker}_{take}.wav, from "
-    "https://github.com/Jakobovski/free-spoken-digit-dataset, and beside it metadata.csv "
-    "with the columns filename, split, digit"
+    "https://github.com/Jakobovski/free-spoken-digit-dataset"
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FsddConfig(DatasetConfig):
-    """The Free Spoken Digit Dataset in its published layout: ``recordings/``, and a ``metadata.csv`` beside it.
+    """The Free Spoken Digit Dataset in its published layout: ``recordings/``.
 
-    Splits: those that the CSV names in its column ``split``, ``train`` and ``test``. The caption of a recording is
-    the word of its digit (``seven``), its label the digit.
+    Splits: takes 0 to 4 are ``test``, the others ``train``, or those of a ``metadata.csv`` (filename, split, digit)
+    beside the recordings. The caption of a recording is the word of its digit (``seven``), which is its label too.
     """
 
     root: str
-    """Folder that holds ``recordings/`` and ``metadata.csv`` (columns filename, split, digit)."""
+    """Folder that holds ``recordings/``."""
 
     def short_name(self) -> str:
         return "digits"
 
     def read(self, problems: list[str] | None = None) -> Source:
-        root = Path(self.root)
-        table, audio = root / "metadata.csv", root / "recordings"
-        for path, kind in ((root, "folder"), (audio, "folder"), (table, "file")):
-            if not (path.is_dir() if kind == "folder" else path.is_file()):
-                raise UserError(f"{path}: no such {kind}; {MANUAL_DOWNLOAD}")
-        rows = []
-        for cells in read_csv(table, columns=("filename", "split", "digit"), unique="filename"):
-            path = resolve_inside(audio, cells["filename"], cells, "filename")
-            if not re.fullmatch(r"[a-z]\w*", cells["split"], re.ASCII):
-                raise cells.fail("split", "the name of a split, such as train or test")
-            if not re.fullmatch("[0-9]", cells["digit"]):
-                raise cells.fail("digit", "one of 0 to 9")
-            word = DIGITS[int(cells["digit"])]
-            rows.append(
-                SourceRow(
-                    id=cells["filename"],
-                    audio=AudioFile(path),
-                    captions=(word,),
-                    labels=(word,),
-                    split=cells["split"],
-                    licence="CC-BY-SA-4.0",
-                    source=f"recordings/{cells['filename']}",
-                )
-            )
+        for path in (Path(self.root), Path(self.root) / "recordings"):
+            if not path.is_dir():
+                raise UserError(f"{path}: no such folder; {GET}")
+        rows = [_make_row(*found) for found in self._find()]
+        if not rows:
+            raise UserError(f"{self.root}/recordings: no recordings are there; {GET}")
         return Source(rows=rows, class_names=DIGITS, signature=digest_rows(rows))
+
+    def _find(self) -> Iterator[tuple[Path, str, str]]:
+        """Path, split and digit of every recording."""
+        folder, table = Path(self.root) / "recordings", Path(self.root) / "metadata.csv"
+        if not table.is_file():
+            for path in sorted(folder.glob("*.wav")):
+                if found := re.fullmatch(r"([0-9])_\w+_([0-9]{1,4})\.wav", path.name):
+                    yield path, "test" if int(found[2]) < 5 else "train", found[1]
+            return
+        for row in read_csv(table, columns=("filename", "split", "digit"), unique="filename"):
+            path = resolve_inside(folder, row["filename"], row, "filename")
+            if not re.fullmatch(r"[a-z]\w*", row["split"], re.ASCII):
+                raise row.fail("split", "the name of a split, such as train or test")
+            if not re.fullmatch("[0-9]", row["digit"]):
+                raise row.fail("digit", "one of 0 to 9")
+            yield path, row["split"], row["digit"]
+
+
+def _make_row(path: Path, split: str, digit: str) -> SourceRow:
+    word = (DIGITS[int(digit)],)
+    source, licence = f"recordings/{path.name}", "CC-BY-SA-4.0"
+    return SourceRow(
+        id=path.name,
+        audio=AudioFile(path),
+        captions=word,
+        labels=word,
+        split=split,
+        licence=licence,
+        source=source,
+    )

@@ -75,15 +75,21 @@ def test_broken_takes_are_counted_and_named(make_fsdd, tmp_path):
     }
 
 
-@pytest.mark.parametrize("missing", ["", "recordings", "metadata.csv"])
-def test_a_missing_folder_or_table_says_what_is_expected(make_fsdd, tmp_path, missing):
+@pytest.mark.parametrize("missing", ["", "recordings"])
+def test_a_missing_folder_says_what_is_expected(make_fsdd, tmp_path, missing):
     root = make_fsdd()
-    if missing.endswith("csv"):
-        (root / missing).unlink()
-    else:
-        shutil.rmtree(root / missing)
-    with pytest.raises(UserError, match=r"no such (folder|file); expected recordings/ with .*metadata\.csv"):
+    shutil.rmtree(root / missing)
+    with pytest.raises(UserError, match=r"no such folder; expected recordings/ with "):
         open_fsdd(root, tmp_path)
+
+
+def test_names_of_files_say_what_the_table_says(real_data_dir, tmp_path):
+    (tmp_path / "recordings").symlink_to(real_data_dir / "fsdd" / "recordings")
+    by_name = FsddConfig(root=str(tmp_path)).read().rows
+    by_table = FsddConfig(root=str(real_data_dir / "fsdd")).read().rows
+    assert [(row.id, row.split, row.labels) for row in by_name] == [
+        (row.id, row.split, row.labels) for row in by_table
+    ]
 
 
 @pytest.mark.parametrize("column", ["filename", "split", "digit"])
