@@ -98,6 +98,7 @@ def _find_or_build(dataset: DatasetConfig, config: DataConfig, stored_hz: int, b
         return folder
     folder = home / hashlib.sha256(source.signature.encode()).hexdigest()[:12]
     if not is_complete(folder):
+        _check_splits(config, dataset, source)  # before a build that may take hours
         try:
             home.mkdir(parents=True, exist_ok=True)
             with _lock(home / "lock"):
@@ -108,6 +109,22 @@ def _find_or_build(dataset: DatasetConfig, config: DataConfig, stored_hz: int, b
         except OSError as error:
             raise UserError(f"cannot prepare data in {home}: {error}; choose another cache_dir") from error
     return folder
+
+
+def _check_splits(config: DataConfig, dataset: DatasetConfig, source: Source) -> None:
+    """Raises UserError where a split that the config names is none of the data set's."""
+    known = {row.split for row in source.rows}
+    users = (
+        [part for part in config.dataset.parts if part.dataset == dataset]
+        if isinstance(config.dataset, MixtureConfig)
+        else [config]
+    )
+    for user in users:
+        for name in f"{user.train_split}+{user.eval_split}".split("+"):
+            if name.strip() not in known:
+                raise UserError(
+                    f"there is no split {name.strip()!r}; the data set has {', '.join(sorted(known))}"
+                )
 
 
 def _snake_case(title: str) -> str:
