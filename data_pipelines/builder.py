@@ -57,7 +57,7 @@ class CaptionedAudioBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_re
     """
 
     VERSION = tfds.core.Version(f"{FORMAT}.0.0")
-    BUILDER_CONFIGS: ClassVar = [CaptionedAudioConfig(name="default")]
+    BUILDER_CONFIGS: ClassVar = [CaptionedAudioConfig(name="manual_dir")]
     """The usual settings, of the files in TFDS's ``manual_dir``."""
     KIND: ClassVar[type[DatasetConfig]]
     """The data set."""

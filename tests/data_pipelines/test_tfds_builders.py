@@ -40,5 +40,5 @@ def test_the_command_of_tfds(make_fsdd, tmp_path):
     command += ["--manual_dir", make_fsdd(), "--data_dir", tmp_path / "out"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=300)
-    (folder,) = (tmp_path / "out" / "fsdd" / "default").iterdir()
+    (folder,) = (tmp_path / "out" / "fsdd" / "manual_dir").iterdir()
     assert len(tfds.builder_from_directory(folder).as_data_source("test")) == 10
