@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,19 +24,20 @@ from alm_jax.cli.export_part import export_part
 from alm_jax.errors import AlmError, UserError
 from alm_jax.interop.clap import compare_with_transformers, export_clap
 from alm_jax.interop.folder import CONFIG as HUB_CONFIG
-from alm_jax.interop.folder import ImportedModel, export_model, read_fields, writable
+from alm_jax.interop.folder import export_model, read_fields, writable
 from alm_jax.interop.format import Format
 from alm_jax.interop.formats import FORMATS
 from alm_jax.interop.model_card import write_model_card
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives import ContrastiveConfig
 from alm_jax.run.config_json import to_json
-from alm_jax.run.load import load_run
-from alm_jax.run.model_folder import ORIGINAL, is_model_folder, load_model_folder
+from alm_jax.run.load import load_model, load_run, split_step
+from alm_jax.run.model_folder import ORIGINAL, is_model_folder
 from alm_jax.run.programs import export_programs
 from alm_jax.run.session import Session, enable_compilation_cache, restore_run
 from alm_jax.run.workdir import EVALUATION, TOKENIZER
-from alm_jax.training.checkpoint import PACKAGES
+from alm_jax.training.checkpoint_writer import PACKAGES
+from alm_jax.types import PyTree
 
 NUM_COMPARED = 4
 """Recordings of the evaluation split on which the export is compared with PyTorch."""
@@ -58,8 +60,7 @@ def run(args: Sequence[str]) -> None:
     parser = Parser("export", "Write a trained or imported model in another library's format.")
     parser.add_argument(
         "source",
-        type=Path,
-        help="the folder of an `alm pretrain` run (its newest checkpoint) or of `alm import`",
+        help="the folder of an `alm pretrain` run (its newest checkpoint, or RUN@STEP) or of `alm import`",
     )
     parser.add_argument(
         "--format",
@@ -82,51 +83,62 @@ def run(args: Sequence[str]) -> None:
         case True, "transformers":
             export_imported(own.source, own.out)
         case True, "stablehlo":
-            model = load_model_folder(own.source)
-            export_programs(model.config, model.variables, own.out)
+            loaded = load_model(own.source)
+            export_programs(loaded.config, loaded.variables, own.out)
             report_written(own.out)
         case False, "transformers" if own.part or not isinstance(
             load_run(own.source).objective, ContrastiveConfig
         ):
             layout = export_part(own.source, own.part or "", own.out)
-            shutil.copyfile(own.source / TOKENIZER, own.out / TOKENIZER)
+            copy_tokenizer(own.source, own.out)
             report_written(own.out, f" ({layout.name})")
         case False, "transformers":
             export_run(own.source, own.out, licence=own.licence)
         case False, "stablehlo":
-            session, state = restore_run(own.source)
-            variables = jax.device_get(session.model_variables(state))
-            export_programs(session.model, variables, own.out)
-            shutil.copyfile(own.source / TOKENIZER, own.out / TOKENIZER)
+            loaded = load_model(own.source)
+            export_programs(loaded.config, loaded.variables, own.out)
+            copy_tokenizer(own.source, own.out)
             report_written(own.out)
 
 
-def export_imported(folder: Path, out: Path) -> None:
+def copy_tokenizer(source: str, out: Path) -> None:
+    """Puts a run's tokenizer beside what was exported of it."""
+    shutil.copyfile(split_step(source)[0] / TOKENIZER, out / TOKENIZER)
+
+
+def export_imported(source: str, out: Path) -> None:
     """Writes what `alm import` wrote as its class of transformers saves it, with the files that came with it."""
-    model = load_model_folder(folder)
-    original = read_fields(folder / ORIGINAL) if HUB_CONFIG in model.files else None
-    export_model(out, model.config, model.variables, choose_layout(model), original)
+    model = load_model(source)
+    original = read_fields(Path(source) / ORIGINAL) if HUB_CONFIG in model.files else None
+    export_model(
+        out,
+        model.config,
+        model.variables,
+        choose_layout(model.config, model.variables, model.layout),
+        original,
+    )
     for name, path in model.files.items():
         if name != HUB_CONFIG:
             shutil.copyfile(path, out / name)
     report_written(out)
 
 
-def choose_layout(model: ImportedModel) -> Format:
+def choose_layout(config: Any, variables: PyTree, layout: Format | None) -> Format:
     """The format that a model came in, or the first of transformers that holds it. Raises UserError for none."""
-    if model.layout.name in writable(model.config):
-        return model.layout
-    if isinstance(model.config, TwoTowersConfig):
+    assert layout is not None
+    if layout.name in writable(config):
+        return layout
+    if isinstance(config, TwoTowersConfig):
         raise UserError(
-            f"{model.layout.name} was read from an archive, and ClapModel with its feature extractor is not the same "
+            f"{layout.name} was read from an archive, and ClapModel with its feature extractor is not the same "
             "model; `--format stablehlo` writes it as programs, with its own front-end"
         )
-    ours = {tuple(step.key for step in path) for path, _ in jax.tree.leaves_with_path(model.variables)}
-    for name in writable(model.config):
-        if {entry.path for entry in FORMATS[name].entries(model.config)} == ours:
+    ours = {tuple(step.key for step in path) for path, _ in jax.tree.leaves_with_path(variables)}
+    for name in writable(config):
+        if {entry.path for entry in FORMATS[name].entries(config)} == ours:
             return FORMATS[name]
     raise UserError(
-        f"{model.layout.name} was read from an archive, and transformers has no class for it; `--format stablehlo` "
+        f"{layout.name} was read from an archive, and transformers has no class for it; `--format stablehlo` "
         "writes it as a program"
     )
 
@@ -138,7 +150,7 @@ def report_written(out: Path, what: str = "") -> None:
     )
 
 
-def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
+def export_run(source: str, out: Path, *, licence: str) -> float | None:
     """Exports a run for ``transformers.ClapModel``.
 
     Returns the largest difference of logits between PyTorch and this project on real recordings, or None
@@ -146,7 +158,8 @@ def export_run(workdir: Path, out: Path, *, licence: str) -> float | None:
     """
     enable_compilation_cache()
     console = Console(file=sys.stdout, highlight=False, markup=False)
-    session, state = restore_run(workdir)
+    session, state = restore_run(source)
+    workdir = split_step(source)[0]
     variables = jax.device_get(session.model_variables(state))
 
     def write(export_error: float | None) -> None:

@@ -15,11 +15,11 @@ from alm_jax.interop.folder import export_model
 from alm_jax.interop.format import Format, variables_to_arrays
 from alm_jax.interop.formats import FORMATS
 from alm_jax.interop.safetensors_io import write_weights
-from alm_jax.run.load import load_run, read_run_variables
+from alm_jax.run.load import load_model
 from alm_jax.types import PyTree
 
 
-def read_part(workdir: Path, part: str) -> tuple[Any, dict[str, PyTree]]:
+def read_part(source: str, part: str) -> tuple[Any, dict[str, PyTree]]:
     """Config and variables of a run's model, or of the part of it whose config and parameters go by one name.
 
     Args:
@@ -28,8 +28,8 @@ def read_part(workdir: Path, part: str) -> tuple[Any, dict[str, PyTree]]:
     Raises:
         UserError: there is no run, or no such part.
     """
-    model = load_run(workdir).objective.model
-    variables = read_run_variables(workdir)
+    loaded = load_model(source)
+    model, variables = loaded.config, loaded.variables
     if not part:
         return model, variables
     names = [name for name in variables["params"] if hasattr(model, name)]
@@ -60,12 +60,12 @@ def layout_of(config: Any, variables: PyTree) -> Format:
     )
 
 
-def export_part(workdir: Path, part: str, out: Path) -> Format:
+def export_part(source: str, part: str, out: Path) -> Format:
     """Writes a run's model, or a part of it, into ``out``. Returns the layout that it is written in.
 
     Raises UserError where no published layout holds it.
     """
-    config, variables = read_part(workdir, part)
+    config, variables = read_part(source, part)
     layout = layout_of(config, variables)
     if layout.write_config is not None and not layout.ignored:
         export_model(out, config, variables, layout)

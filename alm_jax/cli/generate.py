@@ -28,15 +28,14 @@ from alm_jax.models.generation import Beam, Greedy, Sample, Strategy, generate
 from alm_jax.models.qwen2_audio import Qwen2AudioConfig, expand_audio_tokens
 from alm_jax.objectives import LanguageModelingConfig, build_objective
 from alm_jax.ops.frontends import ClipSpec, WhisperSpec, compute_features
-from alm_jax.run.load import is_run_folder, load_run, read_run_variables
-from alm_jax.run.model_folder import is_model_folder, load_model_folder
+from alm_jax.run.load import Model, load_model
 from alm_jax.run.session import enable_compilation_cache
 from alm_jax.run.workdir import TOKENIZER
 from alm_jax.training import sharding
 from alm_jax.training.mesh import MeshConfig, build_mesh
 from data_pipelines.decode import float_to_pcm, read_audio
 from data_pipelines.prompts import answer_end_id, encode_prompts
-from data_pipelines.text import load_tokenizer, pad_id
+from data_pipelines.text import pad_id
 
 MAX_NEW_TOKENS = 256
 """Of an imported model, where --max-new-tokens says nothing."""
@@ -76,8 +75,7 @@ def run(args: Sequence[str]) -> None:
     parser = Parser("generate", "Write text about recordings with a trained model.")
     parser.add_argument(
         "checkpoint",
-        type=Path,
-        help="a run folder of two heads, or a folder of `alm import` with Qwen2-Audio",
+        help="a run folder of two heads (RUN@STEP for one of its steps), or an imported Qwen2-Audio",
     )
     parser.add_argument("--audio", type=Path, nargs="+", required=True, help="recordings; one answer each")
     parser.add_argument("--prompt", help="the question; by default the first that the run's config asks")
@@ -127,7 +125,7 @@ def choose_strategy(
     return Beam(num_beams=beams)
 
 
-def answer(checkpoint: Path, request: Request) -> list[Answer]:
+def answer(checkpoint: str | Path, request: Request) -> list[Answer]:
     """What the model writes of each recording.
 
     Raises:
@@ -135,26 +133,22 @@ def answer(checkpoint: Path, request: Request) -> list[Answer]:
             too long for it.
         DataError: a recording cannot be read.
     """
-    if not checkpoint.is_dir():
-        raise UserError(f"{checkpoint}: no such folder; expected one of `alm pretrain` or `alm import`")
-    if is_model_folder(checkpoint):
-        return _answer_imported(checkpoint, request)
-    if is_run_folder(checkpoint):
-        return _answer_run(checkpoint, request)
-    raise UserError(
-        f"{checkpoint} holds neither a run with checkpoints (a --workdir of `alm pretrain`) nor an imported model"
-    )
+    model = load_model(checkpoint)
+    return _answer_imported(model, request) if model.experiment is None else _answer_run(model, request)
 
 
-def _answer_run(workdir: Path, request: Request) -> list[Answer]:
-    config = load_run(workdir)
+def _answer_run(loaded: Model, request: Request) -> list[Answer]:
+    config, source = loaded.experiment, loaded.provenance.source
+    assert config is not None
     objective, prompt = config.objective, config.data.prompt
     if not isinstance(objective, LanguageModelingConfig) or prompt is None:
         raise UserError(
-            f"{workdir} trained a {type(objective).__name__}, which writes no text; `alm generate` takes a run of a "
+            f"{source} trained a {type(objective).__name__}, which writes no text; `alm generate` takes a run of a "
             "LanguageModelingConfig"
         )
-    model, tokenizer = objective.model, load_tokenizer(workdir / TOKENIZER)
+    model, tokenizer = objective.model, loaded.tokenizer
+    if tokenizer is None:
+        raise UserError(f"{source} has no {TOKENIZER}; copy it from where the run trained")
     rate_hz = model.frontend.sample_rate_hz
     question = prompt.questions[0] if request.prompt is None else request.prompt
     count = len(request.audio)
@@ -169,7 +163,7 @@ def _answer_run(workdir: Path, request: Request) -> list[Answer]:
         contract.AUDIO_POSITION: position,
     }
     enable_compilation_cache()
-    variables = cut(read_run_variables(workdir), build_objective(objective).axes())
+    variables = cut(loaded.variables, build_objective(objective).axes())
     end_id = answer_end_id(tokenizer, prompt.template)
     written = write_answers(
         model,
@@ -184,19 +178,17 @@ def _answer_run(workdir: Path, request: Request) -> list[Answer]:
     return decode(tokenizer, written, end_id, request.audio, question)
 
 
-def _answer_imported(folder: Path, request: Request) -> list[Answer]:
-    model = load_model_folder(folder)
-    config, tokenizer_path = model.config, model.files.get(TOKENIZER)
+def _answer_imported(model: Model, request: Request) -> list[Answer]:
+    config, tokenizer, source = model.config, model.tokenizer, model.provenance.source
     if not isinstance(config, Qwen2AudioConfig):
         raise UserError(
-            f"{folder} is a {model.layout.name}, which does not write of recordings; `alm generate` takes Qwen2-Audio, "
-            "or a run folder of two heads"
+            f"{source} is a {type(config).__name__}, which does not write of recordings; `alm generate` takes "
+            "Qwen2-Audio, or a run folder of two heads"
         )
-    if tokenizer_path is None:
-        raise UserError(f"{folder} has no original/{TOKENIZER}; put the one that came with the model there")
+    if tokenizer is None:
+        raise UserError(f"{source} has no {TOKENIZER}; put the one that came with the model there")
     if request.prompt is None:
         raise UserError("an imported model has no question of its own; give one by --prompt")
-    tokenizer = load_tokenizer(tokenizer_path)
     spec = WhisperSpec(
         num_mels=config.encoder.num_mels,
         clip=ClipSpec(clip_sec=config.encoder.max_positions / 50, pad="zero"),

@@ -17,16 +17,13 @@ from alm_jax.encoders.family import Family
 from alm_jax.encoders.tower import LONGEST_TEXT, text_limits
 from alm_jax.errors import DataError, UserError
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
-from alm_jax.interop.folder import ImportedModel, import_model
-from alm_jax.interop.safetensors_io import cast_floats
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.models.zoo import family_of
-from alm_jax.run.model_folder import is_model_folder, load_model_folder
+from alm_jax.run.load import cast_variables, load_model
+from alm_jax.run.workdir import TOKENIZER
 from alm_jax.types import PyTree
 from data_pipelines.decode import read_audio
-from data_pipelines.text import encode, load_tokenizer
-
-_TOKENIZER = "tokenizer.json"
+from data_pipelines.text import encode
 
 
 def from_pretrained(
@@ -39,32 +36,27 @@ def from_pretrained(
     >>> similarity = audio @ model.embed_text(["a dog barking", "rain"]).T  # doctest: +SKIP
 
     Args:
-        source: a folder of ``alm export``, ``alm import`` or transformers' ``save_pretrained``, an archive of
-            ``torch.save``, or an id of the Hugging Face Hub.
+        source: a run folder of two towers (``RUN@STEP`` for one of its steps), a folder of ``alm export``,
+            ``alm import`` or transformers' ``save_pretrained``, an archive of ``torch.save``, or an id of the Hugging
+            Face Hub.
         dtype: of every float array; None leaves each what the file has. Two towers are always float32.
 
     Raises UserError where it is not such a model, with what is missing or does not fit.
     """
-    model = load_model_folder(source) if is_model_folder(source) else import_model(source, dtype=dtype)
-    tokenizer_path = model.files.get(_TOKENIZER)
-    tokenizer = None if tokenizer_path is None else load_tokenizer(tokenizer_path)
+    model = load_model(source, dtype=dtype)
     if not isinstance(model.config, TwoTowersConfig):
-        return PretrainedEncoder(model.config, _cast(model, dtype), tokenizer)
-    if tokenizer is None:
+        if model.experiment is not None:
+            raise UserError(
+                f"{source} is a run of a {type(model.config).__name__}, which is neither two towers nor a model of the "
+                "zoo; `alm export --part` writes a part of it that is"
+            )
+        return PretrainedEncoder(model.config, model.variables, model.tokenizer)
+    if model.tokenizer is None:
         raise UserError(
-            f"{source} has no {_TOKENIZER}, and two towers read texts; put the one that the model was trained with "
+            f"{source} has no {TOKENIZER}, and two towers read texts; put the one that the model was trained with "
             "into the folder (for an archive: into original/ of the folder that `alm import` writes)"
         )
-    return PretrainedTwoTowers(model.config, _cast(model, "float32"), tokenizer)
-
-
-def _cast(model: ImportedModel, dtype: str | None) -> PyTree:
-    """The variables with floats in ``dtype``."""
-    if dtype is None:
-        return model.variables
-    leaves, structure = jax.tree.flatten(model.variables)
-    cast = cast_floats({str(i): leaf for i, leaf in enumerate(leaves)}, dtype)
-    return jax.tree.unflatten(structure, cast.values())
+    return PretrainedTwoTowers(model.config, cast_variables(model.variables, "float32"), model.tokenizer)
 
 
 class PretrainedEncoder:

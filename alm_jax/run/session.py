@@ -21,12 +21,12 @@ from alm_jax.objectives.masked_text import MASK_TOKENS
 from alm_jax.objectives.objective import DataFacts, TrainingData
 from alm_jax.run.config_json import to_json
 from alm_jax.run.experiment import ExperimentConfig
-from alm_jax.run.load import load_run
+from alm_jax.run.load import find_step, load_run, open_run, split_step
 from alm_jax.run.workdir import CHECKPOINTS
 from alm_jax.training import mesh as meshes
 from alm_jax.training import sharding
 from alm_jax.training.build import build_parallel, check_parallelism
-from alm_jax.training.checkpoint import Checkpoints
+from alm_jax.training.checkpoint_writer import CheckpointWriter
 from alm_jax.training.lora import add_adapters
 from alm_jax.training.state import TrainState
 from data_pipelines.pipeline import eval_batches, train_batches
@@ -93,9 +93,9 @@ class Session:
             "class_names": list(self.data.class_names),
         }
 
-    def checkpoints(self, workdir: Path) -> Checkpoints:
-        """The run's checkpoints."""
-        return Checkpoints(
+    def checkpoints(self, workdir: Path) -> CheckpointWriter:
+        """The run's checkpoints, for the process that holds its lock."""
+        return CheckpointWriter(
             workdir / CHECKPOINTS, keep=self.config.training.keep_checkpoints, manifest=self.manifest()
         )
 
@@ -159,20 +159,22 @@ def facts_of(config: ExperimentConfig, data: Prepared, *, eval_batch_size: int) 
     )
 
 
-def restore_run(workdir: Path) -> tuple[Session, TrainState]:
-    """A run folder's session and its newest good state, on the devices that are here.
+def restore_run(source: str | Path) -> tuple[Session, TrainState]:
+    """The session of a run and its state at ``RUN@STEP``, or its newest good one, on the devices that are here.
 
     Raises UserError where there is no run, DataError where no checkpoint can be read.
     """
-    config = load_run(workdir)
+    config = load_run(source)
     # Where a run trained says nothing about where it is measured.
     here = dataclasses.replace(
         config.training, mesh=type(config.training.mesh)(), parallelism="jit", num_microbatches=1
     )
     session = Session(dataclasses.replace(config, training=here))
-    checkpoints = session.checkpoints(workdir)
-    state = checkpoints.restore_latest(session.parallel.abstract())
-    checkpoints.close()
+    folder, step = split_step(source)
+    checkpoints, abstract = open_run(folder), session.parallel.abstract()
+    if step is not None:
+        return session, checkpoints.restore(find_step(folder, checkpoints, step), abstract)
+    state = checkpoints.restore_newest(abstract)
     assert state is not None, "load_run has found a checkpoint"
     return session, state
 

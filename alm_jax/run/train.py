@@ -11,14 +11,12 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 from alm_jax.errors import UserError
-from alm_jax.interop.folder import import_model
 from alm_jax.run import workdir as run_folder
 from alm_jax.run.config_json import to_json
 from alm_jax.run.experiment import ExperimentConfig, read_experiment
-from alm_jax.run.load import is_run_folder, read_run_variables
-from alm_jax.run.model_folder import is_model_folder, load_model_folder
+from alm_jax.run.load import load_model
 from alm_jax.run.session import Session, check_processes_agree, enable_compilation_cache
-from alm_jax.training.checkpoint import Checkpoints
+from alm_jax.training.checkpoint_writer import CheckpointWriter
 from alm_jax.training.initialise import InitFromConfig, take_from
 from alm_jax.training.loop import Loop
 from alm_jax.training.metrics import MetricsWriter
@@ -134,10 +132,12 @@ def _pretrain(config: ExperimentConfig, workdir: Path, evaluation: Evaluation, *
     return results[-1]
 
 
-def restore_or_init(session: Session, checkpoints: Checkpoints, console: Console) -> tuple[TrainState, int]:
+def restore_or_init(
+    session: Session, checkpoints: CheckpointWriter, console: Console
+) -> tuple[TrainState, int]:
     """The state to go on from, placed for training, and its step; says what a new run takes from elsewhere."""
     parallel = session.parallel
-    restored = checkpoints.restore_latest(parallel.abstract())
+    restored = checkpoints.restore_newest(parallel.abstract())
     if restored is None:
         return initialise(session, console), 0
     step = int(restored.step)
@@ -172,7 +172,7 @@ def initialise(session: Session, console: Console) -> TrainState:
         return state
     state = parallel.unplaced(state)
     for source in session.config.init_from:
-        state, said = take_from(state, read_variables(source.source), source)
+        state, said = take_from(state, load_model(source.source).variables, source)
         console.print(f"init_from: {said}", highlight=False, markup=False, soft_wrap=True)
     if fit is not None:
         fitted = fit(session.replicate(state.variables), session.facts, session.training_data())
@@ -184,14 +184,6 @@ def initialise(session: Session, console: Console) -> TrainState:
             state, _ = take_from(state, {"params": params}, source)
             console.print(f"from the data: {fitted.message}", highlight=False, markup=False, soft_wrap=True)
     return parallel.place(state)
-
-
-def read_variables(source: str) -> dict[str, Any]:
-    """The variables of a run folder, of a folder that ``alm import`` wrote, or of anything that it reads."""
-    if is_run_folder(source):
-        return read_run_variables(source)
-    model = load_model_folder(source) if is_model_folder(source) else import_model(source)
-    return dict(model.variables)
 
 
 def describe(session: Session, num_train: int) -> str:

@@ -15,6 +15,7 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation.json"
 TOKENIZER = "tokenizer.json"
+METRICS = "metrics.jsonl"
 
 RESUMABLE = (
     "evaluation",

@@ -1,19 +1,30 @@
-"""Checkpoints: Orbax's atomic, asynchronous commits, and the integrity that Orbax leaves to its users.
+"""Checkpoints: their layout, their integrity, and reading them, which changes nothing.
 
-Orbax detects neither a flipped bit in an array nor a change of dtype. So each checkpoint carries the shape,
-dtype and checksum of every array; a restore verifies them and falls back, aloud, to the last step that is good.
-The checksum is computed on the devices and does not depend on how the arrays are cut over them.
+Orbax commits atomically, but detects neither a flipped bit in an array nor a change of dtype. So each checkpoint has a
+manifest with the shape, dtype and checksum of every array and a checksum of its own; a restore verifies them and
+falls back, with a warning, to the newest step that is good. The checksums are computed on the devices and do not depend
+on how arrays are cut over them. `alm_jax.training.checkpoint_writer` has the writing, for the one process that holds a
+run's lock.
 """
 
+import contextlib
+import gc
+import hashlib
 import json
 import logging
+import re
 import shutil
-from importlib import metadata
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
@@ -21,11 +32,25 @@ from alm_jax.errors import AlmError, DataError, UserError
 from alm_jax.training.state import TrainState
 from alm_jax.types import PyTree
 
-FORMAT = 1
-"""Version of the layout below; a reader of another version refuses."""
-PACKAGES = ("alm_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+FORMAT = 2
+"""Version of the layout that is written; version 1 had no checksum of the manifest, and is read too."""
+READABLE = (1, FORMAT)
+CHECKSUM = "checksum"
+"""Key of the manifest for the SHA-256 of the rest of it."""
+RETRY_WAITS_SEC = (0.2, 1.0, 3.0)
+"""Waits before a file that could not be read is tried again: a fault of a file system is often a passing one."""
+BLOCK_BYTES = 2**24
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class ReadError(DataError):
+    """The file system refused to give the bytes of a checkpoint: whether they are good is not known."""
+
+
+class _Gone(Exception):
+    """A checkpoint was deleted while it was read, as the oldest of a running run are."""
 
 
 def as_tree(state: TrainState) -> dict[str, PyTree]:
@@ -71,6 +96,12 @@ def describe_arrays(tree: PyTree, *, with_checksums: bool) -> dict[str, dict[str
     return table
 
 
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their paths, as a manifest names them."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(_part(part) for part in path): leaf for path, leaf in leaves}
+
+
 def _part(part: Any) -> str:
     return str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part))))
 
@@ -97,131 +128,265 @@ def check_same_arrays(
         )
 
 
+def host_checksum(x: np.ndarray) -> int:
+    """`checksum` of an array in host memory, by NumPy alone."""
+    width = {1: np.uint8, 2: np.uint16}.get(x.dtype.itemsize, np.uint32)
+    words = np.ascontiguousarray(x).reshape(-1).view(width)
+    total = 0
+    for start in range(0, len(words), BLOCK_BYTES):
+        block = words[start : start + BLOCK_BYTES].astype(np.uint64)
+        index = np.arange(start, start + len(block), dtype=np.uint64)
+        # Products of 32-bit words and sums of them wrap at 2^64, which keeps them right modulo 2^32.
+        total += int(np.sum(block * ((2 * index + 1) % 2**32), dtype=np.uint64))
+    return total % 2**32
+
+
+def seal(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the checksum of itself."""
+    return manifest | {CHECKSUM: _digest(manifest)}
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 class Checkpoints:
-    """The checkpoints of one run, in ``folder``."""
+    """The checkpoints of a run, in ``folder``, for reading. Nothing in the folder is changed."""
 
-    def __init__(self, folder: Path, *, keep: int, manifest: dict[str, Any] | None = None):
-        """``manifest``: what each checkpoint states of the run (resolved config, data fingerprint)."""
+    def __init__(self, folder: Path):
         self.folder = folder
-        self._manifest = manifest or {}
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True
-            ),
-            item_names=("state", "manifest"),
-        )
-
-    def save(self, state: TrainState, *, wait: bool = False) -> None:
-        """Starts writing ``state`` in the background; with ``wait``, returns once it is committed.
-
-        Raises AlmError where this save, or an earlier one in the background, failed; the checkpoints
-        committed before stay as they are.
-        """
-        tree = as_tree(state)
-        step = int(state.step)
-        if step in self._manager.all_steps():
-            return
-        manifest = self._manifest | {
-            "format": FORMAT,
-            "step": step,
-            "versions": {name: metadata.version(name) for name in PACKAGES},
-            "arrays": describe_arrays(tree, with_checksums=True),
-        }
-        try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(tree), manifest=ocp.args.JsonSave(manifest)
-                ),
-            )
-            if wait:
-                self.wait()
-        except (OSError, ValueError) as error:
-            raise AlmError(self._explain(error, tree)) from error
-
-    def wait(self) -> None:
-        """Returns once every save is committed; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
-
-    def _explain(self, error: Exception, tree: PyTree) -> str:
-        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-        free = shutil.disk_usage(self.folder).free
-        return (
-            f"a checkpoint could not be written to {self.folder}: {error}. It takes about {needed / 1e6:.0f} MB "
-            f"and {free / 1e6:.0f} MB are free there; the checkpoints before it are intact"
-        )
+        self._alias: Path | None = None
 
     def steps(self) -> list[int]:
-        """Committed steps, oldest first."""
-        return sorted(self._manager.all_steps())
+        """Committed steps, oldest first; empty where there is no folder. Raises ReadError where it cannot be read."""
+        return _retried(self.folder, self._steps)
+
+    def _steps(self) -> list[int]:
+        try:
+            return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def manifest(self, step: int) -> dict[str, Any]:
-        """What the checkpoint of ``step`` states of itself. Raises DataError where it cannot be read."""
-        path = self.folder / str(step) / "manifest" / "metadata"
+        """What the checkpoint of ``step`` states of itself.
+
+        Raises DataError where it is damaged, ReadError where it cannot be read, UserError where it is of another
+        version.
+        """
+        where = self.folder / str(step)
+        path = where / "manifest" / "metadata"
         try:
-            manifest = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"the manifest of checkpoint {path.parents[1]} cannot be read: {error}"
-            ) from error
-        if manifest.get("format") != FORMAT:
+            content = _retried(path, path.read_bytes)
+        except FileNotFoundError as error:
+            if not where.exists():
+                raise _Gone from error
+            raise DataError(f"checkpoint {where} is damaged: it has no manifest") from error
+        try:
+            manifest = json.loads(content)
+            found, has_checksum = manifest.get("format"), CHECKSUM in manifest
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"checkpoint {where} is damaged: its manifest is no JSON object") from error
+        if (has_checksum or found == FORMAT) and manifest.get(CHECKSUM) != _digest(manifest):
+            raise DataError(f"checkpoint {where} is damaged: the checksum of its manifest differs")
+        if found not in READABLE:
             raise UserError(
-                f"checkpoint {path.parents[1]} has format {manifest.get('format')}, this version reads {FORMAT}"
+                f"checkpoint {where} has format {found}, this version reads {FORMAT} and older: install the version "
+                "of alm_jax that wrote it"
             )
+        if not {"arrays", "config"} <= manifest.keys() and found == 1:
+            raise DataError(f"checkpoint {where} is damaged: its manifest lacks fields")
         return manifest
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state saved at ``step``, laid out as ``abstract`` says.
 
         Raises UserError where names, shapes or dtypes differ, DataError where the bytes on disk are not
-        those that were saved.
+        those that were saved, ReadError where they cannot be read.
         """
         where = f"checkpoint {self.folder / str(step)}"
         saved = self.manifest(step)["arrays"]
         wanted = as_tree(abstract)
         check_same_arrays(saved, describe_arrays(wanted, with_checksums=False), where)
-        try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-            )
-        # Orbax and tensorstore raise many types for damaged files, all of which mean the same here.
-        except Exception as error:
-            raise DataError(f"{where} cannot be read: {str(error).splitlines()[0][:300]}") from error
-        tree = restored["state"]
+
+        def read(path: Path) -> PyTree:
+            with ocp.StandardCheckpointer() as orbax:
+                return orbax.restore(path / "state", wanted)
+
+        tree = self._read(step, read)
         found = describe_arrays(tree, with_checksums=True)
-        damaged = [name for name in saved if saved[name]["checksum"] != found[name]["checksum"]]
-        if damaged:
-            raise DataError(
-                f"{where} is damaged: the checksums of {len(damaged)} array(s) differ, {damaged[0]} first"
-            )
+        self._check_sums(where, saved, {name: entry["checksum"] for name, entry in found.items()})
         # What has no array was not written: an average that is off, statistics of a model without any.
         return TrainState(
             **{name: tree.get(name, getattr(abstract, name)) for name in abstract.__dataclass_fields__}
         )
 
-    def restore_latest(self, abstract: TrainState) -> TrainState | None:
-        """The newest checkpoint that is whole, or None where there is none at all.
+    def read_arrays(self, step: int, fields: tuple[str, ...]) -> dict[str, Any]:
+        """Some fields of the state of ``step`` as nested dicts of host arrays; those that were not saved are absent.
 
-        A damaged one is reported, set aside under ``damaged-<step>``, and the one before it is tried.
-        Raises DataError where there are checkpoints and all of them are damaged.
+        Raises as `restore` does.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        saved = self.manifest(step)["arrays"]
+        names = [name for name in saved if name.partition("/")[0] in fields]
+        wanted: dict[str, Any] = {}
+        for name in names:
+            *branches, leaf = name.split("/")
+            tree = wanted
+            for branch in branches:
+                tree = tree.setdefault(branch, {})
+            tree[leaf] = jax.ShapeDtypeStruct(saved[name]["shape"], jnp.dtype(saved[name]["dtype"]))
+
+        def read(path: Path) -> PyTree:
+            kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            args = ocp.args.PyTreeRestore(item=wanted, restore_args=kinds, partial_restore=True)
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+                return orbax.restore(path / "state", args=args)
+
+        tree = self._read(step, read)
+        found = {name: host_checksum(leaf) for name, leaf in by_path(tree).items()}
+        self._check_sums(
+            f"checkpoint {self.folder / str(step)}", {name: saved[name] for name in names}, found
+        )
+        return tree
+
+    def read_everything(self, step: int) -> dict[str, np.ndarray]:
+        """Every array of ``step`` by its path, on the host. Raises as `restore` does."""
+        saved = self.manifest(step)["arrays"]
+
+        def read(path: Path) -> PyTree:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+                there = orbax.metadata(path / "state").item_metadata.tree
+                kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), there)
+                return orbax.restore(path / "state", args=ocp.args.PyTreeRestore(restore_args=kinds))
+
+        arrays = by_path(self._read(step, read))
+        found = {name: host_checksum(leaf) for name, leaf in arrays.items()}
+        self._check_sums(f"checkpoint {self.folder / str(step)}", saved, found)
+        return arrays
+
+    def newest(self, read: Callable[[int], T]) -> tuple[T, list[int]] | None:
+        """What ``read`` makes of the newest step that is whole, and the damaged steps after it, newest first.
+
+        None where there is no checkpoint. Raises DataError where there are some and all of them are damaged,
+        ReadError where one cannot be read: an older one in its place would take back training that may be good.
+        """
+        damaged: list[int] = []
+        while steps := [step for step in self.steps() if step not in damaged]:
             try:
-                return self.restore(step, abstract)
+                return read(steps[-1]), damaged
+            except _Gone:
+                continue
+            except ReadError:
+                raise
             except DataError as error:
                 log.warning("%s; falling back to the checkpoint before it", error)
-                if jax.process_index() == 0:
-                    (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
-                self._manager.reload()
-        if steps:
+                damaged.append(steps[-1])
+        if damaged:
             raise DataError(
-                f"none of the checkpoints {steps} in {self.folder} can be read; they are kept as damaged-*"
+                f"none of the checkpoints {sorted(damaged)} in {self.folder} is whole. Nothing was changed: bring one "
+                "of them back from a copy, or start another --workdir"
             )
         return None
 
-    def close(self) -> None:
-        """Waits for what is being written, and lets go of the folder."""
-        self._manager.close()
+    def restore_newest(self, abstract: TrainState) -> TrainState | None:
+        """The newest state that is whole, or None where there is no checkpoint. Raises as `newest` does."""
+        found = self.newest(lambda step: self.restore(step, abstract))
+        return None if found is None else found[0]
+
+    @property
+    def orbax_folder(self) -> Path:
+        """The folder under a name that Orbax takes literally: it searches some of its files by patterns."""
+        absolute = self.folder.absolute()
+        if not re.search(r"[^\w./ -]", str(absolute)):
+            return absolute
+        if self._alias is None:
+            holder = tempfile.mkdtemp(prefix="alm-")
+            self._alias = Path(holder) / "checkpoints"
+            self._alias.symlink_to(absolute)
+            weakref.finalize(self, shutil.rmtree, holder, True)
+        return self._alias
+
+    def _read(self, step: int, read: Callable[[Path], PyTree]) -> PyTree:
+        """What ``read`` makes of the folder of a step, tried again where a file cannot be read."""
+        where = self.folder / str(step)
+        is_retried = False
+        for wait_sec in (*RETRY_WAITS_SEC, None):
+            try:
+                with _quiet_failures():
+                    return read(self.orbax_folder / str(step))
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                raise AlmError(f"checkpoint {where} could not be placed in memory: {error}") from error
+            # Orbax and tensorstore raise many types, so the files themselves say what is wrong.
+            except Exception as error:
+                unread = first_unreadable(where)
+                if isinstance(unread, _Gone):
+                    raise unread from error
+                if unread is None and is_retried:
+                    raise DataError(
+                        f"checkpoint {where} is damaged: {(str(error).splitlines() or [repr(error)])[0][:300]}"
+                    ) from error
+                if unread is not None and wait_sec is None:
+                    raise _read_error(where, unread) from error
+                is_retried = unread is None
+            time.sleep(wait_sec or 0)
+        raise DataError(f"checkpoint {where} is damaged")
+
+    def _check_sums(self, where: str, saved: dict[str, dict[str, Any]], found: dict[str, int]) -> None:
+        damaged = [name for name in saved if saved[name]["checksum"] != found.get(name)]
+        if damaged:
+            raise DataError(
+                f"{where} is damaged: the checksums of {len(damaged)} array(s) differ, {damaged[0]} first"
+            )
+
+
+def first_unreadable(folder: Path) -> Exception | None:
+    """Why a file below ``folder`` cannot be read, None where every byte can be."""
+    try:
+        if not folder.is_dir():
+            return _Gone()
+        for path in sorted(folder.rglob("*")):
+            if not path.is_dir():
+                with path.open("rb", buffering=0) as file:
+                    while file.read(BLOCK_BYTES):
+                        pass
+    except OSError as error:
+        return error if folder.is_dir() else _Gone()
+    return None
+
+
+def _retried(path: Path, read: Callable[[], T]) -> T:
+    """``read()``, tried again after errors of the file system. Raises ReadError, or FileNotFoundError."""
+    for wait_sec in (*RETRY_WAITS_SEC, None):
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if wait_sec is None:
+                raise _read_error(path, error) from error
+            time.sleep(wait_sec)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _read_error(path: Path, error: Exception) -> ReadError:
+    return ReadError(
+        f"{path} cannot be read: {error} (tried {len(RETRY_WAITS_SEC) + 1} times). That is not damage, and nothing was "
+        "changed: see to the file system or its permissions, then run the same command again"
+    )
+
+
+@contextlib.contextmanager
+def _quiet_failures() -> Iterator[None]:
+    """Keeps back what the other readers of a failed restore print when they are collected; the error itself says it."""
+    hook, asyncio_log = sys.unraisablehook, logging.getLogger("asyncio")
+    level = asyncio_log.level
+    sys.unraisablehook = lambda _: None
+    asyncio_log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except Exception:
+        gc.collect()
+        raise
+    finally:
+        sys.unraisablehook = hook
+        asyncio_log.setLevel(level)

@@ -13,7 +13,7 @@ import numpy as np
 from alm_jax import batch as contract
 from alm_jax.errors import AlmError, DataError, PreemptedError
 from alm_jax.figures import Figure
-from alm_jax.training.checkpoint import Checkpoints
+from alm_jax.training.checkpoint_writer import CheckpointWriter
 from alm_jax.training.faults import StopRequest
 from alm_jax.training.mesh import MeshConfig
 from alm_jax.training.metrics import MetricsWriter
@@ -94,7 +94,7 @@ class Loop:
         *,
         workdir: Path,
         parallel: Parallel,
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointWriter,
         writer: MetricsWriter | None,
         progress: TrainingProgress,
         evaluate: Callable[[TrainState], Mapping[str, float]],

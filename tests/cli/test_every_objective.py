@@ -21,7 +21,7 @@ from alm_jax.objectives import (
     ObjectiveConfig,
 )
 from alm_jax.run.experiment import load_config
-from alm_jax.run.load import load_run, read_run_variables
+from alm_jax.run.load import load_model, load_run
 from alm_jax.run.workdir import CHECKPOINTS, EVALUATION
 from alm_jax.training.metrics import METRICS_FILE, read_metrics
 
@@ -106,7 +106,7 @@ def test_a_language_model_of_two_heads_is_exported_as_its_class(trained, tmp_pat
     with torch.no_grad():
         expected = model(torch.as_tensor(ids)).logits
     config = load_run(workdir).objective.model.language_model
-    params = jax.tree.map(jnp.asarray, read_run_variables(workdir)["params"]["language_model"])
+    params = jax.tree.map(jnp.asarray, load_model(workdir).variables["params"]["language_model"])
     logits = apply(family_of(config), config, {"params": params}, jnp.asarray(ids), jnp.ones(ids.shape, bool))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
@@ -116,7 +116,7 @@ def test_a_masked_autoencoder_is_exported_under_its_published_names(trained, tmp
     assert dispatch(["export", str(workdir), "--out", str(out)]) == 0
     assert "(audio_mae)" in capsys.readouterr().out
     arrays = read_weights(out)
-    kernel = read_run_variables(workdir)["params"]["encoder"]["blocks"]["mlp"]["up"]["kernel"]
+    kernel = load_model(workdir).variables["params"]["encoder"]["blocks"]["mlp"]["up"]["kernel"]
     np.testing.assert_array_equal(arrays["blocks.0.mlp.fc1.weight"], kernel[0].T)
 
 

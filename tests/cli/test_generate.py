@@ -14,6 +14,7 @@ from alm_jax.interop.qwen2_audio import QWEN2_AUDIO
 from alm_jax.models import qwen2_audio
 from alm_jax.models.generation import Beam, Greedy, Sample
 from alm_jax.run.experiment import load_config
+from alm_jax.run.load import load_model
 from alm_jax.run.session import Session, restore_run
 from alm_jax.run.workdir import TOKENIZER
 from data_pipelines.config import TokenizerConfig
@@ -116,11 +117,12 @@ def test_mistakes(folder, files, capsys, args, code, words):
 
 def test_what_does_not_write_is_refused(folder, tmp_path, capsys, monkeypatch):
     assert dispatch(["generate", str(tmp_path / "absent"), "--audio", "x.wav"]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert "no such folder or file" in capsys.readouterr().err
     assert dispatch(["generate", str(tmp_path), "--audio", "x.wav"]) == 2
-    assert "neither a run" in capsys.readouterr().err
+    assert "config.json" in capsys.readouterr().err
     other = load_config(HERE / "tiny_config.py")
-    monkeypatch.setattr(generate, "load_run", lambda workdir: other)
+    loaded = dataclasses.replace(load_model(folder / "run"), experiment=other)
+    monkeypatch.setattr(generate, "load_model", lambda source: loaded)
     assert dispatch(["generate", str(folder / "run"), "--audio", "x.wav"]) == 2
     assert "ContrastiveConfig, which writes no text" in capsys.readouterr().err
 

@@ -15,11 +15,11 @@ from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
 from alm_jax.objectives import build_objective
 from alm_jax.run.config_json import to_json
 from alm_jax.run.experiment import load_config
-from alm_jax.run.load import is_run_folder
-from alm_jax.run.train import pretrain, read_variables
+from alm_jax.run.load import is_run_folder, load_model
+from alm_jax.run.train import pretrain
 from alm_jax.run.workdir import CHECKPOINTS
 from alm_jax.training.build import build_parallel
-from alm_jax.training.checkpoint import Checkpoints
+from alm_jax.training.checkpoint_writer import CheckpointWriter
 from alm_jax.training.initialise import InitFromConfig, take_from
 from alm_jax.training.mesh import build_mesh
 
@@ -40,7 +40,7 @@ def save(config, folder, change):
     """A run folder with one checkpoint, of the first state as ``change`` makes it."""
     parallel = start(config)
     manifest = {"config": to_json(config), "data_fingerprint": "", "class_names": []}
-    checkpoints = Checkpoints(folder / CHECKPOINTS, keep=1, manifest=manifest)
+    checkpoints = CheckpointWriter(folder / CHECKPOINTS, keep=1, manifest=manifest)
     state = change(parallel.init())
     checkpoints.save(state, wait=True)
     checkpoints.close()
@@ -56,7 +56,7 @@ def test_a_part_of_a_run_folder_is_taken_averaged_with_its_statistics(tmp_path):
 
     saved = save(TOKENIZER, tmp_path, change)
     assert is_run_folder(tmp_path)
-    variables = read_variables(str(tmp_path))
+    variables = load_model(tmp_path).variables
     learned = dataclasses.replace(
         PREDICTION.objective,
         model=dataclasses.replace(PREDICTION.objective.model, tokenizer=TOKENIZER.objective.model.tokenizer),
@@ -83,7 +83,7 @@ def test_a_part_of_a_run_folder_is_taken_averaged_with_its_statistics(tmp_path):
 def test_a_run_folder_without_a_checkpoint_is_refused(tmp_path):
     (tmp_path / CHECKPOINTS).mkdir()
     with pytest.raises(UserError, match="no finished checkpoint yet"):
-        read_variables(str(tmp_path))
+        load_model(tmp_path)
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_the_iterations_of_beats_are_three_runs(tmp_path, capsys, caplog):
     def train(name, config, *sources):
         evaluation = evaluation_of(config.objective)
         pretrain(dataclasses.replace(config, data=data, init_from=sources), tmp_path / name, evaluation)
-        return read_variables(str(tmp_path / name))
+        return load_model(tmp_path / name).variables
 
     first = train("first", PREDICTION)
     teacher = InitFromConfig(source=str(tmp_path / "first"), part="encoder", into="teacher")

@@ -1,0 +1,165 @@
+"""Writing checkpoints, for the one process of a run that holds its folder: Orbax's atomic, asynchronous commits."""
+
+import logging
+import shutil
+import threading
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from alm_jax.errors import AlmError
+from alm_jax.training.checkpoint import FORMAT, Checkpoints, as_tree, describe_arrays, seal
+from alm_jax.training.state import TrainState
+from alm_jax.types import PyTree
+
+PACKAGES = ("alm_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+TEMPORARY = ".orbax-checkpoint-tmp"
+"""Part of the name of a folder that Orbax has not committed."""
+DELETED = ".deleted"
+"""End of the name of a checkpoint that is being deleted: readers see it whole or not at all."""
+DAMAGED = "damaged-"
+"""Beginning of the name of a checkpoint that was set aside."""
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointWriter(Checkpoints):
+    """The checkpoints of one run, for the run itself. Every process of the run opens it alike."""
+
+    def __init__(self, folder: Path, *, keep: int, manifest: dict[str, Any] | None = None):
+        """Removes what a killed save or deletion left.
+
+        ``keep``: newest checkpoints that stay. ``manifest``: what each states of the run (resolved config, data
+        fingerprint).
+        """
+        super().__init__(folder)
+        self._keep = keep
+        self._manifest = manifest or {}
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+        _sync("checkpoints opened")
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler("state", "manifest"))
+        self._finisher: threading.Thread | None = None
+        self._failure: AlmError | None = None
+
+    def save(self, state: TrainState, *, wait: bool = False) -> None:
+        """Starts writing ``state`` in the background; with ``wait``, returns once it is committed.
+
+        What fails in the background is reported when it fails and affects no later save. Raises AlmError where the
+        save fails before it is in the background, or at all with ``wait``; the checkpoints committed before stay
+        as they are.
+        """
+        self._finish()
+        tree, step = as_tree(state), int(state.step)
+        if step in self.steps():
+            return
+        manifest = self._manifest | {
+            "format": FORMAT,
+            "step": step,
+            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "arrays": describe_arrays(tree, with_checksums=True),
+        }
+        self._failure = None
+        try:
+            self._orbax.save(
+                self.orbax_folder / str(step),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(tree), manifest=ocp.args.JsonSave(seal(manifest))
+                ),
+            )
+        except (OSError, ValueError) as error:
+            raise self._failed(error, tree) from error
+        self._finisher = threading.Thread(
+            target=self._commit, args=(tree, wait), name="checkpoint", daemon=True
+        )
+        self._finisher.start()
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns once the last save is committed. Raises AlmError where it failed."""
+        self._finish()
+        if self._failure is not None:
+            raise self._failure
+
+    def _finish(self) -> None:
+        if self._finisher is not None:
+            self._finisher.join()
+            self._finisher = None
+
+    def _commit(self, tree: PyTree, is_awaited: bool) -> None:
+        """Runs beside training until the save is committed."""
+        try:
+            self._orbax.wait_until_finished()
+        except Exception as error:
+            self._failure = self._failed(error, tree)
+            if not is_awaited:
+                log.warning("%s; training goes on, and the next save tries again", self._failure)
+        else:
+            self._prune()
+
+    def _failed(self, error: Exception, tree: PyTree) -> AlmError:
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        free = shutil.disk_usage(self.folder).free
+        if jax.process_index() == 0:
+            self._remove_leftovers()
+        reason = (str(error).splitlines() or [repr(error)])[0][:300]
+        return AlmError(
+            f"a checkpoint could not be written to {self.folder}: {reason}. It takes about {needed / 1e6:.0f} MB "
+            f"({needed:,} bytes) and {free / 1e6:.0f} MB ({free:,} bytes) were free there; the checkpoints before it "
+            "are intact"
+        )
+
+    def _prune(self) -> None:
+        """Deletes the oldest checkpoints, in a way that no reader takes a half for a whole."""
+        if jax.process_index() != 0:
+            return
+        try:
+            for step in self.steps()[: -self._keep]:
+                doomed = self.folder / f"{step}{DELETED}"
+                (self.folder / str(step)).rename(doomed)
+                shutil.rmtree(doomed)
+        except OSError as error:
+            log.warning("an old checkpoint could not be deleted: %s", error)
+
+    def _remove_leftovers(self) -> None:
+        for path in self.folder.iterdir():
+            if TEMPORARY in path.name or path.name.endswith(DELETED):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def restore_newest(self, abstract: TrainState) -> TrainState | None:
+        """The newest state that is whole; the damaged ones after it are set aside under ``damaged-<step>``.
+
+        None where there is no checkpoint. Raises DataError where all of them are damaged or one cannot be read, and
+        changes nothing then.
+        """
+        found = self.newest(lambda step: self.restore(step, abstract))
+        if found is None:
+            return None
+        state, damaged = found
+        if jax.process_index() == 0:
+            for step in damaged:
+                self._set_aside(step)
+        _sync("damaged checkpoints set aside")
+        return state
+
+    def _set_aside(self, step: int) -> None:
+        names = [f"{DAMAGED}{step}", *(f"{DAMAGED}{step}-{count}" for count in range(2, 1000))]
+        free = next(name for name in names if not (self.folder / name).exists())
+        (self.folder / str(step)).rename(self.folder / free)
+        log.warning("checkpoint %s is kept as %s", step, self.folder / free)
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._finish()
+        self._orbax.close()
+
+
+def _sync(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
