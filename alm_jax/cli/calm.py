@@ -12,12 +12,13 @@ from alm_jax import batch as contract
 from alm_jax.cli.reconstructions import draw_pictures
 from alm_jax.cli.run_page import write_run_page
 from alm_jax.cli.two_towers import evaluation_set
-from alm_jax.evaluation.calm import draw, embed_recordings, embed_texts, measure_masked
+from alm_jax.evaluation.calm import draw
 from alm_jax.evaluation.contrastive import EvaluationResult
 from alm_jax.evaluation.contrastive import evaluate as evaluate_embeddings
 from alm_jax.evaluation.means import split_means
 from alm_jax.evaluation.validation_loss import validation_loss
 from alm_jax.objectives import CalmConfig
+from alm_jax.objectives.calm import OneHead, measure_masked
 from alm_jax.objectives.contrastive_losses import contrastive_loss, init_scalars
 from alm_jax.run.session import Session
 from alm_jax.training import sharding
@@ -30,18 +31,19 @@ def evaluate(session: Session, state: TrainState, split: str) -> EvaluationResul
     ``validation/loss`` is the objective's, of batches of evaluation; ``contrastive/loss`` is one of batches as large as
     training's.
     """
-    config, model = _config(session), session.model
+    config = _config(session)
+    model = OneHead(config)
     variables = session.replicate(session.model_variables(state))
     batches = functools.partial(session.evaluation_batches, split)
 
     def encode_audio(batch: Any) -> np.ndarray:
         keys = (contract.AUDIO, contract.AUDIO_NUM_SAMPLES)
         placed = session.place({key: np.asarray(batch[key]) for key in keys})
-        return sharding.fetch(embed_recordings(model, variables, placed))
+        return sharding.fetch(model.embed_audio(variables, placed))
 
     def encode_text(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         placed = session.place({"ids": ids, "mask": mask})
-        return sharding.fetch(embed_texts(model, variables, placed["ids"], placed["mask"]))
+        return sharding.fetch(model.embed_text(variables, placed["ids"], placed["mask"]))
 
     params = variables["params"]
     scalars = {name: jnp.asarray(sharding.fetch(params[name])) for name in init_scalars(config.contrastive)}

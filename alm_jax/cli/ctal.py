@@ -3,22 +3,18 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from alm_jax.cli.linear_probe import probe_encoder
 from alm_jax.cli.reconstructions import draw_pictures
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.evaluation.ctal import draw, embed_speech, measure_masked
+from alm_jax.evaluation.ctal import draw
 from alm_jax.evaluation.means import split_means
 from alm_jax.evaluation.validation_loss import validation_loss
 from alm_jax.models.ctal import CTAL
 from alm_jax.objectives import CtalConfig
+from alm_jax.objectives.ctal import SpeechEncoder, measure_masked
 from alm_jax.run.session import Session
 from alm_jax.training.state import TrainState
-from data_pipelines.text import encode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,15 +40,7 @@ def evaluate(session: Session, state: TrainState, split: str) -> CtalResult:
     )
     masked = split_means(functools.partial(measure_masked, config, variables), batches(), session.place)
 
-    tokenizer = session.data.tokenizer
-    hidden_word = tokenizer.id_to_token(config.masked_text.mask_id)
-    assert hidden_word is not None
-    ids, mask = encode(tokenizer, [hidden_word], session.config.data.tokenizer.max_length)
-    text_ids = jnp.asarray(ids[mask])
-
-    def embed(variables: dict[str, Any], batch: dict[str, jax.Array]) -> jax.Array:
-        return embed_speech(model, variables, batch, text_ids)
-
+    embed = SpeechEncoder(config, session.facts.tokens).embed_audio
     probed = probe_encoder(session, state, split, embed=embed, init=functools.partial(CTAL.init, model))
     metrics: dict[str, float | int] = {"n": len(session.data.split(split)), "validation/loss": loss}
     return CtalResult(metrics=metrics | masked | probed)

@@ -10,8 +10,9 @@ import numpy as np
 from alm_jax import batch as contract
 from alm_jax.cli.run_page import write_run_page
 from alm_jax.errors import UserError
-from alm_jax.evaluation.answers import count_right_tokens, normalise, write_answers
+from alm_jax.evaluation.answers import normalise
 from alm_jax.evaluation.validation_loss import validation_loss
+from alm_jax.objectives.language_modeling import measure_tokens, write_answers
 from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
@@ -59,7 +60,7 @@ def evaluate(session: Session, state: TrainState, split: str) -> LanguageModelin
     right_tokens = num_tokens = 0.0
     answers: list[str] = []
     for batch in placed_batches(session, split):
-        found = count_right_tokens(session.model, variables, batch)
+        found = measure_tokens(session.model, variables, batch)["token_accuracy"]
         right_tokens, num_tokens = right_tokens + float(found[0]), num_tokens + float(found[1])
         answers += answer(session, variables, batch)
     metrics: dict[str, float | int] = {

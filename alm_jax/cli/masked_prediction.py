@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.cli.bands import band_centres_hz
 from alm_jax.cli.linear_probe import probe_encoder
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.evaluation.patch_labels import draw_label_maps, embed_clips, label_figures
+from alm_jax.evaluation.patch_labels import label_figures
 from alm_jax.evaluation.pictures import draw_labels
 from alm_jax.models.label_predictor import LABEL_PREDICTOR
-from alm_jax.objectives import MaskedPredictionConfig
 from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
@@ -45,21 +45,21 @@ def measure(
     variables = session.replicate(state.evaluation_variables)
     figures = label_figures(session.objective, variables, session.evaluation_batches(split), session.place)
     probed = probe_encoder(
-        session, state, split, embed=functools.partial(embed_clips, session.model), init=init
+        session,
+        state,
+        split,
+        embed=session.objective.capabilities(session.facts.tokens).embed_audio,
+        init=init,
     )
     return LabelResult(metrics={"n": len(session.data.split(split)), **figures, **probed})
 
 
 def write_run_report(workdir: Path, session: Session, state: TrainState, result: LabelResult) -> None:
     """Writes a run's last figures and its report page."""
-    objective = session.config.objective
-    assert isinstance(objective, MaskedPredictionConfig)
-    write_label_page(workdir, session, state, result, draw=functools.partial(draw_label_maps, objective))
+    write_label_page(workdir, session, state, result)
 
 
-def write_label_page(
-    workdir: Path, session: Session, state: TrainState, result: LabelResult, *, draw: Callable[..., Any]
-) -> None:
+def write_label_page(workdir: Path, session: Session, state: TrainState, result: LabelResult) -> None:
     """The page with pictures of some clips from all over the evaluation split."""
     split, frontend = session.config.data.eval_split, session.model.frontend
     ids = session.data.split(split).ids
@@ -71,7 +71,8 @@ def write_label_page(
         if not len(wanted):
             continue
         rows = {key: np.array(value[wanted]) for key, value in batch.items()}
-        maps = draw(variables, rows)
+        model = session.objective.capabilities(session.facts.tokens)
+        maps = jax.tree.map(np.asarray, model.label_patches(variables, jax.tree.map(jnp.asarray, rows)))
         for row, index in enumerate(rows[contract.INDEX]):
             name = ids[int(index)]
             clip: list[Any] = [None if x is None else x[row] for x in maps]

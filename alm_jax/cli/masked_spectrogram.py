@@ -7,7 +7,7 @@ from pathlib import Path
 from alm_jax.cli.linear_probe import probe_encoder
 from alm_jax.cli.reconstructions import draw_pictures
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.evaluation.masked_spectrogram import draw, embed_clips
+from alm_jax.evaluation.masked_spectrogram import draw
 from alm_jax.evaluation.validation_loss import validation_loss
 from alm_jax.models.masked_autoencoder import MASKED_AUTOENCODER
 from alm_jax.objectives import MaskedSpectrogramConfig
@@ -31,7 +31,7 @@ def evaluate(session: Session, state: TrainState, split: str) -> MaskedSpectrogr
         session,
         state,
         split,
-        embed=functools.partial(embed_clips, session.model),
+        embed=session.objective.capabilities(session.facts.tokens).embed_audio,
         init=functools.partial(MASKED_AUTOENCODER.init, session.model),
     )
     return MaskedSpectrogramResult(

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from alm_jax import batch as contract
@@ -12,15 +11,13 @@ from alm_jax.cli.run_page import write_run_page
 from alm_jax.evaluation.embed import embed_text
 from alm_jax.evaluation.metrics.retrieval import retrieval_metrics
 from alm_jax.evaluation.query_transformer import (
-    HeardClips,
-    embed_captions,
-    hear_recordings,
-    match_pairs,
     rerank,
     reranked_metrics,
     similarity_of,
 )
 from alm_jax.evaluation.validation_loss import validation_metrics
+from alm_jax.models.capabilities import AudioStates
+from alm_jax.objectives.query_transformer import AudioQFormer
 from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
@@ -49,8 +46,8 @@ def evaluate(session: Session, state: TrainState, split: str) -> QueryTransforme
     variables = session.replicate(state.evaluation_variables)
     means = validation_metrics(session.objective, variables, session.evaluation_batches(split), session.place)
     variables = session.replicate(session.model_variables(state))
-    model, data = session.model, session.data.split(split)
-    clips = hear_split(session, variables, split)
+    model, data = AudioQFormer(session.model), session.data.split(split)
+    query_emb, states = encode_split(session, variables, split)
     captions = [data.captions(index) for index in range(len(data))]
     owner = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
     ids, mask = encode(
@@ -61,11 +58,9 @@ def evaluate(session: Session, state: TrainState, split: str) -> QueryTransforme
 
     def embed(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         placed = session.place({"ids": ids, "mask": mask})
-        return sharding.fetch(embed_captions(model, variables, placed["ids"], placed["mask"]))
+        return sharding.fetch(model.embed_text(variables, placed["ids"], placed["mask"]))
 
-    similarity = similarity_of(
-        np.asarray(clips.query_emb), embed_text(embed, ids, mask, session.eval_batch_size)
-    )
+    similarity = similarity_of(query_emb, embed_text(embed, ids, mask, session.eval_batch_size))
 
     def match(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         # As many pairs at a time as the program was compiled for; the last ones are repeated.
@@ -74,12 +69,14 @@ def evaluate(session: Session, state: TrainState, split: str) -> QueryTransforme
             chosen = np.minimum(np.arange(start, start + size), len(rows) - 1)
             row, column = rows[chosen], columns[chosen]
             pairs = {
-                "states": np.asarray(clips.states)[row],
-                "states_mask": np.asarray(clips.mask)[row],
+                "states": np.asarray(states.states)[row],
+                "states_mask": np.asarray(states.mask)[row],
                 "ids": ids[column],
                 "mask": mask[column],
             }
-            logits.append(sharding.fetch(match_pairs(model, variables, session.place(pairs))))
+            placed = session.place(pairs)
+            audio = AudioStates(placed["states"], placed["states_mask"])
+            logits.append(sharding.fetch(model.match(variables, audio, placed["ids"], placed["mask"])))
         return np.concatenate(logits)[: len(rows)]
 
     scores = rerank(similarity, match, NUM_RERANKED)
@@ -92,18 +89,19 @@ def evaluate(session: Session, state: TrainState, split: str) -> QueryTransforme
     return QueryTransformerResult(metrics=metrics, similarity=similarity, caption_owner=owner)
 
 
-def hear_split(session: Session, variables: dict[str, Any], split: str) -> HeardClips:
-    """What the model keeps of the recordings of a split, in their order, on the host."""
-    found: list[HeardClips] = []
+def encode_split(session: Session, variables: dict[str, Any], split: str) -> tuple[np.ndarray, AudioStates]:
+    """The queries' vectors and the states of the recordings of a split, in their order, on the host."""
+    model = AudioQFormer(session.model)
+    found: list[Any] = []
     for batch in session.evaluation_batches(split):
         real = np.array(batch[contract.MASK])
         placed = session.place(
             {key: np.array(batch[key]) for key in (contract.AUDIO, contract.AUDIO_NUM_SAMPLES)}
         )
-        heard = hear_recordings(session.model, variables, placed)
-        found.append(jax.tree.map(lambda x, real=real: sharding.fetch(x)[real], heard))
+        made = (model.embed_audio(variables, placed), *model.encode_states(variables, placed))
+        found.append([sharding.fetch(x)[real] for x in made])
     whole: Any = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-    return HeardClips(*whole)
+    return whole[0], AudioStates(*whole[1:])
 
 
 def write_run_report(

@@ -16,15 +16,9 @@ from alm_jax.cli.run_page import write_run_page
 from alm_jax.evaluation.embed import embed_text
 from alm_jax.evaluation.masked_spectrogram import draw
 from alm_jax.evaluation.metrics.retrieval import retrieval_metrics_of_embeddings
-from alm_jax.evaluation.together import (
-    embed_captions,
-    embed_recordings,
-    recordings_of,
-    write_captions,
-)
 from alm_jax.evaluation.validation_loss import validation_metrics
 from alm_jax.models.contrastive_captioner import autoencoder_variables
-from alm_jax.objectives.together import CaptioningTerm, ContrastiveTerm, TogetherConfig
+from alm_jax.objectives.together import CaptioningTerm, ContrastiveTerm, TogetherConfig, capabilities_of
 from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
@@ -82,17 +76,18 @@ def hear_split(
 ) -> tuple[dict[int, np.ndarray], dict[int, str]]:
     """Embedding and written caption of each recording of a split, by its place in it."""
     tokenizer, length = session.data.tokenizer, session.config.data.tokenizer.max_length
-    # An empty caption is what every caption begins and ends with.
-    start_id, end_id = encode(tokenizer, [""], length)[0][0, :2]
+    tokens, model = session.facts.tokens, capabilities_of(_objective(session))
     emb: dict[int, np.ndarray] = {}
     written: dict[int, str] = {}
     for batch in session.evaluation_batches(split):
         index, real = np.array(batch[contract.INDEX]), np.array(batch[contract.MASK])
-        embs, vectors = embed_recordings(session.model, variables, session.place(recordings_of(batch)))
-        made = write_captions(
-            session.model, variables, vectors, start_id=start_id, end_id=end_id, num_new_tokens=length - 1
+        placed = session.place(
+            {key: np.array(batch[key]) for key in (contract.AUDIO, contract.AUDIO_NUM_SAMPLES)}
         )
-        embs, ids, mask = (sharding.fetch(x) for x in (embs, made.ids, made.mask))
+        made = model.generate_text(variables, placed, tokens, num_new_tokens=length - 1)
+        embs, ids, mask = (
+            sharding.fetch(x) for x in (model.embed_audio(variables, placed), made.ids, made.mask)
+        )
         texts = tokenizer.decode_batch(
             [row[is_word].tolist() for row, is_word in zip(ids[real], mask[real], strict=True)]
         )
@@ -106,13 +101,13 @@ def retrieve(
 ) -> dict[str, float | int]:
     """Retrieval among the recordings of a split that are contrasted, and all their captions."""
     data, length = session.data.split(split), session.config.data.tokenizer.max_length
-    places = counted(session, ContrastiveTerm, split)
+    places, model = counted(session, ContrastiveTerm, split), capabilities_of(_objective(session))
     captions = [data.captions(index) for index in places]
     owner = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
 
     def embed(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         placed = session.place({"ids": ids, "mask": mask})
-        return sharding.fetch(embed_captions(session.model, variables, placed["ids"], placed["mask"]))
+        return sharding.fetch(model.embed_text(variables, placed["ids"], placed["mask"]))
 
     texts = encode(session.data.tokenizer, [caption for own in captions for caption in own], length)
     text_emb = embed_text(embed, *texts, session.eval_batch_size)

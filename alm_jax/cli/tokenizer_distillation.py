@@ -4,7 +4,6 @@ import functools
 from pathlib import Path
 
 from alm_jax.cli.masked_prediction import LabelResult, measure, write_label_page
-from alm_jax.evaluation.patch_labels import draw_label_maps
 from alm_jax.models.distilled_tokenizer import DISTILLED_TOKENIZER
 from alm_jax.run.session import Session
 from alm_jax.training.state import TrainState
@@ -17,5 +16,4 @@ def evaluate(session: Session, state: TrainState, split: str) -> LabelResult:
 
 def write_run_report(workdir: Path, session: Session, state: TrainState, result: LabelResult) -> None:
     """Writes a run's last figures and its report page."""
-    draw = functools.partial(draw_label_maps, session.model)
-    write_label_page(workdir, session, state, result, draw=draw)
+    write_label_page(workdir, session, state, result)

@@ -8,19 +8,14 @@ import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.cli.run_page import write_run_page
-from alm_jax.evaluation.unit_language_modeling import (
-    Transcript,
-    answer_loss,
-    transcribe,
-)
+from alm_jax.evaluation.unit_language_modeling import Transcript
 from alm_jax.evaluation.units import describe_units
 from alm_jax.evaluation.validation_loss import batch_metrics
 from alm_jax.objectives import UnitLanguageModelingConfig
-from alm_jax.ops.unit_sequences import SPEECH, TEXT_TO_UNITS, UNITS_TO_TEXT
+from alm_jax.objectives.unit_language_modeling import UnitLanguageModel, answer_loss, measured_tasks
 from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
-from data_pipelines.text import framing_tokens
 
 NUM_SHOWN = 12
 """Recordings whose units and text are shown."""
@@ -46,12 +41,12 @@ def _config(session: Session) -> UnitLanguageModelingConfig:
 
 def evaluate(session: Session, state: TrainState, split: str) -> UnitLanguageModelingResult:
     """Measures the state (averaged parameters where there are any) on a split; the same on every process."""
-    config, tokenizer, source = _config(session), session.data.tokenizer, session.data.split(split)
+    config, source = _config(session), session.data.split(split)
     variables = session.replicate(state.evaluation_variables)
     merged = session.replicate(session.model_variables(state))
-    tasks = _single_tasks(config)
+    tasks = {f"validation/{name}": task for name, task in measured_tasks(config).items()}
+    tokens, model = session.facts.tokens, UnitLanguageModel(session.model)
     sums = {name: np.zeros(2) for name in ("validation/loss", *tasks)}
-    end_id = framing_tokens(tokenizer)[1][0]
     shown = set(np.linspace(0, len(source) - 1, NUM_SHOWN).astype(int).tolist())
     all_units, transcripts, num_right = [], [], 0
     for batch in session.evaluation_batches(split):
@@ -62,10 +57,11 @@ def evaluate(session: Session, state: TrainState, split: str) -> UnitLanguageMod
         ]
         for name, task in tasks.items():
             sums[name] += [float(x) for x in answer_loss(config, merged, placed, task)]
-        transcribed = transcribe(session.model, merged, placed, end_id)
+        written = model.generate_text(
+            merged, placed, tokens, num_new_tokens=placed[contract.TEXT_IDS].shape[1]
+        )
         units, said, ids, mask = map(
-            sharding.fetch,
-            (transcribed.units, transcribed.said, transcribed.written.ids, transcribed.written.mask),
+            sharding.fetch, (*model.encode_units(merged, placed), written.ids, written.mask)
         )
         for row in np.flatnonzero(batch[contract.MASK]):
             index = int(batch[contract.INDEX][row])
@@ -86,16 +82,6 @@ def evaluate(session: Session, state: TrainState, split: str) -> UnitLanguageMod
     if config.tasks.units_to_text:
         metrics["units_to_text/accuracy"] = num_right / len(source)
     return UnitLanguageModelingResult(metrics=metrics, transcripts=tuple(transcripts))
-
-
-def _single_tasks(config: UnitLanguageModelingConfig) -> dict[str, int]:
-    """The tasks whose losses are of words given units, and of units, where they are trained."""
-    tasks, measured = config.tasks, {}
-    if tasks.units_to_text:
-        measured["validation/word_loss"] = UNITS_TO_TEXT
-    if tasks.speech or tasks.text_to_units:
-        measured["validation/bits_per_unit"] = SPEECH if tasks.speech else TEXT_TO_UNITS
-    return measured
 
 
 def _read(session: Session, ids: Any) -> str:

@@ -4,57 +4,12 @@ Re-ranking as in BLIP-2 (Li et al. 2023, https://arxiv.org/abs/2301.12597, secti
 that are nearest are scored by their similarity plus the logit of a match, and stand before all others.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float, Int
 
 from alm_jax.evaluation.metrics.retrieval import retrieval_metrics
-from alm_jax.models import audio_q_former
-from alm_jax.models.audio_q_former import AudioQFormerConfig, Heard
-from alm_jax.objectives.query_transformer import compute_clips
-
-
-class HeardClips(NamedTuple):
-    """What the model keeps of clips; arrays of the device or the host."""
-
-    query_emb: Float[Array, "B K E"]
-    states: Float[Array, "B N A"]
-    mask: Bool[Array, "B N"]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def hear_recordings(
-    config: AudioQFormerConfig, variables: dict[str, Any], batch: dict[str, Array]
-) -> HeardClips:
-    """The middle clip of each recording. ``batch`` needs ``audio`` and ``audio_num_samples``."""
-    heard, _ = audio_q_former.hear(config, variables, *compute_clips(config, batch))
-    query_emb = audio_q_former.embed_audio(config, variables["params"], heard)
-    return HeardClips(query_emb, heard.states.astype(jnp.float32), heard.mask)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def embed_captions(
-    config: AudioQFormerConfig,
-    variables: dict[str, Any],
-    ids: Int[Array, "B L"],
-    mask: Bool[Array, "B L"],
-) -> Float[Array, "B E"]:
-    """Embeds tokenised captions."""
-    return audio_q_former.embed_text(config, variables["params"], ids, mask)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def match_pairs(
-    config: AudioQFormerConfig, variables: dict[str, Any], pairs: dict[str, Array]
-) -> Float[Array, " B"]:
-    """The logit that each of ``ids`` [B L], ``mask``, belongs to the clip of ``states`` [B N A], ``states_mask``."""
-    heard = Heard(pairs["states"], pairs["states_mask"])
-    return audio_q_former.match(config, variables["params"], heard, pairs["ids"], pairs["mask"])
 
 
 def similarity_of(

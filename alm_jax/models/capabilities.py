@@ -77,7 +77,8 @@ class EmbedsFrames(Protocol):
     def embed_frames(
         self, variables: dict[str, Any], batch: dict[str, Array]
     ) -> tuple[Float[Array, "B T D"], Bool[Array, "B T"]]:
-        """Vectors in the order of time, float32, and which of them are of real audio."""
+        """Vectors in the order of time, float32, and which of them are of real audio and not the one before
+        them again."""
 
 
 @runtime_checkable
@@ -87,7 +88,10 @@ class GeneratesText(Protocol):
     def generate_text(
         self, variables: dict[str, Any], batch: dict[str, Array], tokens: TextTokens, *, num_new_tokens: int
     ) -> Generated:
-        """The likeliest text by greedy choice, at most ``num_new_tokens`` long, without ``tokens.end``."""
+        """The likeliest text by greedy choice, at most ``num_new_tokens`` long; the mask leaves ``tokens.end`` out.
+
+        Ids that the tokenizer does not have are those of what else the model writes, such as units of audio.
+        """
 
 
 @runtime_checkable
@@ -141,10 +145,12 @@ class MatchesPairs(Protocol):
 class EncodesUnits(Protocol):
     """Turns a recording into a sequence of discrete units."""
 
-    num_units: int
-    """How many different units there are."""
+    @property
+    def num_units(self) -> int:
+        """How many different units there are."""
 
     def encode_units(
         self, variables: dict[str, Any], batch: dict[str, Array]
     ) -> tuple[Int[Array, "B N"], Bool[Array, "B N"]]:
-        """The units of each recording in the order of time, and which of them are of real audio."""
+        """The units of each recording in the order of time, and which of them are of real audio and not the one before
+        them again."""

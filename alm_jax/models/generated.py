@@ -22,3 +22,8 @@ class Generated(NamedTuple):
     score: Float[Array, " B"]
     """float32: sum of the tokens' log-probabilities by the model, before anything was filtered; of a beam search
     divided by (number of tokens) ** length_penalty."""
+
+
+def without_end(written: Generated, end_id: int) -> Generated:
+    """The same with the token that ends a row masked out."""
+    return written._replace(mask=written.mask & (written.ids != end_id))

@@ -9,6 +9,7 @@ trunk.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +18,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
 from alm_jax.errors import UserError
+from alm_jax.figures import Figure
 from alm_jax.losses.reconstruction import masked_reconstruction, normalize_patches
 from alm_jax.models import one_head
+from alm_jax.models.capabilities import Reconstruction
 from alm_jax.models.one_head import Audio, OneHeadConfig, Text
 from alm_jax.objectives.contrastive_losses import (
     InfoNceConfig,
@@ -34,6 +37,7 @@ from alm_jax.objectives.masked_text import (
     mask_texts,
     masked_text_loss,
     row_keys,
+    words_right,
 )
 from alm_jax.objectives.objective import (
     LOGIT_SCALE,
@@ -46,7 +50,8 @@ from alm_jax.objectives.objective import (
     loss_figure,
 )
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks
-from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
+from alm_jax.objectives.reconstructions import to_maps
+from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips, single_crop
 from alm_jax.objectives.weighted_sum import add_means
 from alm_jax.ops.frontends import compute_features
 from alm_jax.ops.patchify import patchify
@@ -201,8 +206,83 @@ FIGURES = (
     loss_figure("masked_text_loss", "loss of hidden words"),
     loss_figure("masked_audio_loss", "loss of hidden patches"),
     LOGIT_SCALE,
+    loss_figure("masked_text/loss", "loss of hidden words, given the audio"),
+    loss_figure("masked_text/loss_alone", "loss of hidden words, without audio"),
+    loss_figure("masked_audio/loss", "loss of hidden patches, given the text"),
+    loss_figure("masked_audio/loss_alone", "loss of hidden patches, without text"),
+    Figure(
+        name="masked_text/accuracy",
+        label="hidden words named, given the audio",
+        is_share=True,
+        is_higher_better=True,
+    ),
+    Figure(
+        name="masked_text/accuracy_alone",
+        label="hidden words named, without audio",
+        is_share=True,
+        is_higher_better=True,
+    ),
 )
-"""What training records."""
+"""What training records, and what `measure_masked` measures."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OneHead:
+    """What one head can do: embed recordings and texts, and draw hidden patches given the text."""
+
+    config: CalmConfig
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B E"]:
+        """The L2-normalised vector of each recording, encoded without a text."""
+        model, spec = self.config.model, self.config.model.frontend
+        clips, _, num_real = cut_clips(spec, batch, crop=single_crop(spec))
+        mask = one_head.real_patches(model, num_real)
+        states, _ = one_head.encode(model, variables, Audio(compute_features(clips[:, 0], spec), mask), None)
+        return one_head.embed(model, variables, states, mask)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed_text(
+        self, variables: dict[str, Any], ids: Int[Array, "B L"], mask: Bool[Array, "B L"]
+    ) -> Float[Array, "B E"]:
+        """The L2-normalised vector of each text, encoded without audio."""
+        _, states = one_head.encode(self.config.model, variables, None, Text(ids, mask))
+        return one_head.embed(self.config.model, variables, states, mask)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def reconstruct(self, variables: dict[str, Any], batch: dict[str, Array]) -> Reconstruction:
+        """Each recording given its text, with the masks of the validation loss."""
+        config = self.config
+        rows = prepare_rows(config, batch, None, train=False)
+        _, pixels = encode_rows(config, variables, rows)
+        return to_maps(
+            rows.features,
+            rows.patch_hidden,
+            pixels,
+            patch_size=config.model.patch_size,
+            is_normalized=config.normalize_target,
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def measure_masked(config: CalmConfig, variables: dict[str, Any], batch: dict[str, Array]) -> dict[str, Loss]:
+    """Losses of hidden words and patches, and the share of words named; with the other modality, and ``_alone``.
+
+    The masks are those of the validation loss. Of what is hidden, both modalities have their part: a word is named from
+    the visible words and patches, ``_alone`` from the visible words.
+    """
+    rows = prepare_rows(config, batch, None, train=False)
+    params, ids, real = variables["params"], batch[contract.TEXT_IDS], batch[contract.MASK]
+    found: dict[str, Loss] = {}
+    for suffix, together in (("", True), ("_alone", False)):
+        seen = jnp.full_like(real, together)
+        outputs, _ = encode_rows(config, variables, rows._replace(together=seen))
+        losses = masked_losses(params, outputs, ids, real)
+        found |= {f"{name}/loss{suffix}": loss for name, loss in losses.items()}
+        counted = rows.text_chosen & real[:, None]
+        right = words_right(outputs.words, *one_head.word_table(params), ids, counted)
+        found[f"masked_text/accuracy{suffix}"] = right
+    return found
 
 
 def build_calm(config: CalmConfig) -> Objective:
@@ -245,4 +325,6 @@ def build_calm(config: CalmConfig) -> Objective:
         check=check,
         pair_loss=PairLoss("contrastive_loss", pair_loss),
         figures=FIGURES,
+        capabilities=lambda tokens: OneHead(config),
+        measure=functools.partial(measure_masked, config),
     )

@@ -4,11 +4,12 @@ Source: the survey's L_con (arXiv 2501.15177); CLAP (arXiv 2206.04769, 2211.0668
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
 from alm_jax.encoders import tower
@@ -119,6 +120,36 @@ FIGURES = (
 """What training records."""
 
 
+@dataclasses.dataclass(frozen=True)
+class TwoTowers:
+    """What two towers can do: embed recordings and texts."""
+
+    config: two_towers.TwoTowersConfig
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B E"]:
+        """The L2-normalised vector of each recording, cut by the front-end's ``eval_crop``.
+
+        With "chunks", a recording's vector is the normalised mean of those of its chunks.
+        """
+        config = self.config
+        inputs, chunk_mask = compute_inputs(config, batch, crop=config.frontend.clip.eval_crop)
+        rows, chunks = chunk_mask.shape
+        inputs = jax.tree.map(lambda x: x.reshape(rows * chunks, *x.shape[2:]), inputs)
+        emb, _ = two_towers.encode_audio(
+            config, variables, inputs.features, frame_mask=inputs.frame_mask, longer=inputs.longer
+        )
+        emb = jnp.sum(emb.reshape(rows, chunks, -1) * chunk_mask[:, :, None], axis=1)
+        return emb / jnp.maximum(jnp.linalg.norm(emb, axis=-1, keepdims=True), 1e-12)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed_text(
+        self, variables: dict[str, Any], ids: Int[Array, "B L"], mask: Bool[Array, "B L"]
+    ) -> Float[Array, "B E"]:
+        """The L2-normalised vector of each text."""
+        return two_towers.encode_text(self.config, variables, ids, mask)
+
+
 def build_contrastive(config: ContrastiveConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
@@ -215,4 +246,5 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
         figures=FIGURES,
         # Batch norms inside a tower see the rows of one device alone.
         pmap="none" if family_of(model.audio).normalises_inside else "batch",
+        capabilities=lambda tokens: TwoTowers(model),
     )

@@ -5,6 +5,7 @@ each the mean over what was chosen, added 1 to 1.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,18 +14,22 @@ from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
 from alm_jax.errors import UserError
+from alm_jax.figures import Figure
 from alm_jax.losses.reconstruction import masked_reconstruction
 from alm_jax.models import ctal
+from alm_jax.models.capabilities import Reconstruction, TextTokens
 from alm_jax.models.ctal import CtalModelConfig
+from alm_jax.nn.pooling import masked_mean
 from alm_jax.objectives.masked_text import (
     MaskedTextConfig,
     check_masked_text,
     mask_texts,
     masked_text_loss,
     row_keys,
+    words_right,
 )
 from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
-from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
+from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips, single_crop
 from alm_jax.objectives.weighted_sum import add_means
 from alm_jax.ops.frame_masking import MaskedFrames, mask_frame_spans
 from alm_jax.ops.frontends import compute_features
@@ -169,8 +174,71 @@ FIGURES = (
     LOSS,
     loss_figure("masked_text_loss", "loss of hidden words"),
     loss_figure("masked_audio_loss", "loss of hidden frames"),
+    Figure(name="masked_text/accuracy", label="hidden words named", is_share=True, is_higher_better=True),
+    loss_figure("masked_audio/l1", "L1 of hidden frames, given the transcript"),
+    loss_figure("masked_audio/l1_words_hidden", "L1 of hidden frames, with all words hidden"),
 )
-"""What training records."""
+"""What training records, and what `measure_masked` measures."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechEncoder:
+    """What CTAL's encoders can do: embed recordings, and draw hidden frames given the transcript."""
+
+    config: CtalConfig
+    tokens: TextTokens
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B D"]:
+        """The mean of the states of each recording's real frames, given a text of one hidden word; float32.
+
+        The text is the same for all recordings: the words of a transcript would give its class away.
+        """
+        model, spec = self.config.model, self.config.model.frontend
+        clips, _, num_real = cut_clips(spec, batch, crop=single_crop(spec))
+        features, frame_mask = compute_features(clips[:, 0], spec), ctal.real_frames(model, num_real)
+        word = jnp.asarray((*self.tokens.begin, self.config.masked_text.mask_id, *self.tokens.end), jnp.int32)
+        ids = jnp.broadcast_to(word[None], (len(features), len(word)))
+        text_mask = jnp.ones_like(ids, jnp.bool_)
+        text = ctal.encode_text(model, variables, ids, text_mask)
+        states = ctal.encode_audio(model, variables, features, frame_mask, text, text_mask)
+        return masked_mean(states.astype(jnp.float32), frame_mask)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def reconstruct(self, variables: dict[str, Any], batch: dict[str, Array]) -> Reconstruction:
+        """The levels, without their deltas, of each recording; hidden are the spans that were chosen."""
+        config = self.config
+        rows = prepare_rows(config, batch, None, train=False)
+        _, drawn = encode_rows(config, variables, rows, train=False)
+        num_mels = config.model.frontend.num_mels
+        features = rows.features[..., :num_mels]
+        hidden = jnp.broadcast_to(rows.frames.chosen[..., None], features.shape)
+        return Reconstruction(features, hidden, drawn[..., :num_mels].astype(jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def measure_masked(config: CtalConfig, variables: dict[str, Any], batch: dict[str, Array]) -> dict[str, Loss]:
+    """Accuracy of hidden words, and the L1 of hidden frames: given the transcript, and with all words hidden.
+
+    The masks are those of the validation loss; the text encoder sees no audio.
+    """
+    rows = prepare_rows(config, batch, None, train=False)
+    params, ids, real = variables["params"], batch[contract.TEXT_IDS], batch[contract.MASK]
+    whole, _ = encode_rows(config, variables, rows._replace(text_ids=ids), train=False)
+    is_word = config.masked_text.is_word(ids, rows.text_mask)
+    wordless = rows._replace(text_ids=jnp.where(is_word, config.masked_text.mask_id, ids))
+    hidden, _ = encode_rows(config, variables, wordless, train=False)
+    masked, _ = encode_rows(config, variables, rows, train=False)
+    counted = rows.text_chosen & real[:, None]
+
+    def over_rows(loss: Loss) -> Loss:
+        return Loss(*(jnp.sum(jnp.where(real, x, 0.0)) for x in loss))
+
+    return {
+        "masked_text/accuracy": words_right(masked.words, *ctal.word_table(params), ids, counted),
+        "masked_audio/l1": over_rows(whole.acoustic),
+        "masked_audio/l1_words_hidden": over_rows(hidden.acoustic),
+    }
 
 
 def build_ctal(config: CtalConfig) -> Objective:
@@ -208,4 +276,6 @@ def build_ctal(config: CtalConfig) -> Objective:
         project=lambda params: params,
         check=check,
         figures=FIGURES,
+        capabilities=lambda tokens: SpeechEncoder(config, tokens),
+        measure=functools.partial(measure_masked, config),
     )

@@ -6,8 +6,10 @@ and how is `data.prompt`'s affair.
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -16,10 +18,14 @@ from alm_jax.encoders import tower
 from alm_jax.encoders.text.bart import BartConfig
 from alm_jax.encoders.text.gpt2 import Gpt2Config
 from alm_jax.errors import UserError
+from alm_jax.figures import Figure
 from alm_jax.losses.language_modeling import token_loss
 from alm_jax.models import two_heads
-from alm_jax.models.two_heads import Prompts, TwoHeadsConfig
-from alm_jax.nn.language_model import head_kernel
+from alm_jax.models.capabilities import TextTokens
+from alm_jax.models.generated import Generated, without_end
+from alm_jax.models.generation import GREEDY, Strategy, generate
+from alm_jax.models.two_heads import Prompts, TwoHeadsConfig, hear, open_answers, predict
+from alm_jax.nn.language_model import head_kernel, project
 from alm_jax.objectives.microbatches import check_microbatches
 from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective
 from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
@@ -111,8 +117,92 @@ def read_prompts(batch: dict[str, Any]) -> Prompts:
     return Prompts(batch[contract.PROMPT_IDS], batch[contract.PROMPT_MASK], batch[contract.AUDIO_POSITION])
 
 
-FIGURES = (LOSS,)
-"""What training records."""
+FIGURES = (
+    LOSS,
+    Figure(
+        name="token_accuracy",
+        label="right tokens, the ones before given",
+        panel="What is written of held-out clips",
+        is_share=True,
+        is_higher_better=True,
+        is_shown=True,
+    ),
+)
+"""What training records, and what `measure_tokens` measures."""
+
+
+@functools.partial(
+    jax.jit, static_argnums=0, static_argnames=("num_new_tokens", "end_id", "pad_id", "strategy")
+)
+def write_answers(
+    config: TwoHeadsConfig,
+    variables: dict[str, Any],
+    batch: dict[str, Array],
+    *,
+    num_new_tokens: int,
+    end_id: int,
+    pad_id: int,
+    strategy: Strategy = GREEDY,
+    key: Array | None = None,
+) -> Generated:
+    """What the model answers each row of a batch; the batch's own answers are not read.
+
+    The likeliest word, one after the other, or as ``strategy`` says, which may draw by ``key``.
+    """
+    heard = hear(config, variables, *compute_clips(config, batch))
+    opening = open_answers(config, variables, heard, read_prompts(batch))
+    return generate(
+        *opening[:5],
+        num_new_tokens=num_new_tokens,
+        end_id=end_id,
+        pad_id=pad_id,
+        strategy=strategy,
+        key=key,
+        dtype=config.compute_dtype,
+        **opening.options,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def measure_tokens(
+    config: TwoHeadsConfig, variables: dict[str, Any], batch: dict[str, Array]
+) -> dict[str, Loss]:
+    """Share of the answers' tokens that are the likeliest after those before them, which are given."""
+    heard = hear(config, variables, *compute_clips(config, batch))
+    predicted = predict(
+        config, variables, heard, read_prompts(batch), batch[contract.TEXT_IDS], batch[contract.TEXT_MASK]
+    )
+    kernel, tied = head_kernel(config.language_model, variables["params"]["language_model"])
+    # Row by row, so that the logits of a batch are never there at once.
+    likeliest = jax.lax.map(
+        lambda states: jnp.argmax(project(states, kernel, tied=tied), axis=-1), predicted.states
+    )
+    counts = predicted.mask & batch[contract.MASK][:, None]
+    right = counts & (likeliest == predicted.labels)
+    return {"token_accuracy": Loss(jnp.sum(right, dtype=jnp.float32), jnp.sum(counts, dtype=jnp.float32))}
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoHeads:
+    """What two heads can do: answer the batch's prompts."""
+
+    config: TwoHeadsConfig
+
+    @functools.partial(jax.jit, static_argnums=(0, 3), static_argnames="num_new_tokens")
+    def generate_text(
+        self, variables: dict[str, Any], batch: dict[str, Array], tokens: TextTokens, *, num_new_tokens: int
+    ) -> Generated:
+        """The answer to each row's prompt; the batch's own answers are not read."""
+        end_id = tokens.end[0]
+        written = write_answers(
+            self.config,
+            variables,
+            batch,
+            num_new_tokens=num_new_tokens,
+            end_id=end_id,
+            pad_id=tokens.pad_id,
+        )
+        return without_end(written, end_id)
 
 
 def build_language_modeling(config: LanguageModelingConfig) -> Objective:
@@ -211,4 +301,6 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
         figures=FIGURES,
         # The statistics of a batch couple its rows.
         pmap="none" if tower.takes(model.audio, "moments") else "rows",
+        capabilities=lambda tokens: TwoHeads(model),
+        measure=functools.partial(measure_tokens, model),
     )

@@ -5,21 +5,24 @@ tokenizer that was distilled from the encoder of the iteration before. Captions 
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
 from alm_jax.figures import Figure
 from alm_jax.losses.reconstruction import masked_label_prediction
 from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
+from alm_jax.models.capabilities import LabelMaps
 from alm_jax.models.label_predictor import (
     LABEL_PREDICTOR,
     TOKENIZER,
     LabelPredictorConfig,
+    encode_clips,
     label_clips,
     predict_labels,
 )
@@ -27,10 +30,23 @@ from alm_jax.objectives.frozen_parts import warn_unless_given
 from alm_jax.objectives.masked_spectrogram import MaskedClips
 from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
-from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, clip_features, cut_clips
+from alm_jax.objectives.recordings import (
+    WaveformAugmentConfig,
+    augment_waveform,
+    clip_features,
+    cut_clips,
+    single_crop,
+)
 from alm_jax.ops.frontends import compute_features
 from alm_jax.ops.vector_quantization import count_codes, perplexity
 from alm_jax.types import Metrics, Params
+
+
+def count_real(labels: Int[Array, "B N"], mask: Bool[Array, " B"], num_labels: int) -> Int[Array, " V"]:
+    """How often each label occurs in the rows where ``mask`` is True."""
+    counts = jnp.where(mask[:, None], count_codes(labels, num_labels), 0)
+    return jnp.sum(counts, axis=0).astype(jnp.int32)
+
 
 LABEL_PERPLEXITY = Figure(
     name="label_perplexity",
@@ -38,6 +54,7 @@ LABEL_PERPLEXITY = Figure(
     panel="Perplexity of the labels",
     series="a training batch",
     is_noisy=True,
+    is_of_batch=True,
 )
 """exp of the entropy of the labels of a batch: 1 where the tokenizer has collapsed."""
 
@@ -86,6 +103,39 @@ FIGURES = (
     LABEL_PERPLEXITY,
 )
 """What training records."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelPredictor:
+    """What an encoder that was trained on labels can do: embed recordings, and name the labels of hidden patches."""
+
+    config: MaskedPredictionConfig
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B D"]:
+        """The mean of the encoder's states of all patches of each recording; nothing is hidden."""
+        model = self.config.model
+        return encode_clips(
+            model, variables, clip_features(model.frontend, batch, crop=single_crop(model.frontend))
+        )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def label_patches(self, variables: dict[str, Any], batch: dict[str, Array]) -> LabelMaps:
+        """Labels and predictions of each recording, with the masks of the validation loss."""
+        model = self.config.model
+        features, size = clip_features(model.frontend, batch), model.encoder.patch_size
+        masked = evaluation_masks(self.config.mask, model.grid, batch[contract.INDEX])
+        predicted = jnp.argmax(predict_labels(model, variables, features, masked), axis=-1)
+        labels = label_clips(model, variables, features)
+        maps = (x.reshape(-1, *model.grid) for x in (labels, masked.hidden, predicted))
+        return LabelMaps(features[:, : model.grid[0] * size], *maps)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def count_labels(self, variables: dict[str, Any], batch: dict[str, Array]) -> Int[Array, " V"]:
+        """How often each label occurs among the patches of the real rows."""
+        model = self.config.model
+        labels = label_clips(model, variables, clip_features(model.frontend, batch))
+        return count_real(labels, batch[contract.MASK], model.tokenizer.num_codes)
 
 
 def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
@@ -146,4 +196,5 @@ def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
         trained=trained,
         check=check,
         figures=FIGURES,
+        capabilities=lambda tokens: LabelPredictor(config),
     )

@@ -4,6 +4,7 @@ AudioMAE (Huang et al. 2022, https://arxiv.org/abs/2207.06405). Captions and lab
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,23 @@ from jaxtyping import Array, Float
 
 from alm_jax import batch as contract
 from alm_jax.losses.reconstruction import masked_reconstruction, normalize_patches
-from alm_jax.models.masked_autoencoder import MASKED_AUTOENCODER, MaskedAutoencoderConfig, reconstruct
+from alm_jax.models.capabilities import Reconstruction
+from alm_jax.models.masked_autoencoder import (
+    MASKED_AUTOENCODER,
+    MaskedAutoencoderConfig,
+    encode_clips,
+    reconstruct,
+)
 from alm_jax.objectives.objective import LOSS, Inputs, Loss, Objective
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
-from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, clip_features, cut_clips
+from alm_jax.objectives.reconstructions import to_maps
+from alm_jax.objectives.recordings import (
+    WaveformAugmentConfig,
+    augment_waveform,
+    clip_features,
+    cut_clips,
+    single_crop,
+)
 from alm_jax.ops.frontends import compute_features
 from alm_jax.ops.patch_masking import PatchMask
 from alm_jax.ops.patchify import patchify
@@ -52,6 +66,39 @@ def reconstruction_target(
     """What the decoder is to draw."""
     patches = patchify(features, config.model.encoder.patch_size)
     return normalize_patches(patches) if config.normalize_target else patches
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedAutoencoder:
+    """What a masked autoencoder can do: embed recordings, and draw what is hidden of them."""
+
+    config: MaskedSpectrogramConfig
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B D"]:
+        """The mean of the encoder's states of all patches of each recording; nothing is hidden."""
+        model = self.config.model
+        return encode_clips(
+            model, variables, clip_features(model.frontend, batch, crop=single_crop(model.frontend))
+        )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def reconstruct(self, variables: dict[str, Any], batch: dict[str, Array]) -> Reconstruction:
+        """Each recording with the masks of the validation loss.
+
+        Where patches are drawn by their own mean and deviation, these are put back: they are the input's.
+        """
+        config, model = self.config, self.config.model
+        features = clip_features(model.frontend, batch)
+        masked = evaluation_masks(config.mask, model.grid, batch[contract.INDEX])
+        pixels = reconstruct(model, variables, features, masked)
+        return to_maps(
+            features,
+            masked.hidden,
+            pixels,
+            patch_size=model.encoder.patch_size,
+            is_normalized=config.normalize_target,
+        )
 
 
 def build_masked_spectrogram(config: MaskedSpectrogramConfig) -> Objective:
@@ -94,4 +141,5 @@ def build_masked_spectrogram(config: MaskedSpectrogramConfig) -> Objective:
         project=lambda params: params,
         figures=(LOSS,),
         pmap="rows",
+        capabilities=lambda tokens: MaskedAutoencoder(config),
     )

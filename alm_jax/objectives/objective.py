@@ -113,7 +113,12 @@ LOSS = Figure(
     is_shown=True,
 )
 """The loss that is trained."""
-LOGIT_SCALE = Figure(name="logit_scale", label="logit scale", panel="Logit scale (1 / temperature)")
+LOGIT_SCALE = Figure(
+    name="logit_scale",
+    label="logit scale",
+    panel="Logit scale (1 / temperature)",
+    is_of_batch=True,
+)
 """The factor of cosines in a contrastive loss."""
 
 

@@ -11,6 +11,7 @@ The first stage of BLIP-2 (Li et al. 2023, https://arxiv.org/abs/2301.12597, sec
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from alm_jax.losses.late_interaction import max_similarity, max_similarity_infon
 from alm_jax.losses.matching import audio_text_matching, matching_pairs_by_scores
 from alm_jax.models import audio_q_former
 from alm_jax.models.audio_q_former import AudioQFormerConfig, Heard, Read
+from alm_jax.models.capabilities import AudioStates
 from alm_jax.objectives.contrastive_losses import GROUP_KEYS
 from alm_jax.objectives.microbatches import check_microbatches
 from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
@@ -165,6 +167,40 @@ FIGURES = (
 """What training records."""
 
 
+@dataclasses.dataclass(frozen=True)
+class AudioQFormer:
+    """What a Q-Former can do: embed recordings by several vectors each, embed texts, and match both."""
+
+    config: AudioQFormerConfig
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B K E"]:
+        """An L2-normalised vector of each query."""
+        heard, _ = audio_q_former.hear(self.config, variables, *compute_clips(self.config, batch))
+        return audio_q_former.embed_audio(self.config, variables["params"], heard)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed_text(
+        self, variables: dict[str, Any], ids: Int[Array, "B L"], mask: Bool[Array, "B L"]
+    ) -> Float[Array, "B E"]:
+        """The L2-normalised vector of each text."""
+        return audio_q_former.embed_text(self.config, variables["params"], ids, mask)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def encode_states(self, variables: dict[str, Any], batch: dict[str, Array]) -> AudioStates:
+        """The audio tower's states of each recording, float32."""
+        heard, _ = audio_q_former.hear(self.config, variables, *compute_clips(self.config, batch))
+        return AudioStates(heard.states.astype(jnp.float32), heard.mask)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def match(
+        self, variables: dict[str, Any], audio: AudioStates, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]
+    ) -> Float[Array, " B"]:
+        """The logit that each text belongs to the recording in its row."""
+        heard = Heard(audio.states, audio.mask)
+        return audio_q_former.match(self.config, variables["params"], heard, ids, mask)
+
+
 def build_query_transformer(config: QueryTransformerConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
@@ -259,4 +295,5 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
         project=project,
         check=check,
         figures=FIGURES,
+        capabilities=lambda tokens: AudioQFormer(model),
     )

@@ -62,6 +62,12 @@ def clip_features(
     return compute_features(clips[:, 0], frontend)
 
 
+def single_crop(frontend: TowerSpec) -> str:
+    """Where evaluation cuts a recording of which it takes one clip: as ``eval_crop`` says, "chunks" at the centre."""
+    crop = frontend.clip.eval_crop
+    return "centre" if crop == "chunks" else crop
+
+
 def augment_waveform(
     waveform: Float[Array, "B W"],
     key: Any,

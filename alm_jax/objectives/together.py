@@ -7,6 +7,7 @@ trunk runs once for all terms that hear the whole clip, and once over the visibl
 """
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
@@ -22,7 +23,11 @@ from alm_jax.losses.language_modeling import next_token_loss
 from alm_jax.losses.matching import audio_text_matching, matching_pairs
 from alm_jax.losses.reconstruction import masked_reconstruction
 from alm_jax.models import contrastive_captioner
-from alm_jax.models.contrastive_captioner import ContrastiveCaptionerConfig
+from alm_jax.models.capabilities import Reconstruction, TextTokens
+from alm_jax.models.caption_decoder import FAMILY
+from alm_jax.models.contrastive_captioner import ContrastiveCaptionerConfig, Heard
+from alm_jax.models.generated import Generated, without_end
+from alm_jax.models.generation import generate
 from alm_jax.models.masked_autoencoder import reconstruct
 from alm_jax.nn.language_model import head_kernel
 from alm_jax.nn.norm import Moments
@@ -34,7 +39,11 @@ from alm_jax.objectives.contrastive_losses import (
     init_scalars,
     project_scalars,
 )
-from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig, reconstruction_target
+from alm_jax.objectives.masked_spectrogram import (
+    MaskedAutoencoder,
+    MaskedSpectrogramConfig,
+    reconstruction_target,
+)
 from alm_jax.objectives.microbatches import check_microbatches
 from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
@@ -359,6 +368,73 @@ def figures_of(config: TogetherConfig) -> tuple[Figure, ...]:
     return (LOSS, *terms, *accuracy, LOGIT_SCALE)
 
 
+@dataclasses.dataclass(frozen=True)
+class Captioner:
+    """What a contrastive captioner can do: embed recordings and texts, and write captions."""
+
+    config: TogetherConfig
+
+    def encode(self, variables: dict[str, Any], batch: dict[str, Array]) -> Heard:
+        """The trunk's states of the middle of each recording."""
+        model = self.config.model
+        clips, _, num_real = cut_clips(model.frontend, batch, crop="centre")
+        features = compute_features(clips[:, 0], model.frontend)
+        frame_mask = tower.frame_mask(model.frontend, model.padding, num_real)
+        heard, _ = contrastive_captioner.hear(model, variables, features, frame_mask)
+        return heard
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B E"]:
+        """The L2-normalised vector of each recording."""
+        heard = self.encode(variables, batch)
+        return contrastive_captioner.embed_audio(self.config.model, variables["params"], heard)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed_text(
+        self, variables: dict[str, Any], ids: Int[Array, "B L"], mask: Bool[Array, "B L"]
+    ) -> Float[Array, "B E"]:
+        """The L2-normalised vector of each text."""
+        model, params = self.config.model, variables["params"]
+        states = contrastive_captioner.read_texts(model, params, ids, mask)
+        return contrastive_captioner.embed_texts(model, params, states)
+
+    @functools.partial(jax.jit, static_argnums=(0, 3), static_argnames="num_new_tokens")
+    def generate_text(
+        self, variables: dict[str, Any], batch: dict[str, Array], tokens: TextTokens, *, num_new_tokens: int
+    ) -> Generated:
+        """The likeliest caption of each recording, token by token."""
+        model, params = self.config.model, variables["params"]
+        vectors = contrastive_captioner.pool_for_captions(model, params, self.encode(variables, batch))
+        ids = jnp.full((vectors.shape[0], 1), tokens.begin[0], jnp.int32)
+        written = generate(
+            FAMILY,
+            model.text,
+            {"params": params["text"]},
+            ids,
+            jnp.ones(ids.shape, bool),
+            num_new_tokens=num_new_tokens,
+            end_id=tokens.end[0],
+            dtype=jnp.dtype(model.compute_dtype),
+            method="decode",
+            source=vectors,
+        )
+        return without_end(written, tokens.end[0])
+
+
+class DrawingCaptioner(Captioner):
+    """A contrastive captioner that has a patch decoder, and draws what is hidden of recordings too."""
+
+    def reconstruct(self, variables: dict[str, Any], batch: dict[str, Array]) -> Reconstruction:
+        """Each recording with the masks of the validation loss."""
+        own = contrastive_captioner.autoencoder_variables(variables["params"])
+        return MaskedAutoencoder(self.config.reconstruction).reconstruct(own, batch)
+
+
+def capabilities_of(config: TogetherConfig) -> Captioner:
+    """What the model of these terms can do."""
+    return DrawingCaptioner(config) if config.model.patch_decoder is not None else Captioner(config)
+
+
 def build_together(config: TogetherConfig) -> Objective:
     """The objective as pure functions."""
     model, contrast = config.model, config.term(ContrastiveTerm).loss
@@ -442,4 +518,9 @@ def build_together(config: TogetherConfig) -> Objective:
         project=lambda params: {**params, **project_scalars(contrast, params)},
         check=check,
         figures=figures_of(config),
+        capabilities=lambda tokens: capabilities_of(config),
+        sources=(
+            ("retrieval", config.term(ContrastiveTerm).sources),
+            ("answers", config.term(CaptioningTerm).sources),
+        ),
     )

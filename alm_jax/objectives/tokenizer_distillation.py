@@ -12,22 +12,25 @@ labels of clips are not read.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from alm_jax import batch as contract
 from alm_jax.errors import UserError
 from alm_jax.figures import Figure
 from alm_jax.losses.regression import cosine_distance
-from alm_jax.models.audio_tokenizer import read_codebook
+from alm_jax.models.audio_tokenizer import label_patches, read_codebook
+from alm_jax.models.capabilities import LabelMaps
 from alm_jax.models.distilled_tokenizer import (
     DISTILLED_TOKENIZER,
     TEACHER,
     DistilledTokenizerConfig,
+    encode_clips,
     estimate,
     latents_of,
     quantize,
@@ -36,9 +39,15 @@ from alm_jax.models.distilled_tokenizer import (
 )
 from alm_jax.models.label_predictor import TOKENIZER
 from alm_jax.objectives.frozen_parts import warn_unless_given
-from alm_jax.objectives.masked_prediction import LABEL_PERPLEXITY
+from alm_jax.objectives.masked_prediction import LABEL_PERPLEXITY, count_real
 from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
-from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, clip_features, cut_clips
+from alm_jax.objectives.recordings import (
+    WaveformAugmentConfig,
+    augment_waveform,
+    clip_features,
+    cut_clips,
+    single_crop,
+)
 from alm_jax.ops.frontends import compute_features
 from alm_jax.ops.vector_quantization import count_codes, nearest_codes, perplexity, update_codebook
 from alm_jax.types import Metrics, Params
@@ -97,6 +106,39 @@ FIGURES = (
     LABEL_PERPLEXITY,
 )
 """What training records."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistilledTokenizer:
+    """What a tokenizer can do: embed recordings by its encoder, and label their patches."""
+
+    config: DistilledTokenizerConfig
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B D"]:
+        """The mean of the states that the tokenizer's encoder makes of all patches of each recording."""
+        spec = self.config.frontend
+        return encode_clips(self.config, variables, clip_features(spec, batch, crop=single_crop(spec)))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def label_patches(self, variables: dict[str, Any], batch: dict[str, Array]) -> LabelMaps:
+        """The labels of each recording."""
+        config, grid = self.config, self.config.grid
+        features, size = clip_features(config.frontend, batch), config.tokenizer.encoder.patch_size
+        labels = self.label(variables, features)
+        return LabelMaps(features[:, : grid[0] * size], labels.reshape(-1, *grid), None, None)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def count_labels(self, variables: dict[str, Any], batch: dict[str, Array]) -> Int[Array, " V"]:
+        """How often each label occurs among the patches of the real rows."""
+        labels = self.label(variables, clip_features(self.config.frontend, batch))
+        return count_real(labels, batch[contract.MASK], self.config.tokenizer.num_codes)
+
+    def label(self, variables: dict[str, Any], features: Float[Array, "B T F"]) -> Int[Array, "B N"]:
+        """The label of each patch of some features."""
+        config, own = self.config, tokenizer_variables(variables)
+        size, dtype = config.tokenizer.encoder.patch_size, jnp.dtype(config.compute_dtype)
+        return label_patches(config.tokenizer, own, features, size, dtype=dtype)
 
 
 def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objective:
@@ -168,4 +210,5 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
         trained=trained,
         check=check,
         figures=FIGURES,
+        capabilities=lambda tokens: DistilledTokenizer(model),
     )

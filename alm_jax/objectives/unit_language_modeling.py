@@ -7,6 +7,7 @@ loss on what the task asks for.
 
 import dataclasses
 import functools
+import math
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -18,7 +19,15 @@ from alm_jax import batch as contract
 from alm_jax.errors import UserError
 from alm_jax.losses.language_modeling import next_token_loss
 from alm_jax.models.audio_units import ClusterUnitsConfig, frame_vectors
-from alm_jax.models.unit_language_model import UNIT_LANGUAGE_MODEL, UnitLanguageModelConfig, listen, predict
+from alm_jax.models.capabilities import TextTokens
+from alm_jax.models.generated import Generated, without_end
+from alm_jax.models.unit_language_model import (
+    UNIT_LANGUAGE_MODEL,
+    UnitLanguageModelConfig,
+    listen,
+    predict,
+    write,
+)
 from alm_jax.nn.language_model import head_kernel
 from alm_jax.objectives.k_means import fit_clusters
 from alm_jax.objectives.objective import (
@@ -33,7 +42,16 @@ from alm_jax.objectives.objective import (
 )
 from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
 from alm_jax.ops.frontends import WaveformSpec, compute_features, compute_waveform
-from alm_jax.ops.unit_sequences import Sequences, Spoken, build_sequences, unit_budget
+from alm_jax.ops.unit_sequences import (
+    NUM_TAGS,
+    SPEECH,
+    TEXT_TO_UNITS,
+    UNITS_TO_TEXT,
+    Sequences,
+    Spoken,
+    build_sequences,
+    unit_budget,
+)
 from alm_jax.types import Metrics, Params
 
 LossOn: TypeAlias = Literal["all", "answer"]
@@ -220,8 +238,9 @@ FIGURES = (
     LOSS,
     loss_figure("word_loss", "loss of words"),
     loss_figure("unit_loss", "loss of units and tags"),
+    loss_figure("bits_per_unit", "bits a unit"),
 )
-"""What training records."""
+"""What training records, and what `measure_tasks` measures: its ``word_loss`` is of texts given their units alone."""
 CLUSTERS = "units/clusters"
 """Path of what k-means finds."""
 
@@ -293,6 +312,92 @@ def fit_units(
     return Fitted(CLUSTERS, clusters, message)
 
 
+def measured_tasks(config: UnitLanguageModelingConfig) -> dict[str, int]:
+    """The tasks whose losses are of words given units, and of units, where they are trained."""
+    tasks, measured = config.tasks, {}
+    if tasks.units_to_text:
+        measured["word_loss"] = UNITS_TO_TEXT
+    if tasks.speech or tasks.text_to_units:
+        measured["bits_per_unit"] = SPEECH if tasks.speech else TEXT_TO_UNITS
+    return measured
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def answer_loss(
+    config: UnitLanguageModelingConfig,
+    variables: dict[str, Any],
+    batch: dict[str, Array],
+    task: int | Int[Array, ""],
+) -> Loss:
+    """The loss, in nats, of what one task asks of every recording of a batch."""
+    clips = compute_clips(config.model, batch)
+    examples = make_examples(batch, clips, jnp.full_like(batch[contract.INDEX], task))
+    together = config.examples_per_row
+    sequences = read_examples(
+        config.model, variables, examples, length=config.row_tokens, num_together=together
+    )
+    words, units = sequence_loss(config.model, variables, sequences, loss_on="answer")
+    return Loss(jnp.sum(words.sum + units.sum), jnp.sum(words.weight + units.weight))
+
+
+def measure_tasks(
+    config: UnitLanguageModelingConfig, variables: dict[str, Any], batch: dict[str, Array]
+) -> dict[str, Loss]:
+    """``word_loss``, nats a token of the text given the units, and ``bits_per_unit``, each of one task alone."""
+    found = {
+        name: answer_loss(config, variables, batch, task) for name, task in measured_tasks(config).items()
+    }
+    if "bits_per_unit" in found:
+        nats = found["bits_per_unit"]
+        found["bits_per_unit"] = Loss(nats.sum / math.log(2), nats.weight)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitLanguageModel:
+    """What a language model of words and units can do: make units of recordings, and write the text of these."""
+
+    config: UnitLanguageModelConfig
+
+    @property
+    def num_units(self) -> int:
+        """How many different units there are."""
+        return self.config.units.num_units
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def encode_units(
+        self, variables: dict[str, Any], batch: dict[str, Array]
+    ) -> tuple[Int[Array, "B N"], Bool[Array, "B N"]]:
+        """The units of each recording, and which of them are real and not the one before them again."""
+        clips = compute_clips(self.config, batch)
+        return listen(self.config, variables, clips.features, clips.frame_mask)
+
+    @functools.partial(jax.jit, static_argnums=(0, 3), static_argnames="num_new_tokens")
+    def generate_text(
+        self, variables: dict[str, Any], batch: dict[str, Array], tokens: TextTokens, *, num_new_tokens: int
+    ) -> Generated:
+        """What follows the units of each recording, in its prompt where batches have one.
+
+        Units that the language model has no positions for are left out, from the end. Unit u has the id of the last
+        word plus 1 + u.
+        """
+        config = self.config
+        clips = compute_clips(config, batch)
+        units, said = listen(config, variables, clips.features, clips.frame_mask)
+        everything = jnp.ones_like(batch[contract.MASK])
+        examples = make_examples(batch, clips, jnp.full(len(units), UNITS_TO_TEXT, jnp.int32))
+        num_text, num_prompt = examples.text_ids.shape[1], examples.prompt_ids.shape[1]
+        # Of the text only the token is given that it begins with where there is no prompt.
+        given = (jnp.arange(num_text)[None] == 0) & examples.text_mask & (num_prompt == 0)
+        around = num_text + num_prompt + NUM_TAGS
+        room = config.language_model.max_positions - around - max(num_text, num_new_tokens)
+        length = around + min(units.shape[1], room)
+        _, *rest = examples._replace(text_mask=given, mask=everything)
+        prompts = build_sequences(Spoken(units, said, *rest), config.vocabulary, length=length)
+        written = write(config, variables, prompts, num_new_tokens=num_new_tokens, end_id=tokens.end[0])
+        return without_end(written, tokens.end[0])
+
+
 def build_unit_language_modeling(config: UnitLanguageModelingConfig) -> Objective:
     """The objective as pure functions."""
     model = config.model
@@ -343,4 +448,6 @@ def build_unit_language_modeling(config: UnitLanguageModelingConfig) -> Objectiv
         check=functools.partial(check_units_and_rows, config),
         fit=functools.partial(fit_units, config),
         figures=FIGURES,
+        capabilities=lambda tokens: UnitLanguageModel(model),
+        measure=functools.partial(measure_tasks, config),
     )

@@ -1,4 +1,4 @@
-"""Every figure that training records is declared, once, by what records it."""
+"""Every figure that training records, or an objective measures, is declared once, by what makes it."""
 
 import jax
 
@@ -18,6 +18,12 @@ def test_an_objective_declares_what_training_records_of_it(tiny_name, load_tiny)
 
     _, metrics = jax.eval_shape(loss, variables, abstract_batch(config), key)
     names = [figure.name for figure in objective.figures]
-    assert sorted(names) == sorted(["loss", *metrics])
+    assert len(set(names)) == len(names)
+    measured = (
+        {}
+        if objective.measure is None
+        else jax.eval_shape(objective.measure, variables, abstract_batch(config))
+    )
+    assert set(names) == {"loss", *metrics, *measured}
     others = {figure.name for figure in (*step.FIGURES, *loop.FIGURES)}
     assert not others & set(names)

@@ -4,15 +4,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from alm_jax.errors import DataError
-from alm_jax.ops.frontends import FrontendSpec
 
 MAX_ITERATIONS = 5000
-
-
-def evaluation_crop(frontend: FrontendSpec) -> str:
-    """Where longer recordings are cut for one vector each: as the front-end says, one chunk alone."""
-    crop = frontend.clip.eval_crop
-    return "centre" if crop == "chunks" else crop
 
 
 def probe_classes(labels: Int[np.ndarray, " N"], test_labels: Int[np.ndarray, " M"]) -> bool:
