@@ -12,14 +12,13 @@ from alm_jax.cli.bands import band_centres_hz
 from alm_jax.cli.two_towers import evaluation_set
 from alm_jax.evaluation.contrastive import EvaluationResult, EvaluationSet
 from alm_jax.evaluation.report import write_report
-from alm_jax.objectives.recordings import cut_clips
+from alm_jax.objectives.recordings import one_clip
 from alm_jax.ops.frontends import (
     ClapSpec,
     FrontendSpec,
     FusionSpec,
     TowerSpec,
     WaveformSpec,
-    compute_features,
 )
 from alm_jax.run.config_json import to_json
 from alm_jax.run.session import Session
@@ -88,15 +87,11 @@ def clip_features(session: Session, data: EvaluationSet, indices: np.ndarray) ->
     for batch in data.batches():
         wanted = [row for row in range(len(batch[contract.INDEX])) if batch[contract.INDEX][row] in indices]
         if wanted:
-            clips, _, _ = cut_clips(
-                session.model.frontend,
-                {
-                    key: jnp.asarray(batch[key][wanted])
-                    for key in (contract.AUDIO, contract.AUDIO_NUM_SAMPLES)
-                },
-                crop="centre",
-            )
-            features = np.asarray(compute_features(clips[:, 0], picture_frontend(session.model.frontend)))
+            given = {
+                key: jnp.asarray(batch[key][wanted]) for key in (contract.AUDIO, contract.AUDIO_NUM_SAMPLES)
+            }
+            spec = picture_frontend(session.model.frontend)
+            features = np.asarray(one_clip(spec, given, padding="heard").features)
             rows |= {
                 int(batch[contract.INDEX][row]): feature
                 for row, feature in zip(wanted, features, strict=True)

@@ -255,12 +255,6 @@ def word_table(params: PyTree) -> tuple[Float[Array, "V D"], Float[Array, " V"]]
     return params["text"]["token_embed"]["embedding"], params["word_head"]["bias"]
 
 
-def real_frames(config: CtalModelConfig, num_samples: Int[Array, " B"]) -> Bool[Array, "B T"]:
-    """Which frames of clips are centred on their first ``num_samples`` samples."""
-    centre = jnp.arange(config.frontend.num_frames) * config.frontend.hop_samples
-    return centre[None, :] < num_samples[:, None]
-
-
 def _dtype(config: CtalModelConfig) -> jnp.dtype:
     return jnp.dtype(config.compute_dtype)
 

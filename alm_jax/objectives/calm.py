@@ -51,9 +51,8 @@ from alm_jax.objectives.objective import (
 )
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks
 from alm_jax.objectives.reconstructions import to_maps
-from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips, single_crop
+from alm_jax.objectives.recordings import WaveformAugmentConfig, one_clip, single_crop
 from alm_jax.objectives.weighted_sum import add_means
-from alm_jax.ops.frontends import compute_features
 from alm_jax.ops.patchify import patchify
 from alm_jax.types import Metrics, Params
 
@@ -132,22 +131,20 @@ class Outputs(NamedTuple):
 
 def prepare_rows(config: CalmConfig, batch: dict[str, Any], key: Any, *, train: bool) -> Rows:
     """What `encode_rows` reads of a batch; without ``train`` a recording always has the same masks, and sees all."""
-    model, spec = config.model, config.model.frontend
+    model = config.model
     key_audio, key_rows, key_alone = jax.random.split(key, 3) if train else (None, None, key)
-    crop = spec.clip.train_crop if train else "centre"
-    clips, _, num_real = cut_clips(spec, batch, crop=crop, key=key_audio)
-    clips = clips[:, 0]
-    if train:
-        clips = augment_waveform(clips, key_audio, config.augment, num_real)
+    clips = one_clip(
+        model.frontend, batch, padding="masked", train=train, key=key_audio, augment=config.augment
+    )
     keys = jax.vmap(jax.random.split)(row_keys(key_rows, batch[contract.INDEX], train=train))
     ids, text_mask = batch[contract.TEXT_IDS], batch[contract.TEXT_MASK]
     masked = mask_texts(config.masked_text, ids, text_mask, keys[:, 0], vocab_size=model.vocab_size)
     together = None
     if train and config.alone_rate:
-        together = jax.random.uniform(key_alone, (len(clips),)) >= config.alone_rate
+        together = jax.random.uniform(key_alone, (len(clips.features),)) >= config.alone_rate
     return Rows(
-        features=compute_features(clips, spec),
-        patch_mask=one_head.real_patches(model, num_real),
+        features=clips.features,
+        patch_mask=one_head.real_patches(model, clips.num_samples),
         patch_hidden=draw_masks(config.masked_audio, model.grid, keys[:, 1]).hidden,
         text_ids=ids,
         text_mask=text_mask,
@@ -236,9 +233,9 @@ class OneHead:
     def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B E"]:
         """The L2-normalised vector of each recording, encoded without a text."""
         model, spec = self.config.model, self.config.model.frontend
-        clips, _, num_real = cut_clips(spec, batch, crop=single_crop(spec))
-        mask = one_head.real_patches(model, num_real)
-        states, _ = one_head.encode(model, variables, Audio(compute_features(clips[:, 0], spec), mask), None)
+        clips = one_clip(spec, batch, padding="masked", crop=single_crop(spec))
+        mask = one_head.real_patches(model, clips.num_samples)
+        states, _ = one_head.encode(model, variables, Audio(clips.features, mask), None)
         return one_head.embed(model, variables, states, mask)
 
     @functools.partial(jax.jit, static_argnums=0)

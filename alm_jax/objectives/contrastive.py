@@ -5,7 +5,7 @@ Source: the survey's L_con (arXiv 2501.15177); CLAP (arXiv 2206.04769, 2211.0668
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +30,7 @@ from alm_jax.objectives.contrastive_losses import (
 )
 from alm_jax.objectives.microbatches import check_microbatches
 from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, PairLoss
-from alm_jax.objectives.recordings import (
-    WaveformAugmentConfig,
-    augment_waveform,
-    cut_clips,
-    read_recordings,
-)
-from alm_jax.ops.frontends import FusionSpec, WaveformSpec, compute_features, compute_fusion, compute_waveform
+from alm_jax.objectives.recordings import WaveformAugmentConfig, make_clips, one_clip
 from alm_jax.types import Metrics, Params
 
 
@@ -50,53 +44,6 @@ class ContrastiveConfig:
     """Waveform augmentation; SpecAugment belongs to the audio encoder."""
     loss: LossConfig = InfoNceConfig()
     """The loss, and how it is computed."""
-
-
-class AudioInputs(NamedTuple):
-    """What the audio tower is given of a batch; leading axes [B], or [B C] where recordings are cut into chunks."""
-
-    features: Array
-    """As the front-end makes them (`alm_jax.ops.frontends.feature_shape`)."""
-    frame_mask: Array | None
-    """[... T], True where a frame is real; None where padding is heard."""
-    longer: Array | None
-    """[...], of feature fusion alone: True where a recording is longer than a clip."""
-
-
-def compute_inputs(
-    config: two_towers.TwoTowersConfig,
-    batch: dict[str, Any],
-    *,
-    crop: str,
-    key: Any = None,
-    augmentation: WaveformAugmentConfig | None = None,
-) -> tuple[AudioInputs, Array]:
-    """A batch's recordings as the audio tower's inputs, on the device.
-
-    ``key`` is needed where anything is random: ``crop`` "random", or an augmentation. Returns the inputs [B C ...] and
-    a mask [B C] of the C chunks of each recording, where C = 1 unless ``crop`` is "chunks"; feature fusion takes whole
-    recordings and has C = 1.
-    """
-    spec = config.frontend
-    key_fusion = None if key is None else jax.random.fold_in(key, 3)
-    if isinstance(spec, FusionSpec):
-        waveform, num_samples = read_recordings(spec, batch)
-        if augmentation is not None:
-            waveform = augment_waveform(waveform, key, augmentation, num_samples)
-        maps, longer = compute_fusion(waveform, num_samples, spec, key_fusion)
-        return AudioInputs(maps[:, None], None, longer[:, None]), num_samples[:, None] > 0
-    clips, chunk_mask, num_real = cut_clips(spec, batch, crop=crop, key=key)
-    rows, chunks, samples = clips.shape
-    clips = clips.reshape(rows * chunks, samples)
-    num_real = jnp.repeat(num_real, chunks)
-    if augmentation is not None:
-        clips = augment_waveform(clips, key, augmentation, None if config.padding == "heard" else num_real)
-    frame_mask = tower.frame_mask(config.frontend, config.padding, num_real)
-    features: Array = (
-        compute_waveform(clips, spec) if isinstance(spec, WaveformSpec) else compute_features(clips, spec)
-    )
-    inputs = AudioInputs(features, frame_mask, None)
-    return jax.tree.map(lambda x: x.reshape(rows, chunks, *x.shape[1:]), inputs), chunk_mask
 
 
 def read_texts(loss: LossConfig, batch: dict[str, Any]) -> tuple[Array, Array]:
@@ -133,13 +80,15 @@ class TwoTowers:
         With "chunks", a recording's vector is the normalised mean of those of its chunks.
         """
         config = self.config
-        inputs, chunk_mask = compute_inputs(config, batch, crop=config.frontend.clip.eval_crop)
-        rows, chunks = chunk_mask.shape
-        inputs = jax.tree.map(lambda x: x.reshape(rows * chunks, *x.shape[2:]), inputs)
-        emb, _ = two_towers.encode_audio(
-            config, variables, inputs.features, frame_mask=inputs.frame_mask, longer=inputs.longer
+        clips = make_clips(
+            config.frontend, batch, crop=config.frontend.clip.eval_crop, padding=config.padding
         )
-        emb = jnp.sum(emb.reshape(rows, chunks, -1) * chunk_mask[:, :, None], axis=1)
+        rows, chunks = clips.mask.shape
+        flat = jax.tree.map(lambda x: x.reshape(rows * chunks, *x.shape[2:]), clips)
+        emb, _ = two_towers.encode_audio(
+            config, variables, flat.features, frame_mask=flat.frame_mask, longer=flat.longer
+        )
+        emb = jnp.sum(emb.reshape(rows, chunks, -1) * clips.mask[:, :, None], axis=1)
         return emb / jnp.maximum(jnp.linalg.norm(emb, axis=-1, keepdims=True), 1e-12)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -155,20 +104,15 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
     model = config.model
 
     def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
-        spec = model.frontend.clip
-        if train:
-            inputs, _ = compute_inputs(
-                model, batch, crop=spec.train_crop, key=key, augmentation=config.augment
-            )
-        else:
-            inputs, _ = compute_inputs(model, batch, crop="centre")
-        inputs = jax.tree.map(lambda x: x[:, 0], inputs)
+        clips = one_clip(
+            model.frontend, batch, padding=model.padding, train=train, key=key, augment=config.augment
+        )
         moments = None
         if train:
             moments = tower.batch_moments(
-                model.audio, inputs.features, batch[contract.MASK], axis_name=axis_name
+                model.audio, clips.features, batch[contract.MASK], axis_name=axis_name
             )
-        return Inputs((inputs, *read_texts(config.loss, batch)), moments)
+        return Inputs((clips, *read_texts(config.loss, batch)), moments)
 
     def encode(
         variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool

@@ -29,10 +29,9 @@ from alm_jax.objectives.masked_text import (
     words_right,
 )
 from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
-from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips, single_crop
+from alm_jax.objectives.recordings import WaveformAugmentConfig, one_clip, single_crop
 from alm_jax.objectives.weighted_sum import add_means
 from alm_jax.ops.frame_masking import MaskedFrames, mask_frame_spans
-from alm_jax.ops.frontends import compute_features
 from alm_jax.types import Metrics, Params
 
 
@@ -118,14 +117,12 @@ class Outputs(NamedTuple):
 
 def prepare_rows(config: CtalConfig, batch: dict[str, Any], key: Any, *, train: bool) -> Rows:
     """What `encode_rows` reads of a batch; without ``train`` a recording always has the same masks."""
-    model, spec, chance = config.model, config.model.frontend, config.masked_frames
+    model, chance = config.model, config.masked_frames
     key_audio, key_rows = jax.random.split(key) if train else (None, None)
-    crop = spec.clip.train_crop if train else "centre"
-    clips, _, num_real = cut_clips(spec, batch, crop=crop, key=key_audio)
-    clips = clips[:, 0]
-    if train:
-        clips = augment_waveform(clips, key_audio, config.augment, num_real)
-    features, frame_mask = compute_features(clips, spec), ctal.real_frames(model, num_real)
+    clips = one_clip(
+        model.frontend, batch, padding="masked", train=train, key=key_audio, augment=config.augment
+    )
+    features, frame_mask = clips.features, clips.frame_mask
     keys = jax.vmap(jax.random.split)(row_keys(key_rows, batch[contract.INDEX], train=train))
 
     def draw(features: Array, mask: Array, key: Any) -> MaskedFrames:
@@ -195,8 +192,8 @@ class SpeechEncoder:
         The text is the same for all recordings: the words of a transcript would give its class away.
         """
         model, spec = self.config.model, self.config.model.frontend
-        clips, _, num_real = cut_clips(spec, batch, crop=single_crop(spec))
-        features, frame_mask = compute_features(clips[:, 0], spec), ctal.real_frames(model, num_real)
+        clips = one_clip(spec, batch, padding="masked", crop=single_crop(spec))
+        features, frame_mask = clips.features, clips.frame_mask
         word = jnp.asarray((*self.tokens.begin, self.config.masked_text.mask_id, *self.tokens.end), jnp.int32)
         ids = jnp.broadcast_to(word[None], (len(features), len(word)))
         text_mask = jnp.ones_like(ids, jnp.bool_)

@@ -28,8 +28,7 @@ from alm_jax.models.two_heads import Prompts, TwoHeadsConfig, hear, open_answers
 from alm_jax.nn.language_model import head_kernel, project
 from alm_jax.objectives.microbatches import check_microbatches
 from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective
-from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
-from alm_jax.ops.frontends import WaveformSpec, compute_features, compute_waveform
+from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, one_clip
 from alm_jax.types import Metrics, Params
 
 
@@ -61,15 +60,6 @@ class LanguageModelingConfig:
             )
 
 
-class Clips(NamedTuple):
-    """What the audio tower is given of a batch."""
-
-    features: Array
-    """As the front-end makes them (`alm_jax.ops.frontends.feature_shape`)."""
-    frame_mask: Bool[Array, "B T"] | None
-    """True where a frame is real; None where padding is heard."""
-
-
 class States(NamedTuple):
     """What predicts tokens: outputs of ``encode``, which are differentiated, and so all floats."""
 
@@ -85,26 +75,6 @@ class Rows(NamedTuple):
     prompts: Prompts
     answer_ids: Int[Array, "B L"]
     answer_mask: Bool[Array, "B L"]
-
-
-def compute_clips(
-    config: TwoHeadsConfig,
-    batch: dict[str, Any],
-    *,
-    crop: str = "centre",
-    key: Any = None,
-    augment: WaveformAugmentConfig | None = None,
-) -> Clips:
-    """One clip of each recording, on the device; ``key`` is needed where anything is random."""
-    spec = config.frontend
-    clips, _, num_real = cut_clips(spec, batch, crop=crop, key=key)
-    clips = clips[:, 0]
-    if augment is not None:
-        clips = augment_waveform(clips, key, augment, None if config.padding == "heard" else num_real)
-    features: Array = (
-        compute_waveform(clips, spec) if isinstance(spec, WaveformSpec) else compute_features(clips, spec)
-    )
-    return Clips(features, tower.frame_mask(config.frontend, config.padding, num_real))
 
 
 def read_prompts(batch: dict[str, Any]) -> Prompts:
@@ -149,7 +119,8 @@ def write_answers(
 
     The likeliest word, one after the other, or as ``strategy`` says, which may draw by ``key``.
     """
-    heard = hear(config, variables, *compute_clips(config, batch))
+    clips = one_clip(config.frontend, batch, padding=config.padding)
+    heard = hear(config, variables, clips.features, clips.frame_mask)
     opening = open_answers(config, variables, heard, read_prompts(batch))
     return generate(
         *opening[:5],
@@ -168,7 +139,8 @@ def measure_tokens(
     config: TwoHeadsConfig, variables: dict[str, Any], batch: dict[str, Array]
 ) -> dict[str, Loss]:
     """Share of the answers' tokens that are the likeliest after those before them, which are given."""
-    heard = hear(config, variables, *compute_clips(config, batch))
+    clips = one_clip(config.frontend, batch, padding=config.padding)
+    heard = hear(config, variables, clips.features, clips.frame_mask)
     predicted = predict(
         config, variables, heard, read_prompts(batch), batch[contract.TEXT_IDS], batch[contract.TEXT_MASK]
     )
@@ -211,12 +183,9 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
 
     def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
         prompts = read_prompts(batch)
-        if train:
-            clips = compute_clips(
-                model, batch, crop=model.frontend.clip.train_crop, key=key, augment=config.augment
-            )
-        else:
-            clips = compute_clips(model, batch)
+        clips = one_clip(
+            model.frontend, batch, padding=model.padding, train=train, key=key, augment=config.augment
+        )
         moments = None
         if train:
             moments = tower.batch_moments(model.audio, clips.features, batch[contract.MASK])

@@ -30,14 +30,7 @@ from alm_jax.objectives.frozen_parts import warn_unless_given
 from alm_jax.objectives.masked_spectrogram import MaskedClips
 from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
-from alm_jax.objectives.recordings import (
-    WaveformAugmentConfig,
-    augment_waveform,
-    clip_features,
-    cut_clips,
-    single_crop,
-)
-from alm_jax.ops.frontends import compute_features
+from alm_jax.objectives.recordings import WaveformAugmentConfig, one_clip, single_crop
 from alm_jax.ops.vector_quantization import count_codes, perplexity
 from alm_jax.types import Metrics, Params
 
@@ -116,14 +109,16 @@ class LabelPredictor:
         """The mean of the encoder's states of all patches of each recording; nothing is hidden."""
         model = self.config.model
         return encode_clips(
-            model, variables, clip_features(model.frontend, batch, crop=single_crop(model.frontend))
+            model,
+            variables,
+            one_clip(model.frontend, batch, padding="heard", crop=single_crop(model.frontend)).features,
         )
 
     @functools.partial(jax.jit, static_argnums=0)
     def label_patches(self, variables: dict[str, Any], batch: dict[str, Array]) -> LabelMaps:
         """Labels and predictions of each recording, with the masks of the validation loss."""
         model = self.config.model
-        features, size = clip_features(model.frontend, batch), model.encoder.patch_size
+        features, size = one_clip(model.frontend, batch, padding="heard").features, model.encoder.patch_size
         masked = evaluation_masks(self.config.mask, model.grid, batch[contract.INDEX])
         predicted = jnp.argmax(predict_labels(model, variables, features, masked), axis=-1)
         labels = label_clips(model, variables, features)
@@ -134,7 +129,7 @@ class LabelPredictor:
     def count_labels(self, variables: dict[str, Any], batch: dict[str, Array]) -> Int[Array, " V"]:
         """How often each label occurs among the patches of the real rows."""
         model = self.config.model
-        labels = label_clips(model, variables, clip_features(model.frontend, batch))
+        labels = label_clips(model, variables, one_clip(model.frontend, batch, padding="heard").features)
         return count_real(labels, batch[contract.MASK], model.tokenizer.num_codes)
 
 
@@ -143,15 +138,17 @@ def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
     model = config.model
 
     def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
-        if not train:
-            masked = evaluation_masks(config.mask, model.grid, batch[contract.INDEX])
-            return Inputs(MaskedClips(clip_features(model.frontend, batch), masked), None)
-        spec = model.frontend
-        key_mask, key_audio = jax.random.split(key)
-        clips, _, _ = cut_clips(spec, batch, crop=spec.clip.train_crop, key=key_audio)
-        features = compute_features(augment_waveform(clips[:, 0], key_audio, config.augment), spec)
-        masked = draw_masks(config.mask, model.grid, jax.random.split(key_mask, len(features)))
-        return Inputs(MaskedClips(features, masked), None)
+        keys: Any = jax.random.split(key) if train else (None, None)
+        key_mask, key_audio = keys
+        clips = one_clip(
+            model.frontend, batch, padding="heard", train=train, key=key_audio, augment=config.augment
+        )
+        masked = (
+            draw_masks(config.mask, model.grid, jax.random.split(key_mask, len(clips.features)))
+            if train
+            else evaluation_masks(config.mask, model.grid, batch[contract.INDEX])
+        )
+        return Inputs(MaskedClips(clips.features, masked), None)
 
     def encode(
         variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool

@@ -23,14 +23,7 @@ from alm_jax.models.masked_autoencoder import (
 from alm_jax.objectives.objective import LOSS, Inputs, Loss, Objective
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
 from alm_jax.objectives.reconstructions import to_maps
-from alm_jax.objectives.recordings import (
-    WaveformAugmentConfig,
-    augment_waveform,
-    clip_features,
-    cut_clips,
-    single_crop,
-)
-from alm_jax.ops.frontends import compute_features
+from alm_jax.objectives.recordings import WaveformAugmentConfig, one_clip, single_crop
 from alm_jax.ops.patch_masking import PatchMask
 from alm_jax.ops.patchify import patchify
 from alm_jax.types import Metrics, Params
@@ -79,7 +72,9 @@ class MaskedAutoencoder:
         """The mean of the encoder's states of all patches of each recording; nothing is hidden."""
         model = self.config.model
         return encode_clips(
-            model, variables, clip_features(model.frontend, batch, crop=single_crop(model.frontend))
+            model,
+            variables,
+            one_clip(model.frontend, batch, padding="heard", crop=single_crop(model.frontend)).features,
         )
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -89,7 +84,7 @@ class MaskedAutoencoder:
         Where patches are drawn by their own mean and deviation, these are put back: they are the input's.
         """
         config, model = self.config, self.config.model
-        features = clip_features(model.frontend, batch)
+        features = one_clip(model.frontend, batch, padding="heard").features
         masked = evaluation_masks(config.mask, model.grid, batch[contract.INDEX])
         pixels = reconstruct(model, variables, features, masked)
         return to_maps(
@@ -106,15 +101,17 @@ def build_masked_spectrogram(config: MaskedSpectrogramConfig) -> Objective:
     model = config.model
 
     def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
-        if not train:
-            masked = evaluation_masks(config.mask, model.grid, batch[contract.INDEX])
-            return Inputs(MaskedClips(clip_features(model.frontend, batch), masked), None)
-        spec = model.frontend
-        key_mask, key_audio = jax.random.split(key)
-        clips, _, _ = cut_clips(spec, batch, crop=spec.clip.train_crop, key=key_audio)
-        features = compute_features(augment_waveform(clips[:, 0], key_audio, config.augment), spec)
-        masked = draw_masks(config.mask, model.grid, jax.random.split(key_mask, len(features)))
-        return Inputs(MaskedClips(features, masked), None)
+        keys: Any = jax.random.split(key) if train else (None, None)
+        key_mask, key_audio = keys
+        clips = one_clip(
+            model.frontend, batch, padding="heard", train=train, key=key_audio, augment=config.augment
+        )
+        masked = (
+            draw_masks(config.mask, model.grid, jax.random.split(key_mask, len(clips.features)))
+            if train
+            else evaluation_masks(config.mask, model.grid, batch[contract.INDEX])
+        )
+        return Inputs(MaskedClips(clips.features, masked), None)
 
     def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[Loss, Params]:
         """Sum and weight of the loss of each row: rows have nothing to do with each other."""

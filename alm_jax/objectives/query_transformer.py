@@ -33,9 +33,8 @@ from alm_jax.models.capabilities import AudioStates
 from alm_jax.objectives.contrastive_losses import GROUP_KEYS
 from alm_jax.objectives.microbatches import check_microbatches
 from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
-from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
+from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, one_clip
 from alm_jax.objectives.weighted_sum import add_means
-from alm_jax.ops.frontends import WaveformSpec, compute_features, compute_waveform
 from alm_jax.types import Metrics, Params
 
 TAU_BOUNDS = (1e-4, 10.0)
@@ -63,15 +62,6 @@ class QueryTransformerConfig:
             )
 
 
-class Clips(NamedTuple):
-    """What the audio tower is given of a batch."""
-
-    features: Array
-    """As the front-end makes them (`alm_jax.ops.frontends.feature_shape`)."""
-    frame_mask: Bool[Array, "B T"] | None
-    """True where a frame is real; None where padding is heard."""
-
-
 class Rows(NamedTuple):
     """Rows of the objective's inputs."""
 
@@ -90,26 +80,6 @@ class Outputs(NamedTuple):
     audio_mask: Float[Array, "B N"]
     """1 where a state is of real audio."""
     chance: Float[Array, " B"] | None
-
-
-def compute_clips(
-    config: AudioQFormerConfig,
-    batch: dict[str, Any],
-    *,
-    crop: str = "centre",
-    key: Any = None,
-    augment: WaveformAugmentConfig | None = None,
-) -> Clips:
-    """One clip of each recording, on the device; ``key`` is needed where anything is random."""
-    spec = config.frontend
-    clips, _, num_real = cut_clips(spec, batch, crop=crop, key=key)
-    clips = clips[:, 0]
-    if augment is not None:
-        clips = augment_waveform(clips, key, augment, None if config.padding == "heard" else num_real)
-    features: Array = (
-        compute_waveform(clips, spec) if isinstance(spec, WaveformSpec) else compute_features(clips, spec)
-    )
-    return Clips(features, tower.frame_mask(config.frontend, config.padding, num_real))
 
 
 def group_rows(group: Literal["recording", "label"], batch: dict[str, Any]) -> Int[Array, " B"]:
@@ -173,10 +143,17 @@ class AudioQFormer:
 
     config: AudioQFormerConfig
 
+    def encode(self, variables: dict[str, Any], batch: dict[str, Array]) -> Heard:
+        """The audio tower's states of one clip of each recording."""
+        config = self.config
+        clips = one_clip(config.frontend, batch, padding=config.padding)
+        heard, _ = audio_q_former.hear(config, variables, clips.features, clips.frame_mask)
+        return heard
+
     @functools.partial(jax.jit, static_argnums=0)
     def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B K E"]:
         """An L2-normalised vector of each query."""
-        heard, _ = audio_q_former.hear(self.config, variables, *compute_clips(self.config, batch))
+        heard = self.encode(variables, batch)
         return audio_q_former.embed_audio(self.config, variables["params"], heard)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -189,7 +166,7 @@ class AudioQFormer:
     @functools.partial(jax.jit, static_argnums=0)
     def encode_states(self, variables: dict[str, Any], batch: dict[str, Array]) -> AudioStates:
         """The audio tower's states of each recording, float32."""
-        heard, _ = audio_q_former.hear(self.config, variables, *compute_clips(self.config, batch))
+        heard = self.encode(variables, batch)
         return AudioStates(heard.states.astype(jnp.float32), heard.mask)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -207,14 +184,14 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
 
     def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
         moments = chance = None
+        keys: Any = jax.random.split(key) if train else (None, None)
+        key_audio, key_chance = keys
+        clips = one_clip(
+            model.frontend, batch, padding=model.padding, train=train, key=key_audio, augment=config.augment
+        )
         if train:
-            key_audio, key_chance = jax.random.split(key)
-            crop = model.frontend.clip.train_crop
-            clips = compute_clips(model, batch, crop=crop, key=key_audio, augment=config.augment)
             chance = jax.random.uniform(key_chance, (len(clips.features),))
             moments = tower.batch_moments(model.audio, clips.features, batch[contract.MASK])
-        else:
-            clips = compute_clips(model, batch)
         return Inputs(Rows(clips, batch[contract.TEXT_IDS], batch[contract.TEXT_MASK], chance), moments)
 
     def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[Outputs, Params]:
@@ -223,7 +200,8 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
         heard, batch_stats = audio_q_former.hear(
             model,
             variables,
-            *rows.clips,
+            rows.clips.features,
+            rows.clips.frame_mask,
             train=train,
             key=key_audio,
             moments=inputs.shared,

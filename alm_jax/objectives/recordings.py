@@ -1,15 +1,23 @@
-"""From a batch's recordings to clips on the device: scaling, cropping, padding, augmentation."""
+"""From a batch's recordings to what an encoder takes, on the device: scaling, cropping, augmentation, features."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
+from alm_jax.encoders import tower
 from alm_jax.ops import augment
-from alm_jax.ops.frontends import FrontendSpec, TowerSpec, compute_features
+from alm_jax.ops.frontends import (
+    FusionSpec,
+    TowerSpec,
+    WaveformSpec,
+    compute_features,
+    compute_fusion,
+    compute_waveform,
+)
 from alm_jax.ops.frontends.clip import filled_length, fit_clips, trim_zeros
 from alm_jax.ops.frontends.pcm import pcm_to_float
 
@@ -24,48 +32,97 @@ class WaveformAugmentConfig:
     """Rotate each recording in time by a random amount."""
 
 
-def read_recordings(
-    frontend: TowerSpec, batch: dict[str, Any]
-) -> tuple[Float[Array, "B S"], Int[Array, " B"]]:
-    """A batch's recordings as floats, and how many of their samples are real."""
-    waveform, num_samples = pcm_to_float(batch[contract.AUDIO]), batch[contract.AUDIO_NUM_SAMPLES]
-    return waveform, trim_zeros(waveform, num_samples) if frontend.clip.trim_zeros else num_samples
+Padding: TypeAlias = Literal["heard", "masked"]
+"""Whether an encoder takes the filling of a short recording for sound, or is told that it is none."""
+GAIN, ROLL, CROP, FUSION = range(4)
+"""Streams of a clip's PRNG key: each draw folds in the number of its own."""
 
 
-def cut_clips(
-    frontend: TowerSpec, batch: dict[str, Any], *, crop: str, key: Any = None
-) -> tuple[Float[Array, "B C W"], Bool[Array, "B C"], Int[Array, " B"]]:
-    """A batch's recordings as clips of the front-end's length, on the device.
+class Clips(NamedTuple):
+    """Clips of recordings as an encoder takes them; leading axes [B C], C chunks of each recording, or [B]."""
 
-    Returns waveforms, a mask of the C chunks of each recording (one, unless ``crop`` is "chunks"), and the samples that
-    the sound fills of a recording's clips. ``key`` is needed where ``crop`` is "random".
+    features: Array
+    """As the front-end makes them (`alm_jax.ops.frontends.feature_shape`)."""
+    frame_mask: Any
+    """[... T] bool, True for frames that begin in real audio; None where padding is taken for sound."""
+    longer: Bool[Array, "*B"] | None
+    """Of feature fusion alone: True where a recording is longer than a clip."""
+    num_samples: Int[Array, "*B"]
+    """Samples that the sound fills, repetitions of a short recording included."""
+    mask: Bool[Array, "*B"]
+    """True where a clip holds real audio."""
+
+
+def make_clips(
+    frontend: TowerSpec,
+    batch: dict[str, Any],
+    *,
+    crop: str,
+    padding: Padding,
+    key: Any = None,
+    augment: WaveformAugmentConfig | None = None,
+) -> Clips:
+    """A batch's recordings as clips [B C ...]; C is 1 unless ``crop`` is "chunks".
+
+    Feature fusion takes whole recordings, one clip each. ``key`` is needed where anything is random: ``crop`` "random",
+    or an augmentation.
     """
-    waveform, num_samples = read_recordings(frontend, batch)
+    waveform, num_samples = pcm_to_float(batch[contract.AUDIO]), batch[contract.AUDIO_NUM_SAMPLES]
+    if frontend.clip.trim_zeros:
+        num_samples = trim_zeros(waveform, num_samples)
+    if isinstance(frontend, FusionSpec):
+        if augment is not None:
+            waveform = augment_waveform(waveform, key, augment, num_samples)
+        maps, longer = compute_fusion(waveform, num_samples, frontend, stream(key, FUSION))
+        num_samples = num_samples[:, None]
+        return Clips(maps[:, None], None, longer[:, None], num_samples, num_samples > 0)
     clip_samples, pad = frontend.clip_samples, frontend.clip.pad
-    clips, mask = fit_clips(
-        waveform,
-        num_samples,
-        clip_samples=clip_samples,
-        crop=crop,
-        pad=pad,
-        key=None if key is None else jax.random.fold_in(key, 2),
+    cut, mask = fit_clips(
+        waveform, num_samples, clip_samples=clip_samples, crop=crop, pad=pad, key=stream(key, CROP)
     )
     filled = filled_length(jnp.minimum(num_samples, clip_samples), clip_samples, pad)
-    return clips, mask, jnp.where(num_samples > 0, filled, 0)
+    rows, chunks, samples = cut.shape
+    num_real = jnp.repeat(jnp.where(num_samples > 0, filled, 0), chunks)
+    clips = cut.reshape(rows * chunks, samples)
+    if augment is not None:
+        clips = augment_waveform(clips, key, augment, None if padding == "heard" else num_real)
+    features: Array = (
+        compute_waveform(clips, frontend)
+        if isinstance(frontend, WaveformSpec)
+        else compute_features(clips, frontend)
+    )
+    flat = Clips(features, tower.frame_mask(frontend, padding, num_real), None, num_real, mask.reshape(-1))
+    return jax.tree.map(lambda x: x.reshape(rows, chunks, *x.shape[1:]), flat)
 
 
-def clip_features(
-    frontend: FrontendSpec, batch: dict[str, Any], *, crop: str = "centre"
-) -> Float[Array, "B T F"]:
-    """Features of one clip of each recording, cut without chance."""
-    clips, _, _ = cut_clips(frontend, batch, crop=crop)
-    return compute_features(clips[:, 0], frontend)
+def one_clip(
+    frontend: TowerSpec,
+    batch: dict[str, Any],
+    *,
+    padding: Padding,
+    train: bool = False,
+    key: Any = None,
+    augment: WaveformAugmentConfig | None = None,
+    crop: str = "centre",
+) -> Clips:
+    """One clip [B ...] of each recording: in training cut by ``train_crop`` and augmented, else without chance."""
+    if train:
+        crop = frontend.clip.train_crop
+        clips = make_clips(frontend, batch, crop=crop, padding=padding, key=key, augment=augment)
+    else:
+        clips = make_clips(frontend, batch, crop=crop, padding=padding)
+    return jax.tree.map(lambda x: x[:, 0], clips)
 
 
 def single_crop(frontend: TowerSpec) -> str:
     """Where evaluation cuts a recording of which it takes one clip: as ``eval_crop`` says, "chunks" at the centre."""
     crop = frontend.clip.eval_crop
     return "centre" if crop == "chunks" else crop
+
+
+def stream(key: Any, number: int) -> Any:
+    """The key of one of the streams of a clip; None where there is no key."""
+    return None if key is None else jax.random.fold_in(key, number)
 
 
 def augment_waveform(
@@ -76,7 +133,7 @@ def augment_waveform(
 ) -> Float[Array, "B W"]:
     """Waveforms, augmented clip by clip; ``num_samples``: those that are rotated, None for the padding too."""
     if config.gain_db:
-        waveform = augment.random_gain(waveform, jax.random.fold_in(key, 0), max_db=config.gain_db)
+        waveform = augment.random_gain(waveform, stream(key, GAIN), max_db=config.gain_db)
     if config.roll:
-        waveform = augment.roll_time(waveform, jax.random.fold_in(key, 1), num_samples)
+        waveform = augment.roll_time(waveform, stream(key, ROLL), num_samples)
     return waveform

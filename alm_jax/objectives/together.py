@@ -47,9 +47,8 @@ from alm_jax.objectives.masked_spectrogram import (
 from alm_jax.objectives.microbatches import check_microbatches
 from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
-from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
+from alm_jax.objectives.recordings import WaveformAugmentConfig, one_clip
 from alm_jax.objectives.weighted_sum import add_means
-from alm_jax.ops.frontends import compute_features
 from alm_jax.ops.patch_masking import PatchMask
 from alm_jax.types import Metrics, Params
 
@@ -196,29 +195,24 @@ class Outputs(NamedTuple):
 def prepare_rows(config: TogetherConfig, batch: dict[str, Any], key: Any, *, train: bool) -> Rows:
     """What `encode_rows` reads of a batch; without ``train`` no chance is in it, and ``key`` is not read."""
     model, drawn, masked, chance = config.model, config.term(ReconstructionTerm), None, None
-    spec = model.frontend
     keys: Any = jax.random.split(key, 3) if train else (None, None, None)
     key_audio, key_mask, key_chance = keys
-    clips, _, num_real = cut_clips(
-        spec, batch, crop=spec.clip.train_crop if train else "centre", key=key_audio
+    clips = one_clip(
+        model.frontend, batch, padding=model.padding, train=train, key=key_audio, augment=config.augment
     )
-    clips = clips[:, 0]
-    if train:
-        clips = augment_waveform(
-            clips, key_audio, config.augment, None if model.padding == "heard" else num_real
-        )
+    num_rows = len(clips.features)
     if drawn:
         grid = model.autoencoder.grid
         masked = (
-            draw_masks(drawn.mask, grid, jax.random.split(key_mask, len(clips)))
+            draw_masks(drawn.mask, grid, jax.random.split(key_mask, num_rows))
             if train
             else evaluation_masks(drawn.mask, grid, batch[contract.INDEX])
         )
     if model.matching_head:
-        chance = jax.random.uniform(key_chance, (len(clips),)) if train else jnp.zeros(len(clips))
+        chance = jax.random.uniform(key_chance, (num_rows,)) if train else jnp.zeros(num_rows)
     return Rows(
-        features=compute_features(clips, spec),
-        frame_mask=tower.frame_mask(model.frontend, model.padding, num_real),
+        features=clips.features,
+        frame_mask=clips.frame_mask,
         text_ids=batch[contract.TEXT_IDS],
         text_mask=batch[contract.TEXT_MASK],
         masked=masked,
@@ -377,10 +371,8 @@ class Captioner:
     def encode(self, variables: dict[str, Any], batch: dict[str, Array]) -> Heard:
         """The trunk's states of the middle of each recording."""
         model = self.config.model
-        clips, _, num_real = cut_clips(model.frontend, batch, crop="centre")
-        features = compute_features(clips[:, 0], model.frontend)
-        frame_mask = tower.frame_mask(model.frontend, model.padding, num_real)
-        heard, _ = contrastive_captioner.hear(model, variables, features, frame_mask)
+        clips = one_clip(model.frontend, batch, padding=model.padding)
+        heard, _ = contrastive_captioner.hear(model, variables, clips.features, clips.frame_mask)
         return heard
 
     @functools.partial(jax.jit, static_argnums=0)

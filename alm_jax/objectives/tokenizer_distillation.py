@@ -41,14 +41,7 @@ from alm_jax.models.label_predictor import TOKENIZER
 from alm_jax.objectives.frozen_parts import warn_unless_given
 from alm_jax.objectives.masked_prediction import LABEL_PERPLEXITY, count_real
 from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
-from alm_jax.objectives.recordings import (
-    WaveformAugmentConfig,
-    augment_waveform,
-    clip_features,
-    cut_clips,
-    single_crop,
-)
-from alm_jax.ops.frontends import compute_features
+from alm_jax.objectives.recordings import WaveformAugmentConfig, one_clip, single_crop
 from alm_jax.ops.vector_quantization import count_codes, nearest_codes, perplexity, update_codebook
 from alm_jax.types import Metrics, Params
 
@@ -118,20 +111,25 @@ class DistilledTokenizer:
     def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B D"]:
         """The mean of the states that the tokenizer's encoder makes of all patches of each recording."""
         spec = self.config.frontend
-        return encode_clips(self.config, variables, clip_features(spec, batch, crop=single_crop(spec)))
+        return encode_clips(
+            self.config, variables, one_clip(spec, batch, padding="heard", crop=single_crop(spec)).features
+        )
 
     @functools.partial(jax.jit, static_argnums=0)
     def label_patches(self, variables: dict[str, Any], batch: dict[str, Array]) -> LabelMaps:
         """The labels of each recording."""
         config, grid = self.config, self.config.grid
-        features, size = clip_features(config.frontend, batch), config.tokenizer.encoder.patch_size
+        features, size = (
+            one_clip(config.frontend, batch, padding="heard").features,
+            config.tokenizer.encoder.patch_size,
+        )
         labels = self.label(variables, features)
         return LabelMaps(features[:, : grid[0] * size], labels.reshape(-1, *grid), None, None)
 
     @functools.partial(jax.jit, static_argnums=0)
     def count_labels(self, variables: dict[str, Any], batch: dict[str, Array]) -> Int[Array, " V"]:
         """How often each label occurs among the patches of the real rows."""
-        labels = self.label(variables, clip_features(self.config.frontend, batch))
+        labels = self.label(variables, one_clip(self.config.frontend, batch, padding="heard").features)
         return count_real(labels, batch[contract.MASK], self.config.tokenizer.num_codes)
 
     def label(self, variables: dict[str, Any], features: Float[Array, "B T F"]) -> Int[Array, "B N"]:
@@ -146,11 +144,8 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
     model = config.model
 
     def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
-        if not train:
-            return Inputs(clip_features(model.frontend, batch), None)
-        spec = model.frontend
-        clips, _, _ = cut_clips(spec, batch, crop=spec.clip.train_crop, key=key)
-        return Inputs(compute_features(augment_waveform(clips[:, 0], key, config.augment), spec), None)
+        clips = one_clip(model.frontend, batch, padding="heard", train=train, key=key, augment=config.augment)
+        return Inputs(clips.features, None)
 
     def encode(
         variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool

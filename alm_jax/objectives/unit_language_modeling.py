@@ -40,8 +40,7 @@ from alm_jax.objectives.objective import (
     TrainingData,
     loss_figure,
 )
-from alm_jax.objectives.recordings import WaveformAugmentConfig, augment_waveform, cut_clips
-from alm_jax.ops.frontends import WaveformSpec, compute_features, compute_waveform
+from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, one_clip
 from alm_jax.ops.unit_sequences import (
     NUM_TAGS,
     SPEECH,
@@ -110,15 +109,6 @@ class UnitLanguageModelingConfig:
             )
 
 
-class Clips(NamedTuple):
-    """What units are made of."""
-
-    features: Array
-    """As the front-end makes them (`alm_jax.ops.frontends.feature_shape`)."""
-    frame_mask: Bool[Array, "B T"]
-    """True for frames that begin in real audio."""
-
-
 class Examples(NamedTuple):
     """Rows of the objective's inputs."""
 
@@ -139,25 +129,9 @@ class Terms(NamedTuple):
     units: Loss
 
 
-def compute_clips(
-    model: UnitLanguageModelConfig,
-    batch: dict[str, Any],
-    *,
-    crop: str = "centre",
-    key: Any = None,
-    augment: WaveformAugmentConfig | None = None,
-) -> Clips:
-    """One clip of each recording, on the device; ``key`` is needed where anything is random."""
-    spec = model.frontend
-    cut, _, num_real = cut_clips(spec, batch, crop=crop, key=key)
-    waveform = cut[:, 0] if augment is None else augment_waveform(cut[:, 0], key, augment, num_real)
-    features: Array = (
-        compute_waveform(waveform, spec)
-        if isinstance(spec, WaveformSpec)
-        else compute_features(waveform, spec)
-    )
-    begin = jnp.arange(spec.num_frames) * spec.hop_samples
-    return Clips(features, begin[None] < num_real[:, None])
+def evaluation_clips(model: UnitLanguageModelConfig, batch: dict[str, Any]) -> Clips:
+    """The clip of each recording that evaluation makes units of; padding makes none."""
+    return one_clip(model.frontend, batch, padding="masked")
 
 
 def make_examples(batch: dict[str, Any], clips: Clips, task: Int[Array, " B"]) -> Examples:
@@ -284,7 +258,7 @@ def cluster_frames(
     """What k-means is fitted to, and which of it is of real audio; ``params`` are those of the units."""
     units = config.units
     assert isinstance(units, ClusterUnitsConfig)
-    clips = compute_clips(config, batch)
+    clips = evaluation_clips(config, batch)
     dtype = jnp.dtype(config.compute_dtype)
     return frame_vectors(units, params, clips.features, clips.frame_mask, dtype=dtype)
 
@@ -330,7 +304,7 @@ def answer_loss(
     task: int | Int[Array, ""],
 ) -> Loss:
     """The loss, in nats, of what one task asks of every recording of a batch."""
-    clips = compute_clips(config.model, batch)
+    clips = evaluation_clips(config.model, batch)
     examples = make_examples(batch, clips, jnp.full_like(batch[contract.INDEX], task))
     together = config.examples_per_row
     sequences = read_examples(
@@ -369,7 +343,7 @@ class UnitLanguageModel:
         self, variables: dict[str, Any], batch: dict[str, Array]
     ) -> tuple[Int[Array, "B N"], Bool[Array, "B N"]]:
         """The units of each recording, and which of them are real and not the one before them again."""
-        clips = compute_clips(self.config, batch)
+        clips = evaluation_clips(self.config, batch)
         return listen(self.config, variables, clips.features, clips.frame_mask)
 
     @functools.partial(jax.jit, static_argnums=(0, 3), static_argnames="num_new_tokens")
@@ -382,7 +356,7 @@ class UnitLanguageModel:
         word plus 1 + u.
         """
         config = self.config
-        clips = compute_clips(config, batch)
+        clips = evaluation_clips(config, batch)
         units, said = listen(config, variables, clips.features, clips.frame_mask)
         everything = jnp.ones_like(batch[contract.MASK])
         examples = make_examples(batch, clips, jnp.full(len(units), UNITS_TO_TEXT, jnp.int32))
@@ -411,12 +385,13 @@ def build_unit_language_modeling(config: UnitLanguageModelingConfig) -> Objectiv
         check_row_tokens(config, batch[contract.TEXT_IDS].shape[1], num_prompt)
         if train:
             key_task, key_audio = jax.random.split(key)
-            crop = model.frontend.clip.train_crop
-            clips = compute_clips(model, batch, crop=crop, key=key_audio, augment=config.augment)
+            clips = one_clip(
+                model.frontend, batch, padding="masked", train=True, key=key_audio, augment=config.augment
+            )
             tasks = draw_tasks(jax.random.split(key_task, len(clips.features)))
         else:
             # In evaluation an example's task goes by its place in the split, and never changes.
-            clips = compute_clips(model, batch)
+            clips = evaluation_clips(model, batch)
             tasks = draw_tasks(
                 jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(batch[contract.INDEX])
             )

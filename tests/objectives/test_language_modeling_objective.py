@@ -17,7 +17,8 @@ from alm_jax.models.connectors import LinearConnectorConfig
 from alm_jax.models.two_heads import TwoHeadsConfig, hear, predict
 from alm_jax.nn.language_model import head_kernel
 from alm_jax.objectives import build_objective
-from alm_jax.objectives.language_modeling import LanguageModelingConfig, compute_clips, read_prompts
+from alm_jax.objectives.language_modeling import LanguageModelingConfig, read_prompts
+from alm_jax.objectives.recordings import one_clip
 from alm_jax.ops.frontends import ClipSpec, WhisperSpec
 from alm_jax.training.accumulation import loss_and_gradients
 from alm_jax.training.lora import ADAPTERS, LoraConfig, add_adapters
@@ -118,7 +119,9 @@ def test_the_loss_is_its_formula():
 
     @jax.jit
     def compute(variables, batch):
-        heard = hear(CONFIG.model, variables, *compute_clips(CONFIG.model, batch))
+        model = CONFIG.model
+        clips = one_clip(model.frontend, batch, padding=model.padding)
+        heard = hear(model, variables, clips.features, clips.frame_mask)
         found = predict(
             CONFIG.model,
             variables,

@@ -22,7 +22,7 @@ from alm_jax.objectives import build_objective
 from alm_jax.objectives.unit_language_modeling import (
     UnitLanguageModelingConfig,
     UnitTasksConfig,
-    compute_clips,
+    evaluation_clips,
 )
 from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec
 from alm_jax.training.accumulation import loss_and_gradients
@@ -71,7 +71,7 @@ def variables(objective):
     """With units that tell frames apart, and no embedding so small that nothing depends on it."""
     variables = objective.init(jax.random.key(0))
     clusters = variables["params"]["units"]["clusters"]
-    clips = compute_clips(CONFIG.model, jax.tree.map(jnp.asarray, BATCH))
+    clips = evaluation_clips(CONFIG.model, jax.tree.map(jnp.asarray, BATCH))
     frames, mask = frame_vectors(CONFIG.model.units, {}, clips.features, clips.frame_mask)
     found = np.asarray(frames)[np.asarray(mask)]
     clusters |= {"mean": found.mean(axis=0), "deviation": found.std(axis=0)}
@@ -123,7 +123,7 @@ def test_a_mesh_trains_as_one_device(objective, run, variables):
 def expect(variables, task: int, loss_on: str) -> tuple[float, int]:
     """Sum and number of the losses: units by a search in float64, texts read one by one, log softmax in float64."""
     model = CONFIG.model
-    clips = compute_clips(model, jax.tree.map(jnp.asarray, BATCH))
+    clips = evaluation_clips(model, jax.tree.map(jnp.asarray, BATCH))
     frames, is_real = map(np.asarray, frame_vectors(model.units, {}, clips.features, clips.frame_mask))
     clusters = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"]["units"]["clusters"])
     length = CONFIG.row_tokens // 2
