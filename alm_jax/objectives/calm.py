@@ -51,7 +51,7 @@ from alm_jax.objectives.objective import (
 )
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks
 from alm_jax.objectives.reconstructions import to_maps
-from alm_jax.objectives.recordings import WaveformAugmentConfig, one_clip, single_crop
+from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.objectives.weighted_sum import add_means
 from alm_jax.ops.patchify import patchify
 from alm_jax.types import Metrics, Params
@@ -232,11 +232,14 @@ class OneHead:
     @functools.partial(jax.jit, static_argnums=0)
     def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B E"]:
         """The L2-normalised vector of each recording, encoded without a text."""
-        model, spec = self.config.model, self.config.model.frontend
-        clips = one_clip(spec, batch, padding="masked", crop=single_crop(spec))
-        mask = one_head.real_patches(model, clips.num_samples)
-        states, _ = one_head.encode(model, variables, Audio(clips.features, mask), None)
-        return one_head.embed(model, variables, states, mask)
+        model = self.config.model
+
+        def encode(clips: Clips) -> Array:
+            mask = one_head.real_patches(model, clips.num_samples)
+            states, _ = one_head.encode(model, variables, Audio(clips.features, mask), None)
+            return one_head.embed(model, variables, states, mask)
+
+        return embed_chunks(encode, model.frontend, batch, padding="masked", is_unit=True)
 
     @functools.partial(jax.jit, static_argnums=0)
     def embed_text(

@@ -30,7 +30,7 @@ from alm_jax.objectives.contrastive_losses import (
 )
 from alm_jax.objectives.microbatches import check_microbatches
 from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, PairLoss
-from alm_jax.objectives.recordings import WaveformAugmentConfig, make_clips, one_clip
+from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.types import Metrics, Params
 
 
@@ -75,21 +75,15 @@ class TwoTowers:
 
     @functools.partial(jax.jit, static_argnums=0)
     def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B E"]:
-        """The L2-normalised vector of each recording, cut by the front-end's ``eval_crop``.
-
-        With "chunks", a recording's vector is the normalised mean of those of its chunks.
-        """
+        """The L2-normalised vector of each recording."""
         config = self.config
-        clips = make_clips(
-            config.frontend, batch, crop=config.frontend.clip.eval_crop, padding=config.padding
-        )
-        rows, chunks = clips.mask.shape
-        flat = jax.tree.map(lambda x: x.reshape(rows * chunks, *x.shape[2:]), clips)
-        emb, _ = two_towers.encode_audio(
-            config, variables, flat.features, frame_mask=flat.frame_mask, longer=flat.longer
-        )
-        emb = jnp.sum(emb.reshape(rows, chunks, -1) * clips.mask[:, :, None], axis=1)
-        return emb / jnp.maximum(jnp.linalg.norm(emb, axis=-1, keepdims=True), 1e-12)
+
+        def encode(clips: Clips) -> Array:
+            return two_towers.encode_audio(
+                config, variables, clips.features, frame_mask=clips.frame_mask, longer=clips.longer
+            )[0]
+
+        return embed_chunks(encode, config.frontend, batch, padding=config.padding, is_unit=True)
 
     @functools.partial(jax.jit, static_argnums=0)
     def embed_text(

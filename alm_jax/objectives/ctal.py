@@ -29,7 +29,7 @@ from alm_jax.objectives.masked_text import (
     words_right,
 )
 from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
-from alm_jax.objectives.recordings import WaveformAugmentConfig, one_clip, single_crop
+from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.objectives.weighted_sum import add_means
 from alm_jax.ops.frame_masking import MaskedFrames, mask_frame_spans
 from alm_jax.types import Metrics, Params
@@ -191,15 +191,17 @@ class SpeechEncoder:
 
         The text is the same for all recordings: the words of a transcript would give its class away.
         """
-        model, spec = self.config.model, self.config.model.frontend
-        clips = one_clip(spec, batch, padding="masked", crop=single_crop(spec))
-        features, frame_mask = clips.features, clips.frame_mask
+        model = self.config.model
         word = jnp.asarray((*self.tokens.begin, self.config.masked_text.mask_id, *self.tokens.end), jnp.int32)
-        ids = jnp.broadcast_to(word[None], (len(features), len(word)))
-        text_mask = jnp.ones_like(ids, jnp.bool_)
-        text = ctal.encode_text(model, variables, ids, text_mask)
-        states = ctal.encode_audio(model, variables, features, frame_mask, text, text_mask)
-        return masked_mean(states.astype(jnp.float32), frame_mask)
+
+        def encode(clips: Clips) -> Array:
+            ids = jnp.broadcast_to(word[None], (len(clips.features), len(word)))
+            text_mask = jnp.ones_like(ids, jnp.bool_)
+            text = ctal.encode_text(model, variables, ids, text_mask)
+            states = ctal.encode_audio(model, variables, clips.features, clips.frame_mask, text, text_mask)
+            return masked_mean(states.astype(jnp.float32), clips.frame_mask)
+
+        return embed_chunks(encode, model.frontend, batch, padding="masked", is_unit=False)
 
     @functools.partial(jax.jit, static_argnums=0)
     def reconstruct(self, variables: dict[str, Any], batch: dict[str, Array]) -> Reconstruction:

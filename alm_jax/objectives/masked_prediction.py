@@ -30,7 +30,7 @@ from alm_jax.objectives.frozen_parts import warn_unless_given
 from alm_jax.objectives.masked_spectrogram import MaskedClips
 from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
-from alm_jax.objectives.recordings import WaveformAugmentConfig, one_clip, single_crop
+from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.ops.vector_quantization import count_codes, perplexity
 from alm_jax.types import Metrics, Params
 
@@ -108,11 +108,11 @@ class LabelPredictor:
     def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B D"]:
         """The mean of the encoder's states of all patches of each recording; nothing is hidden."""
         model = self.config.model
-        return encode_clips(
-            model,
-            variables,
-            one_clip(model.frontend, batch, padding="heard", crop=single_crop(model.frontend)).features,
-        )
+
+        def encode(clips: Clips) -> Array:
+            return encode_clips(model, variables, clips.features)
+
+        return embed_chunks(encode, model.frontend, batch, padding="heard", is_unit=False)
 
     @functools.partial(jax.jit, static_argnums=0)
     def label_patches(self, variables: dict[str, Any], batch: dict[str, Array]) -> LabelMaps:

@@ -23,7 +23,7 @@ from alm_jax.models.masked_autoencoder import (
 from alm_jax.objectives.objective import LOSS, Inputs, Loss, Objective
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
 from alm_jax.objectives.reconstructions import to_maps
-from alm_jax.objectives.recordings import WaveformAugmentConfig, one_clip, single_crop
+from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.ops.patch_masking import PatchMask
 from alm_jax.ops.patchify import patchify
 from alm_jax.types import Metrics, Params
@@ -71,11 +71,11 @@ class MaskedAutoencoder:
     def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B D"]:
         """The mean of the encoder's states of all patches of each recording; nothing is hidden."""
         model = self.config.model
-        return encode_clips(
-            model,
-            variables,
-            one_clip(model.frontend, batch, padding="heard", crop=single_crop(model.frontend)).features,
-        )
+
+        def encode(clips: Clips) -> Array:
+            return encode_clips(model, variables, clips.features)
+
+        return embed_chunks(encode, model.frontend, batch, padding="heard", is_unit=False)
 
     @functools.partial(jax.jit, static_argnums=0)
     def reconstruct(self, variables: dict[str, Any], batch: dict[str, Array]) -> Reconstruction:

@@ -33,7 +33,7 @@ from alm_jax.models.capabilities import AudioStates
 from alm_jax.objectives.contrastive_losses import GROUP_KEYS
 from alm_jax.objectives.microbatches import check_microbatches
 from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
-from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, one_clip
+from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.objectives.weighted_sum import add_means
 from alm_jax.types import Metrics, Params
 
@@ -143,18 +143,19 @@ class AudioQFormer:
 
     config: AudioQFormerConfig
 
-    def encode(self, variables: dict[str, Any], batch: dict[str, Array]) -> Heard:
-        """The audio tower's states of one clip of each recording."""
-        config = self.config
-        clips = one_clip(config.frontend, batch, padding=config.padding)
-        heard, _ = audio_q_former.hear(config, variables, clips.features, clips.frame_mask)
-        return heard
+    def encode(self, variables: dict[str, Any], clips: Clips) -> Heard:
+        """The audio tower's states of clips."""
+        return audio_q_former.hear(self.config, variables, clips.features, clips.frame_mask)[0]
 
     @functools.partial(jax.jit, static_argnums=0)
     def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B K E"]:
         """An L2-normalised vector of each query."""
-        heard = self.encode(variables, batch)
-        return audio_q_former.embed_audio(self.config, variables["params"], heard)
+        config = self.config
+
+        def encode(clips: Clips) -> Array:
+            return audio_q_former.embed_audio(config, variables["params"], self.encode(variables, clips))
+
+        return embed_chunks(encode, config.frontend, batch, padding=config.padding, is_unit=True)
 
     @functools.partial(jax.jit, static_argnums=0)
     def embed_text(
@@ -165,8 +166,9 @@ class AudioQFormer:
 
     @functools.partial(jax.jit, static_argnums=0)
     def encode_states(self, variables: dict[str, Any], batch: dict[str, Array]) -> AudioStates:
-        """The audio tower's states of each recording, float32."""
-        heard = self.encode(variables, batch)
+        """The audio tower's states of one clip of each recording, float32."""
+        config = self.config
+        heard = self.encode(variables, one_clip(config.frontend, batch, padding=config.padding))
         return AudioStates(heard.states.astype(jnp.float32), heard.mask)
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -1,6 +1,7 @@
 """From a batch's recordings to what an encoder takes, on the device: scaling, cropping, augmentation, features."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -20,6 +21,7 @@ from alm_jax.ops.frontends import (
 )
 from alm_jax.ops.frontends.clip import filled_length, fit_clips, trim_zeros
 from alm_jax.ops.frontends.pcm import pcm_to_float
+from alm_jax.ops.similarity import unit_vectors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,21 +105,43 @@ def one_clip(
     train: bool = False,
     key: Any = None,
     augment: WaveformAugmentConfig | None = None,
-    crop: str = "centre",
 ) -> Clips:
-    """One clip [B ...] of each recording: in training cut by ``train_crop`` and augmented, else without chance."""
+    """One clip [B ...] of each recording: in training cut by ``train_crop`` and augmented, else cut by ``eval_crop``.
+
+    What reads one clip alone takes the centre where ``eval_crop`` is "chunks".
+    """
     if train:
         crop = frontend.clip.train_crop
         clips = make_clips(frontend, batch, crop=crop, padding=padding, key=key, augment=augment)
     else:
-        clips = make_clips(frontend, batch, crop=crop, padding=padding)
+        own: str = frontend.clip.eval_crop
+        clips = make_clips(frontend, batch, crop="centre" if own == "chunks" else own, padding=padding)
     return jax.tree.map(lambda x: x[:, 0], clips)
 
 
-def single_crop(frontend: TowerSpec) -> str:
-    """Where evaluation cuts a recording of which it takes one clip: as ``eval_crop`` says, "chunks" at the centre."""
-    crop = frontend.clip.eval_crop
-    return "centre" if crop == "chunks" else crop
+def embed_chunks(
+    encode: Callable[[Clips], Float[Array, "R *E"]],
+    frontend: TowerSpec,
+    batch: dict[str, Any],
+    *,
+    padding: Padding,
+    is_unit: bool,
+) -> Float[Array, "B *E"]:
+    """The vectors of recordings, cut by the front-end's ``eval_crop``: of chunks the mean, of length 1 if ``is_unit``.
+
+    Args:
+        encode: clips [R ...] -> their vectors, of length 1 if ``is_unit``.
+    """
+    clips = make_clips(frontend, batch, crop=frontend.clip.eval_crop, padding=padding)
+    rows, chunks = clips.mask.shape
+    vectors = encode(jax.tree.map(lambda x: x.reshape(rows * chunks, *x.shape[2:]), clips))
+    if chunks == 1:
+        return vectors
+    vectors = vectors.reshape(rows, chunks, *vectors.shape[1:])
+    counts = clips.mask.reshape(rows, chunks, *[1] * (vectors.ndim - 2))
+    total = jnp.sum(jnp.where(counts, vectors, 0.0), axis=1)
+    mean = total / jnp.maximum(jnp.sum(counts, axis=1), 1)
+    return unit_vectors(mean) if is_unit else mean
 
 
 def stream(key: Any, number: int) -> Any:

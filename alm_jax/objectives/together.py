@@ -47,7 +47,7 @@ from alm_jax.objectives.masked_spectrogram import (
 from alm_jax.objectives.microbatches import check_microbatches
 from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
-from alm_jax.objectives.recordings import WaveformAugmentConfig, one_clip
+from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.objectives.weighted_sum import add_means
 from alm_jax.ops.patch_masking import PatchMask
 from alm_jax.types import Metrics, Params
@@ -368,18 +368,20 @@ class Captioner:
 
     config: TogetherConfig
 
-    def encode(self, variables: dict[str, Any], batch: dict[str, Array]) -> Heard:
-        """The trunk's states of the middle of each recording."""
-        model = self.config.model
-        clips = one_clip(model.frontend, batch, padding=model.padding)
-        heard, _ = contrastive_captioner.hear(model, variables, clips.features, clips.frame_mask)
-        return heard
+    def encode(self, variables: dict[str, Any], clips: Clips) -> Heard:
+        """The trunk's states of clips."""
+        return contrastive_captioner.hear(self.config.model, variables, clips.features, clips.frame_mask)[0]
 
     @functools.partial(jax.jit, static_argnums=0)
     def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B E"]:
         """The L2-normalised vector of each recording."""
-        heard = self.encode(variables, batch)
-        return contrastive_captioner.embed_audio(self.config.model, variables["params"], heard)
+        model = self.config.model
+
+        def encode(clips: Clips) -> Array:
+            heard = self.encode(variables, clips)
+            return contrastive_captioner.embed_audio(model, variables["params"], heard)
+
+        return embed_chunks(encode, model.frontend, batch, padding=model.padding, is_unit=True)
 
     @functools.partial(jax.jit, static_argnums=0)
     def embed_text(
@@ -396,7 +398,8 @@ class Captioner:
     ) -> Generated:
         """The likeliest caption of each recording, token by token."""
         model, params = self.config.model, variables["params"]
-        vectors = contrastive_captioner.pool_for_captions(model, params, self.encode(variables, batch))
+        heard = self.encode(variables, one_clip(model.frontend, batch, padding=model.padding))
+        vectors = contrastive_captioner.pool_for_captions(model, params, heard)
         ids = jnp.full((vectors.shape[0], 1), tokens.begin[0], jnp.int32)
         written = generate(
             FAMILY,

@@ -41,7 +41,7 @@ from alm_jax.models.label_predictor import TOKENIZER
 from alm_jax.objectives.frozen_parts import warn_unless_given
 from alm_jax.objectives.masked_prediction import LABEL_PERPLEXITY, count_real
 from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
-from alm_jax.objectives.recordings import WaveformAugmentConfig, one_clip, single_crop
+from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.ops.vector_quantization import count_codes, nearest_codes, perplexity, update_codebook
 from alm_jax.types import Metrics, Params
 
@@ -110,10 +110,11 @@ class DistilledTokenizer:
     @functools.partial(jax.jit, static_argnums=0)
     def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B D"]:
         """The mean of the states that the tokenizer's encoder makes of all patches of each recording."""
-        spec = self.config.frontend
-        return encode_clips(
-            self.config, variables, one_clip(spec, batch, padding="heard", crop=single_crop(spec)).features
-        )
+
+        def encode(clips: Clips) -> Array:
+            return encode_clips(self.config, variables, clips.features)
+
+        return embed_chunks(encode, self.config.frontend, batch, padding="heard", is_unit=False)
 
     @functools.partial(jax.jit, static_argnums=0)
     def label_patches(self, variables: dict[str, Any], batch: dict[str, Array]) -> LabelMaps:
