@@ -17,8 +17,7 @@ from alm_jax.evaluation.contrastive import EvaluationResult
 from alm_jax.evaluation.contrastive import evaluate as evaluate_embeddings
 from alm_jax.evaluation.means import split_means
 from alm_jax.evaluation.validation_loss import validation_loss
-from alm_jax.objectives import CalmConfig
-from alm_jax.objectives.calm import OneHead, measure_masked
+from alm_jax.objectives.calm import CalmConfig, OneHead, measure_masked
 from alm_jax.objectives.contrastive_losses import contrastive_loss, init_scalars
 from alm_jax.run.session import Session
 from alm_jax.training import sharding

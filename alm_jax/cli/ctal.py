@@ -11,8 +11,7 @@ from alm_jax.evaluation.ctal import draw
 from alm_jax.evaluation.means import split_means
 from alm_jax.evaluation.validation_loss import validation_loss
 from alm_jax.models.ctal import CTAL
-from alm_jax.objectives import CtalConfig
-from alm_jax.objectives.ctal import SpeechEncoder, measure_masked
+from alm_jax.objectives.ctal import CtalConfig, SpeechEncoder, measure_masked
 from alm_jax.run.session import Session
 from alm_jax.training.state import TrainState
 

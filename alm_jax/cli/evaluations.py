@@ -16,19 +16,17 @@ from alm_jax.cli import (
     unit_language_modeling,
 )
 from alm_jax.cli.linear_probe import check_probe
-from alm_jax.objectives import (
-    CalmConfig,
-    ContrastiveConfig,
-    CtalConfig,
-    LanguageModelingConfig,
-    MaskedPredictionConfig,
-    MaskedSpectrogramConfig,
-    ObjectiveConfig,
-    QueryTransformerConfig,
-    TogetherConfig,
-    TokenizerDistillationConfig,
-    UnitLanguageModelingConfig,
-)
+from alm_jax.objectives import ObjectiveConfig
+from alm_jax.objectives.calm import CalmConfig
+from alm_jax.objectives.contrastive import ContrastiveConfig
+from alm_jax.objectives.ctal import CtalConfig
+from alm_jax.objectives.language_modeling import LanguageModelingConfig
+from alm_jax.objectives.masked_prediction import MaskedPredictionConfig
+from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig
+from alm_jax.objectives.query_transformer import QueryTransformerConfig
+from alm_jax.objectives.together import TogetherConfig
+from alm_jax.objectives.tokenizer_distillation import TokenizerDistillationConfig
+from alm_jax.objectives.unit_language_modeling import UnitLanguageModelingConfig
 from alm_jax.run.train import Evaluation
 
 EVALUATIONS: Mapping[type, Evaluation] = {

@@ -29,7 +29,7 @@ from alm_jax.interop.format import Format
 from alm_jax.interop.formats import FORMATS
 from alm_jax.interop.model_card import write_model_card
 from alm_jax.models.two_towers import TwoTowersConfig
-from alm_jax.objectives import ContrastiveConfig
+from alm_jax.objectives.contrastive import ContrastiveConfig
 from alm_jax.run.config_json import to_json
 from alm_jax.run.load import load_model, load_run, split_step
 from alm_jax.run.model_folder import ORIGINAL, is_model_folder

@@ -25,8 +25,8 @@ from alm_jax.models import qwen2_audio
 from alm_jax.models.generated import Generated
 from alm_jax.models.generation import Beam, Greedy, Sample, Strategy, generate
 from alm_jax.models.qwen2_audio import Qwen2AudioConfig, expand_audio_tokens
-from alm_jax.objectives import LanguageModelingConfig, build_objective
-from alm_jax.objectives.language_modeling import write_answers
+from alm_jax.objectives import build_objective
+from alm_jax.objectives.language_modeling import LanguageModelingConfig, write_answers
 from alm_jax.ops.frontends import ClipSpec, WhisperSpec, compute_features
 from alm_jax.run.load import Model, load_model
 from alm_jax.run.session import enable_compilation_cache

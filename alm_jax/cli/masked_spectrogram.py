@@ -10,7 +10,7 @@ from alm_jax.cli.run_page import write_run_page
 from alm_jax.evaluation.masked_spectrogram import draw
 from alm_jax.evaluation.validation_loss import validation_loss
 from alm_jax.models.masked_autoencoder import MASKED_AUTOENCODER
-from alm_jax.objectives import MaskedSpectrogramConfig
+from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig
 from alm_jax.run.session import Session
 from alm_jax.training.state import TrainState
 

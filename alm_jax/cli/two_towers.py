@@ -10,7 +10,7 @@ from alm_jax import batch as contract
 from alm_jax.evaluation.contrastive import EvaluationResult, EvaluationSet
 from alm_jax.evaluation.contrastive import evaluate as evaluate_two_towers
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
-from alm_jax.objectives import ContrastiveConfig
+from alm_jax.objectives.contrastive import ContrastiveConfig
 from alm_jax.objectives.contrastive_losses import Negatives, contrastive_loss, init_scalars
 from alm_jax.run.session import Session
 from alm_jax.training import sharding

@@ -11,8 +11,12 @@ from alm_jax.cli.run_page import write_run_page
 from alm_jax.evaluation.unit_language_modeling import Transcript
 from alm_jax.evaluation.units import describe_units
 from alm_jax.evaluation.validation_loss import batch_metrics
-from alm_jax.objectives import UnitLanguageModelingConfig
-from alm_jax.objectives.unit_language_modeling import UnitLanguageModel, answer_loss, measured_tasks
+from alm_jax.objectives.unit_language_modeling import (
+    UnitLanguageModel,
+    UnitLanguageModelingConfig,
+    answer_loss,
+    measured_tasks,
+)
 from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState

@@ -46,6 +46,7 @@ from alm_jax.objectives.objective import (
     Inputs,
     Loss,
     Objective,
+    ObjectiveConfig,
     PairLoss,
     loss_figure,
 )
@@ -58,7 +59,7 @@ from alm_jax.types import Metrics, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CalmConfig:
+class CalmConfig(ObjectiveConfig):
     """One head, and the three losses that it is trained by."""
 
     model: OneHeadConfig
@@ -99,6 +100,10 @@ class CalmConfig:
             "masked_text": self.text_weight,
             "masked_audio": self.audio_weight,
         }
+
+    def build(self) -> Objective:
+        """The objective as pure functions."""
+        return build_calm(self)
 
 
 class Rows(NamedTuple):

@@ -29,13 +29,22 @@ from alm_jax.objectives.contrastive_losses import (
     project_scalars,
 )
 from alm_jax.objectives.microbatches import check_microbatches
-from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, PairLoss
+from alm_jax.objectives.objective import (
+    LOGIT_SCALE,
+    LOSS,
+    DataFacts,
+    Inputs,
+    Loss,
+    Objective,
+    ObjectiveConfig,
+    PairLoss,
+)
 from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.types import Metrics, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ContrastiveConfig:
+class ContrastiveConfig(ObjectiveConfig):
     """Two towers, aligned by a contrastive loss."""
 
     model: two_towers.TwoTowersConfig
@@ -44,6 +53,10 @@ class ContrastiveConfig:
     """Waveform augmentation; SpecAugment belongs to the audio encoder."""
     loss: LossConfig = InfoNceConfig()
     """The loss, and how it is computed."""
+
+    def build(self) -> Objective:
+        """The objective as pure functions."""
+        return build_contrastive(self)
 
 
 def read_texts(loss: LossConfig, batch: dict[str, Any]) -> tuple[Array, Array]:

@@ -28,7 +28,15 @@ from alm_jax.objectives.masked_text import (
     row_keys,
     words_right,
 )
-from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
+from alm_jax.objectives.objective import (
+    LOSS,
+    DataFacts,
+    Inputs,
+    Loss,
+    Objective,
+    ObjectiveConfig,
+    loss_figure,
+)
 from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.objectives.weighted_sum import add_means
 from alm_jax.ops.frame_masking import MaskedFrames, mask_frame_spans
@@ -55,7 +63,7 @@ class MaskedFramesConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CtalConfig:
+class CtalConfig(ObjectiveConfig):
     """CTAL's two encoders under its two losses."""
 
     model: CtalModelConfig
@@ -89,6 +97,10 @@ class CtalConfig:
     def weights(self) -> dict[str, float]:
         """Factor of each term by its name."""
         return {"masked_text": self.text_weight, "masked_audio": self.audio_weight}
+
+    def build(self) -> Objective:
+        """The objective as pure functions."""
+        return build_ctal(self)
 
 
 class Rows(NamedTuple):

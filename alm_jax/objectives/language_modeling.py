@@ -27,13 +27,13 @@ from alm_jax.models.generation import GREEDY, Strategy, generate
 from alm_jax.models.two_heads import Prompts, TwoHeadsConfig, hear, open_answers, predict
 from alm_jax.nn.language_model import head_kernel, project
 from alm_jax.objectives.microbatches import check_microbatches
-from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective
+from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective, ObjectiveConfig
 from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, one_clip
 from alm_jax.types import Metrics, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageModelingConfig:
+class LanguageModelingConfig(ObjectiveConfig):
     """Two heads, trained to write the answers."""
 
     model: TwoHeadsConfig
@@ -58,6 +58,10 @@ class LanguageModelingConfig:
                 f"label_smoothing is {self.label_smoothing} and z_loss {self.z_loss}: expected a share from 0 to below "
                 "1, and a weight that is not negative"
             )
+
+    def build(self) -> Objective:
+        """The objective as pure functions."""
+        return build_language_modeling(self)
 
 
 class States(NamedTuple):

@@ -28,7 +28,7 @@ from alm_jax.models.label_predictor import (
 )
 from alm_jax.objectives.frozen_parts import warn_unless_given
 from alm_jax.objectives.masked_spectrogram import MaskedClips
-from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective
+from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective, ObjectiveConfig
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
 from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.ops.vector_quantization import count_codes, perplexity
@@ -53,7 +53,7 @@ LABEL_PERPLEXITY = Figure(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskedPredictionConfig:
+class MaskedPredictionConfig(ObjectiveConfig):
     """An encoder, trained to tell the labels of hidden patches."""
 
     model: LabelPredictorConfig
@@ -65,6 +65,10 @@ class MaskedPredictionConfig:
 
     def __post_init__(self) -> None:
         self.mask.check(self.model.grid)
+
+    def build(self) -> Objective:
+        """The objective as pure functions."""
+        return build_masked_prediction(self)
 
 
 class LabelledClips(NamedTuple):

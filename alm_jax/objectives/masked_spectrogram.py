@@ -20,7 +20,7 @@ from alm_jax.models.masked_autoencoder import (
     encode_clips,
     reconstruct,
 )
-from alm_jax.objectives.objective import LOSS, Inputs, Loss, Objective
+from alm_jax.objectives.objective import LOSS, Inputs, Loss, Objective, ObjectiveConfig
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
 from alm_jax.objectives.reconstructions import to_maps
 from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
@@ -30,7 +30,7 @@ from alm_jax.types import Metrics, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskedSpectrogramConfig:
+class MaskedSpectrogramConfig(ObjectiveConfig):
     """A masked autoencoder, trained to reconstruct the hidden patches."""
 
     model: MaskedAutoencoderConfig
@@ -44,6 +44,10 @@ class MaskedSpectrogramConfig:
 
     def __post_init__(self) -> None:
         self.mask.check(self.model.grid)
+
+    def build(self) -> Objective:
+        """The objective as pure functions."""
+        return build_masked_spectrogram(self)
 
 
 class MaskedClips(NamedTuple):

@@ -13,9 +13,15 @@ all rows too.
 
 Gradient accumulation (``training/accumulation.py``) runs ``encode`` in pieces, ``combine`` and ``update_stats`` once
 over the whole batch; without accumulation the three are composed and differentiated together.
+
+An objective is one file in this folder, or a module of another package: a subclass of `ObjectiveConfig` whose fields
+are its settings and whose ``build`` returns an `Objective`. Nothing else names it.
 """
 
+import abc
 import dataclasses
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -212,3 +218,29 @@ class Objective:
         inputs = self.prepare(batch, key, train=train)
         outputs, _ = self.encode(variables, inputs, key, train=train)
         return self.combine(variables["params"], outputs, batch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(abc.ABC):
+    """What is trained: a model and its losses."""
+
+    model: Any
+    """The model's config; its ``frontend`` turns waveforms into features."""
+
+    @abc.abstractmethod
+    def build(self) -> Objective:
+        """The objective as pure functions. Raises UserError where the settings do not fit each other."""
+
+    @classmethod
+    def kinds(cls) -> list[type["ObjectiveConfig"]]:
+        """Every objective there is: those of this folder, and what else has been imported."""
+        from alm_jax import objectives
+
+        for module in pkgutil.iter_modules(objectives.__path__):
+            importlib.import_module(f"{objectives.__name__}.{module.name}")
+        return [kind for kind in _below(cls) if not getattr(kind, "__abstractmethods__", None)]
+
+
+def _below(kind: type[ObjectiveConfig]) -> list[type[ObjectiveConfig]]:
+    """A class and all its subclasses."""
+    return [kind, *(lower for child in kind.__subclasses__() for lower in _below(child))]

@@ -32,7 +32,16 @@ from alm_jax.models.audio_q_former import AudioQFormerConfig, Heard, Read
 from alm_jax.models.capabilities import AudioStates
 from alm_jax.objectives.contrastive_losses import GROUP_KEYS
 from alm_jax.objectives.microbatches import check_microbatches
-from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
+from alm_jax.objectives.objective import (
+    LOGIT_SCALE,
+    LOSS,
+    DataFacts,
+    Inputs,
+    Loss,
+    Objective,
+    ObjectiveConfig,
+    loss_figure,
+)
 from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.objectives.weighted_sum import add_means
 from alm_jax.types import Metrics, Params
@@ -42,7 +51,7 @@ TAU_BOUNDS = (1e-4, 10.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QueryTransformerConfig:
+class QueryTransformerConfig(ObjectiveConfig):
     """An audio tower and a Q-Former, trained by contrast, matching and generation, which count alike."""
 
     model: AudioQFormerConfig
@@ -60,6 +69,10 @@ class QueryTransformerConfig:
             raise UserError(
                 f"label_smoothing is {self.label_smoothing}; expected a share from 0 to below 1, such as 0.1"
             )
+
+    def build(self) -> Objective:
+        """The objective as pure functions."""
+        return build_query_transformer(self)
 
 
 class Rows(NamedTuple):

@@ -45,7 +45,16 @@ from alm_jax.objectives.masked_spectrogram import (
     reconstruction_target,
 )
 from alm_jax.objectives.microbatches import check_microbatches
-from alm_jax.objectives.objective import LOGIT_SCALE, LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
+from alm_jax.objectives.objective import (
+    LOGIT_SCALE,
+    LOSS,
+    DataFacts,
+    Inputs,
+    Loss,
+    Objective,
+    ObjectiveConfig,
+    loss_figure,
+)
 from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, draw_masks, evaluation_masks
 from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.objectives.weighted_sum import add_means
@@ -109,7 +118,7 @@ Term: TypeAlias = ContrastiveTerm | CaptioningTerm | MatchingTerm | Reconstructi
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TogetherConfig:
+class TogetherConfig(ObjectiveConfig):
     """A contrastive captioner, and what it is trained for at the same time."""
 
     model: ContrastiveCaptionerConfig
@@ -160,6 +169,10 @@ class TogetherConfig:
         return MaskedSpectrogramConfig(
             model=self.model.autoencoder, mask=term.mask, normalize_target=term.normalize_target
         )
+
+    def build(self) -> Objective:
+        """The objective as pure functions."""
+        return build_together(self)
 
 
 class Rows(NamedTuple):

@@ -40,14 +40,22 @@ from alm_jax.models.distilled_tokenizer import (
 from alm_jax.models.label_predictor import TOKENIZER
 from alm_jax.objectives.frozen_parts import warn_unless_given
 from alm_jax.objectives.masked_prediction import LABEL_PERPLEXITY, count_real
-from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective, loss_figure
+from alm_jax.objectives.objective import (
+    LOSS,
+    DataFacts,
+    Inputs,
+    Loss,
+    Objective,
+    ObjectiveConfig,
+    loss_figure,
+)
 from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.ops.vector_quantization import count_codes, nearest_codes, perplexity, update_codebook
 from alm_jax.types import Metrics, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerDistillationConfig:
+class TokenizerDistillationConfig(ObjectiveConfig):
     """A tokenizer, trained on the states of a teacher."""
 
     model: DistilledTokenizerConfig
@@ -66,6 +74,10 @@ class TokenizerDistillationConfig:
             raise UserError(
                 f"codebook_decay is {self.codebook_decay} and revive_below {self.revive_below}; expected both in [0, 1)"
             )
+
+    def build(self) -> Objective:
+        """The objective as pure functions."""
+        return build_tokenizer_distillation(self)
 
 
 class QuantizedClips(NamedTuple):

@@ -37,6 +37,7 @@ from alm_jax.objectives.objective import (
     Inputs,
     Loss,
     Objective,
+    ObjectiveConfig,
     TrainingData,
     loss_figure,
 )
@@ -79,7 +80,7 @@ class UnitTasksConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UnitLanguageModelingConfig:
+class UnitLanguageModelingConfig(ObjectiveConfig):
     """A language model of words and units, trained to go on with both."""
 
     model: UnitLanguageModelConfig
@@ -107,6 +108,10 @@ class UnitLanguageModelingConfig:
                 f"row_tokens {self.row_tokens} over examples_per_row {self.examples_per_row} are more than the "
                 f"language model's max_positions {longest}: lower row_tokens"
             )
+
+    def build(self) -> Objective:
+        """The objective as pure functions."""
+        return build_unit_language_modeling(self)
 
 
 class Examples(NamedTuple):

@@ -1,6 +1,7 @@
 """Frozen dataclasses as JSON values and back; each object carries its type's name."""
 
 import dataclasses
+import importlib
 import types
 from typing import Any, get_args, get_type_hints
 
@@ -17,7 +18,7 @@ def to_json(value: Any) -> Any:
 def _encode(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: _encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {TYPE_KEY: type(value).__name__} | fields
+        return {TYPE_KEY: type_name(type(value))} | fields
     if isinstance(value, tuple | list):
         return [_encode(item) for item in value]
     return value
@@ -33,10 +34,12 @@ def from_json(value: Any, expected: Any, path: str = "config") -> Any:
 
 
 def _decode(value: Any, expected: Any, path: str) -> Any:
+    if isinstance(value, dict):
+        _import_module_of(value.get(TYPE_KEY), path)
     alternatives: tuple[Any, ...] = get_args(expected) or (expected,)
     choices = [each for kind in alternatives if dataclasses.is_dataclass(kind) for each in kinds_of(kind)]
     if isinstance(value, dict) and choices:
-        kinds = {kind.__name__: kind for kind in choices}
+        kinds = {type_name(kind): kind for kind in choices}
         kind = kinds.get(value.get(TYPE_KEY, ""))
         if kind is None:
             raise UserError(f"{path} is a {value.get(TYPE_KEY)!r}, this version knows {sorted(kinds)}")
@@ -60,6 +63,26 @@ def _decode(value: Any, expected: Any, path: str) -> Any:
     if isinstance(value, list):
         return tuple(_decode(item, element_type(expected), path) for item in value)
     return value
+
+
+def type_name(kind: type) -> str:
+    """The name of a type in JSON; with its module, ``package.module:Name``, where it is not of this project."""
+    own = kind.__module__.partition(".")[0] in ("alm_jax", "data_pipelines")
+    return kind.__name__ if own else f"{kind.__module__}:{kind.__name__}"
+
+
+def _import_module_of(name: Any, path: str) -> None:
+    """Imports the module of a type of another project. Raises UserError where it is not there."""
+    module, _, kind = str(name).rpartition(":")
+    if not module:
+        return
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a {kind} of the module {module}, which cannot be imported ({error}): install its package, or "
+            "put its folder into PYTHONPATH"
+        ) from error
 
 
 def kinds_of(kind: Any) -> list[Any]:

@@ -14,12 +14,10 @@ from alm_jax.cli.main import dispatch
 from alm_jax.encoders.family import apply
 from alm_jax.encoders.zoo import family_of
 from alm_jax.interop.safetensors_io import read_weights
-from alm_jax.objectives import (
-    ContrastiveConfig,
-    LanguageModelingConfig,
-    MaskedSpectrogramConfig,
-    ObjectiveConfig,
-)
+from alm_jax.objectives import ObjectiveConfig
+from alm_jax.objectives.contrastive import ContrastiveConfig
+from alm_jax.objectives.language_modeling import LanguageModelingConfig
+from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig
 from alm_jax.run.experiment import load_config
 from alm_jax.run.load import load_model, load_run
 from alm_jax.run.workdir import CHECKPOINTS, EVALUATION

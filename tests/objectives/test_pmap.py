@@ -16,12 +16,10 @@ from training_batches import make_batch
 from alm_jax.encoders.audio.cnn14 import NANO as CNN14
 from alm_jax.encoders.audio.htsat import VARIANTS as HTSAT
 from alm_jax.errors import UserError
-from alm_jax.objectives import (
-    ContrastiveConfig,
-    LanguageModelingConfig,
-    MaskedSpectrogramConfig,
-    build_objective,
-)
+from alm_jax.objectives import build_objective
+from alm_jax.objectives.contrastive import ContrastiveConfig
+from alm_jax.objectives.language_modeling import LanguageModelingConfig
+from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig
 from alm_jax.run.experiment import load_config
 from alm_jax.training.accumulation import loss_and_gradients
 from alm_jax.training.build import build_parallel, check_parallelism

@@ -9,9 +9,7 @@ from jax.sharding import NamedSharding
 from training_batches import make_batch
 
 from alm_jax.errors import UserError
-from alm_jax.objectives import (
-    build_objective,
-)
+from alm_jax.objectives import build_objective
 from alm_jax.training.mesh import MeshConfig, build_mesh, check_batch_size, resolve_shape
 from alm_jax.training.optimizer import AdamWConfig, build_optimizer, learning_rate
 from alm_jax.training.parallel import PMAP_AXIS, JitParallel, PmapParallel
