@@ -20,7 +20,7 @@ def _measure(objective: Objective, variables: dict[str, Any], batch: dict[str, A
     """Loss and metrics as sums and weights, and how often each label occurs, of a batch without noise."""
     inputs = objective.prepare(batch, None, train=False)
     outputs, _ = objective.encode(variables, inputs, None, train=False)
-    loss, metrics = objective.combine(variables["params"], outputs, batch)
+    loss, metrics = objective.combine(variables["params"], outputs, batch, None)
     counts = jnp.sum(jnp.where(batch[contract.MASK][:, None], outputs.counts, 0.0), axis=0)
     return {"loss": loss, **metrics}, counts
 

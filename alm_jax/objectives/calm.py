@@ -128,8 +128,8 @@ class Outputs(NamedTuple):
     text_emb: Float[Array, "B E"]
     words: Float[Array, "B L D"]
     """What logits of words are made of."""
-    text_chosen: Float[Array, "B L"]
-    """1 where a token counts: outputs are floats."""
+    text_chosen: Bool[Array, "B L"]
+    """True where a token counts."""
     reconstruction: Loss
     """Sum and weight of each row."""
 
@@ -185,7 +185,7 @@ def encode_rows(
         audio_emb=one_head.embed(model, variables, heard, rows.patch_mask),
         text_emb=one_head.embed(model, variables, read, rows.text_mask),
         words=one_head.predict_words(model, variables, tokens),
-        text_chosen=rows.text_chosen.astype(jnp.float32),
+        text_chosen=rows.text_chosen,
         reconstruction=Loss(*reconstruction),
     )
     return outputs, pixels
@@ -195,7 +195,7 @@ def masked_losses(
     params: Params, outputs: Outputs, ids: Int[Array, "B L"], mask: Bool[Array, " B"]
 ) -> dict[str, Loss]:
     """The two losses of the masked pass over the rows where ``mask`` is True; ``ids`` are the true tokens."""
-    counted = (outputs.text_chosen > 0) & mask[:, None]
+    counted = outputs.text_chosen & mask[:, None]
     return {
         "masked_text": masked_text_loss(outputs.words, *one_head.word_table(params), ids, counted),
         "masked_audio": Loss(*(jnp.sum(jnp.where(mask, x, 0.0)) for x in outputs.reconstruction)),
@@ -300,7 +300,7 @@ def build_calm(config: CalmConfig) -> Objective:
     def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[Outputs, Params]:
         return encode_rows(config, variables, inputs.rows)[0], variables["batch_stats"]
 
-    def combine(params: Params, outputs: Outputs, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: Outputs, batch: dict[str, Any], key: Any) -> tuple[Loss, Metrics]:
         real = batch[contract.MASK]
         aligned, scale = contrastive_loss(
             config.contrastive, params, outputs.audio_emb, outputs.text_emb, batch

@@ -142,7 +142,12 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
         return (audio_emb, text_emb.reshape(*text_ids.shape[:2], -1)), batch_stats
 
     def combine(
-        params: Params, outputs: tuple[Array, Array], batch: dict[str, Any], *, axis_name: str | None = None
+        params: Params,
+        outputs: tuple[Array, Array],
+        batch: dict[str, Any],
+        key: Any,
+        *,
+        axis_name: str | None = None,
     ) -> tuple[Loss, Metrics]:
         audio_emb, texts_emb = outputs
         text_emb, negatives = texts_emb[:, 0], None

@@ -121,8 +121,8 @@ class Outputs(NamedTuple):
 
     words: Float[Array, "B L D"]
     """What logits of words are made of."""
-    text_chosen: Float[Array, "B L"]
-    """1 where a token counts: outputs are floats."""
+    text_chosen: Bool[Array, "B L"]
+    """True where a token counts."""
     acoustic: Loss
     """Sum and weight of each row."""
 
@@ -176,7 +176,7 @@ def encode_rows(
         drawn, rows.features, rows.frames.chosen
     )
     words = ctal.predict_words(model, variables, text)
-    return Outputs(words, rows.text_chosen.astype(jnp.float32), Loss(*acoustic)), drawn
+    return Outputs(words, rows.text_chosen, Loss(*acoustic)), drawn
 
 
 FIGURES = (
@@ -263,9 +263,9 @@ def build_ctal(config: CtalConfig) -> Objective:
         outputs, _ = encode_rows(config, variables, inputs.rows, train=train, key=key)
         return outputs, variables["batch_stats"]
 
-    def combine(params: Params, outputs: Outputs, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: Outputs, batch: dict[str, Any], key: Any) -> tuple[Loss, Metrics]:
         real = batch[contract.MASK]
-        counted = (outputs.text_chosen > 0) & real[:, None]
+        counted = outputs.text_chosen & real[:, None]
         table, bias = ctal.word_table(params)
         losses = {
             "masked_text": masked_text_loss(outputs.words, table, bias, batch[contract.TEXT_IDS], counted),

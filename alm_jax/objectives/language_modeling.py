@@ -65,11 +65,11 @@ class LanguageModelingConfig(ObjectiveConfig):
 
 
 class States(NamedTuple):
-    """What predicts tokens: outputs of ``encode``, which are differentiated, and so all floats."""
+    """What predicts tokens."""
 
     states: Float[Array, "B K D"]
-    counts: Float[Array, "B K"]
-    """1 where a prediction counts, 0 elsewhere."""
+    counts: Bool[Array, "B K"]
+    """True where a prediction counts."""
 
 
 class Rows(NamedTuple):
@@ -220,9 +220,9 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
             train=train,
             key=key,
         )
-        return States(predicted.states, predicted.mask.astype(jnp.float32)), batch_stats
+        return States(predicted.states, predicted.mask), batch_stats
 
-    def combine(params: Params, outputs: States, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: States, batch: dict[str, Any], key: Any) -> tuple[Loss, Metrics]:
         """The loss over the vocabulary, which is projected onto here, in blocks and cut over the mesh."""
         kernel, tied = head_kernel(model.language_model, params["language_model"])
         labels = two_heads.labels_of(read_prompts(batch), batch[contract.TEXT_IDS], config.loss_on)
@@ -230,7 +230,7 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
             outputs.states,
             kernel,
             labels,
-            mask=(outputs.counts > 0) & batch[contract.MASK][:, None],
+            mask=outputs.counts & batch[contract.MASK][:, None],
             tied=tied,
             label_smoothing=config.label_smoothing,
             z_loss=config.z_loss,

@@ -170,7 +170,9 @@ def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
         counts = count_codes(labels, model.tokenizer.num_codes)
         return LabelledClips(loss, weight, correct, counts), variables["batch_stats"]
 
-    def combine(params: Params, outputs: LabelledClips, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
+    def combine(
+        params: Params, outputs: LabelledClips, batch: dict[str, Any], key: Any
+    ) -> tuple[Loss, Metrics]:
         real = batch[contract.MASK]
         total, weight, correct = (jnp.sum(jnp.where(real, x, 0.0)) for x in outputs[:3])
         counts = jnp.sum(jnp.where(real[:, None], outputs.counts, 0.0), axis=0)

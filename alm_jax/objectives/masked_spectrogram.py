@@ -129,7 +129,7 @@ def build_masked_spectrogram(config: MaskedSpectrogramConfig) -> Objective:
         )
         return Loss(*loss), variables["batch_stats"]
 
-    def combine(params: Params, outputs: Loss, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: Loss, batch: dict[str, Any], key: Any) -> tuple[Loss, Metrics]:
         real = batch[contract.MASK]
         return Loss(*(jnp.sum(jnp.where(real, x, 0.0)) for x in outputs)), {}
 

@@ -25,6 +25,7 @@ import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -32,6 +33,8 @@ from alm_jax.figures import Figure
 from alm_jax.models.capabilities import TextTokens
 from alm_jax.types import Metrics, Params, PyTree
 
+LOSS_STREAM = 3
+"""Folded into a step's key for `Objective.combine`."""
 PmapSupport: TypeAlias = Literal["none", "rows", "batch"]
 
 
@@ -171,9 +174,11 @@ class Objective:
     prepare: Callable[..., Inputs]
     """(batch, key, *, train) -> Inputs."""
     encode: Callable[..., tuple[PyTree, Params]]
-    """(variables, inputs, key, *, train) -> (outputs with leading axis B, batch_stats)."""
+    """(variables, inputs, key, *, train) -> (outputs with leading axis B, batch_stats). The gradient of the loss
+    passes through outputs that are floats; masks and integers may be among them."""
     combine: Callable[..., tuple[Loss, Metrics]]
-    """(params, outputs, batch) -> (Loss, metrics as a dict of Loss)."""
+    """(params, outputs, batch, key) -> (Loss, metrics as a dict of Loss); the key is None without noise, and the same
+    for all rows."""
     update_stats: Callable[..., Params] = keep_stats
     """(batch_stats, outputs without gradients, batch, key) -> batch_stats, in training."""
     project: Callable[[Params], Params]
@@ -217,7 +222,8 @@ class Objective:
         """The three parts composed, for evaluation and tests. Returns (Loss, metrics)."""
         inputs = self.prepare(batch, key, train=train)
         outputs, _ = self.encode(variables, inputs, key, train=train)
-        return self.combine(variables["params"], outputs, batch)
+        key_loss = None if key is None or not train else jax.random.fold_in(key, LOSS_STREAM)
+        return self.combine(variables["params"], outputs, batch, key_loss)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -86,12 +86,12 @@ class Rows(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What comes of each row by itself; all floats, as gradients of outputs are taken."""
+    """What comes of each row by itself."""
 
     read: Read
     audio_states: Float[Array, "B N A"]
-    audio_mask: Float[Array, "B N"]
-    """1 where a state is of real audio."""
+    audio_mask: Bool[Array, "B N"]
+    """True where a state is of real audio."""
     chance: Float[Array, " B"] | None
 
 
@@ -128,7 +128,7 @@ def matching_loss(
     logits = audio_q_former.match(
         config.model,
         params,
-        Heard(take(outputs.audio_states, pairs.audio_index), take(outputs.audio_mask, pairs.audio_index) > 0),
+        Heard(take(outputs.audio_states, pairs.audio_index), take(outputs.audio_mask, pairs.audio_index)),
         take(batch[contract.TEXT_IDS], pairs.text_index),
         take(batch[contract.TEXT_MASK], pairs.text_index),
         train=chance is not None,
@@ -224,9 +224,9 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
         read = audio_q_former.read(
             model, variables["params"], heard, rows.text_ids, rows.text_mask, train=train, key=key_read
         )
-        return Outputs(read, heard.states, heard.mask.astype(jnp.float32), rows.chance), batch_stats
+        return Outputs(read, heard.states, heard.mask, rows.chance), batch_stats
 
-    def combine(params: Params, outputs: Outputs, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: Outputs, batch: dict[str, Any], key: Any) -> tuple[Loss, Metrics]:
         real, group = batch[contract.MASK], group_rows(config.group, batch)
         scale = temperature.inverse_tau(params["tau"])
         contrast = max_similarity_infonce(

@@ -457,7 +457,7 @@ def build_together(config: TogetherConfig) -> Objective:
     def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[Outputs, Params]:
         return encode_rows(config, variables, inputs.rows, train=train, key=key, moments=inputs.shared)
 
-    def combine(params: Params, outputs: Outputs, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: Outputs, batch: dict[str, Any], key: Any) -> tuple[Loss, Metrics]:
         counted = {term.name: counted_rows(term, batch) for term in config.terms}
         pairs = {**batch, contract.MASK: counted[ContrastiveTerm.name]}
         contrastive, scale = contrastive_loss(contrast, params, outputs.audio_emb, outputs.text_emb, pairs)

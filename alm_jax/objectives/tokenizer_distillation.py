@@ -175,7 +175,9 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
         counts = count_codes(nearest_codes(kept, vectors), model.tokenizer.num_codes)
         return QuantizedClips(distance, commitment, num_patches, counts, kept), variables["batch_stats"]
 
-    def combine(params: Params, outputs: QuantizedClips, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
+    def combine(
+        params: Params, outputs: QuantizedClips, batch: dict[str, Any], key: Any
+    ) -> tuple[Loss, Metrics]:
         real = batch[contract.MASK]
         distance, commitment, weight = (jnp.sum(jnp.where(real, x, 0.0)) for x in outputs[:3])
         counts = lax.stop_gradient(jnp.sum(jnp.where(real[:, None], outputs.counts, 0.0), axis=0))

@@ -411,7 +411,7 @@ def build_unit_language_modeling(config: UnitLanguageModelingConfig) -> Objectiv
         terms = sequence_loss(model, variables, sequences, loss_on=config.loss_on, train=train, key=key)
         return terms, variables["batch_stats"]
 
-    def combine(params: Params, outputs: Terms, batch: dict[str, Any]) -> tuple[Loss, Metrics]:
+    def combine(params: Params, outputs: Terms, batch: dict[str, Any], key: Any) -> tuple[Loss, Metrics]:
         """Adds up, and tells words and units apart."""
         words, units = jax.tree.map(jnp.sum, outputs)
         total = Loss(words.sum + units.sum, words.weight + units.weight)

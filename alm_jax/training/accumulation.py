@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from alm_jax.objectives import Objective
-from alm_jax.objectives.objective import Inputs, Loss
+from alm_jax.objectives.objective import LOSS_STREAM, Inputs, Loss
 from alm_jax.training.trainable import overlay
 from alm_jax.types import Metrics, Params, PyTree
 
@@ -38,7 +38,7 @@ def loss_and_gradients(
     axis, ``batch`` is this device's rows, and the results are summed over devices.
     """
     key_prepare, key_encode = jax.random.split(key)
-    key_stats = jax.random.fold_in(key, STATS_STREAM)
+    key_stats, key_loss = (jax.random.fold_in(key, stream) for stream in (STATS_STREAM, LOSS_STREAM))
     if axis_name is not None:
         # Each device draws its own noise for its own rows.
         index = jax.lax.axis_index(axis_name)
@@ -58,7 +58,7 @@ def loss_and_gradients(
 
     def combine(params: Params, outputs: PyTree) -> tuple[Array, Metrics]:
         whole = overlay(everything, params)
-        loss, metrics = objective.combine(whole, outputs, batch, **across)
+        loss, metrics = objective.combine(whole, outputs, batch, key_loss, **across)
         # This device's share of the global mean; the weight carries no gradient.
         weight = sum_over_devices(loss.weight, axis_name)
         return loss.sum / jnp.maximum(jax.lax.stop_gradient(weight), 1.0), metrics
@@ -81,15 +81,23 @@ def loss_and_gradients(
             return encode(params, Inputs(rows, inputs.shared), key)[0]
 
         outputs = merge_rows(jax.lax.map(forward, (pieces, keys)))
-        (loss, metrics), (grads, output_grads) = jax.value_and_grad(combine, argnums=(0, 1), has_aux=True)(
-            params, outputs
-        )
+        floats, others = select_floats(outputs), select_floats(outputs, invert=True)
+
+        def combine_pieces(params: Params, floats: PyTree) -> tuple[Array, Metrics]:
+            return combine(params, join(floats, others))
+
+        (loss, metrics), (grads, output_grads) = jax.value_and_grad(
+            combine_pieces, argnums=(0, 1), has_aux=True
+        )(params, floats)
 
         def backward(grads: Params, piece: tuple[PyTree, Any, PyTree]) -> tuple[Params, Params]:
             rows, key, output_grad = piece
-            _, pull_back, batch_stats = jax.vjp(
-                lambda params: encode(params, Inputs(rows, inputs.shared), key), params, has_aux=True
-            )
+
+            def encode_floats(params: Params) -> tuple[PyTree, Params]:
+                outputs, batch_stats = encode(params, Inputs(rows, inputs.shared), key)
+                return select_floats(outputs), batch_stats
+
+            _, pull_back, batch_stats = jax.vjp(encode_floats, params, has_aux=True)
             return jax.tree.map(jnp.add, grads, pull_back(output_grad)[0]), batch_stats
 
         grads, batch_stats = jax.lax.scan(
@@ -111,6 +119,16 @@ def divide(loss: Loss) -> Float[Array, ""]:
 def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
     """``tree`` summed over the mapped axis; unchanged under global-view jit."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def select_floats(tree: PyTree, *, invert: bool = False) -> PyTree:
+    """``tree`` with None in the place of every leaf that is no float; of every one that is, with ``invert``."""
+    return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) != invert else None, tree)
+
+
+def join(floats: PyTree, others: PyTree) -> PyTree:
+    """The tree that `select_floats` has taken apart."""
+    return jax.tree.map(lambda a, b: b if a is None else a, floats, others, is_leaf=lambda x: x is None)
 
 
 def split_rows(tree: PyTree, num_pieces: int) -> PyTree:

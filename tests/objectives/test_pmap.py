@@ -39,7 +39,7 @@ def devices_as_one(objective, variables, batch, key, num_devices):
             own = [jax.random.fold_in(key, device) for key in (key_prepare, key_encode)]
             inputs = objective.prepare(rows, own[0], train=True)
             outputs, _ = objective.encode(variables | {"params": params}, inputs, own[1], train=True)
-            parts.append(objective.combine(params, outputs, rows)[0])
+            parts.append(objective.combine(params, outputs, rows, None)[0])
         return sum(part.sum for part in parts) / sum(part.weight for part in parts)
 
     return jax.jit(jax.value_and_grad(mean))(variables["params"])

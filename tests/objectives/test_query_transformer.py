@@ -140,7 +140,7 @@ def test_the_losses_are_their_formulas(objective, variables):
         heard = Heard(outputs.audio_states[audio], outputs.audio_mask[audio] > 0)
         params = variables["params"]
         logits = audio_q_former.match(MODEL, params, heard, batch["text_ids"][text], batch["text_mask"][text])
-        loss, metrics = objective.combine(params, outputs, batch)
+        loss, metrics = objective.combine(params, outputs, batch, None)
         return outputs.read, logits.reshape(ROWS, ROWS), loss, metrics
 
     read, match_logits, loss, metrics = jax.device_get(look(variables, batch))

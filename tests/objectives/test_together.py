@@ -159,7 +159,7 @@ def examined(variables):
             outputs.vectors[pairs.audio_index],
         )
         logits = contrastive_captioner.matching_logits(MODEL, params, grounded)
-        return rows, outputs, pixels, pairs, logits, objective.combine(params, outputs, given)
+        return rows, outputs, pixels, pairs, logits, objective.combine(params, outputs, given, None)
 
     return lambda given: jax.tree.map(np.asarray, compute(jax.tree.map(jnp.asarray, given)))
 
