@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
@@ -81,8 +80,6 @@ class Rows(NamedTuple):
     clips: Clips
     text_ids: Int[Array, "B L"]
     text_mask: Bool[Array, "B L"]
-    chance: Float[Array, " B"] | None
-    """Uniform in [0, 1), what negatives and the matching pass's dropout are drawn by; None without noise."""
 
 
 class Outputs(NamedTuple):
@@ -92,7 +89,6 @@ class Outputs(NamedTuple):
     audio_states: Float[Array, "B N A"]
     audio_mask: Bool[Array, "B N"]
     """True where a state is of real audio."""
-    chance: Float[Array, " B"] | None
 
 
 def group_rows(group: Literal["recording", "label"], batch: dict[str, Any]) -> Int[Array, " B"]:
@@ -109,16 +105,14 @@ def matching_loss(
     batch: dict[str, Any],
     group: Int[Array, " B"],
     scale: Float[Array, ""],
+    key: Any,
 ) -> tuple[Loss, Loss]:
     """The loss of three pairs a row, and how many of them are judged rightly.
 
-    Negatives are mined among the rows of the batch.
+    Negatives are mined among the rows of the batch; without a key the same each time, and without dropout.
     """
-    chance, key_draw, key_dropout = outputs.chance, jax.random.key(0), None
-    if chance is not None:
-        # The rows' chance has come through the micro-batches, where keys cannot go.
-        key = jax.random.key(lax.bitcast_convert_type(chance[0], jnp.uint32))
-        key_draw, key_dropout = jax.random.split(key)
+    keys: Any = (jax.random.key(0), None) if key is None else jax.random.split(key)
+    key_draw, key_dropout = keys
     similarity = max_similarity(outputs.read.query_emb, outputs.read.text_emb)
     pairs = matching_pairs_by_scores(key_draw, scale * similarity, group=group, mask=batch[contract.MASK])
 
@@ -131,7 +125,7 @@ def matching_loss(
         Heard(take(outputs.audio_states, pairs.audio_index), take(outputs.audio_mask, pairs.audio_index)),
         take(batch[contract.TEXT_IDS], pairs.text_index),
         take(batch[contract.TEXT_MASK], pairs.text_index),
-        train=chance is not None,
+        train=key is not None,
         key=key_dropout,
     )
     loss = Loss(*audio_text_matching(logits, pairs.is_match, mask=pairs.mask))
@@ -198,16 +192,13 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
     model = config.model
 
     def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
-        moments = chance = None
-        keys: Any = jax.random.split(key) if train else (None, None)
-        key_audio, key_chance = keys
+        moments = None
         clips = one_clip(
-            model.frontend, batch, padding=model.padding, train=train, key=key_audio, augment=config.augment
+            model.frontend, batch, padding=model.padding, train=train, key=key, augment=config.augment
         )
         if train:
-            chance = jax.random.uniform(key_chance, (len(clips.features),))
             moments = tower.batch_moments(model.audio, clips.features, batch[contract.MASK])
-        return Inputs(Rows(clips, batch[contract.TEXT_IDS], batch[contract.TEXT_MASK], chance), moments)
+        return Inputs(Rows(clips, batch[contract.TEXT_IDS], batch[contract.TEXT_MASK]), moments)
 
     def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[Outputs, Params]:
         rows: Rows = inputs.rows
@@ -224,7 +215,7 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
         read = audio_q_former.read(
             model, variables["params"], heard, rows.text_ids, rows.text_mask, train=train, key=key_read
         )
-        return Outputs(read, heard.states, heard.mask, rows.chance), batch_stats
+        return Outputs(read, heard.states, heard.mask), batch_stats
 
     def combine(params: Params, outputs: Outputs, batch: dict[str, Any], key: Any) -> tuple[Loss, Metrics]:
         real, group = batch[contract.MASK], group_rows(config.group, batch)
@@ -237,7 +228,7 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
             mask=real,
             label_smoothing=config.label_smoothing,
         )
-        matching, right = matching_loss(config, params, outputs, batch, group, scale)
+        matching, right = matching_loss(config, params, outputs, batch, group, scale, key)
         generation = next_token_loss(
             outputs.read.written,
             params["text_embed"]["token_embed"]["embedding"],

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
@@ -185,8 +184,6 @@ class Rows(NamedTuple):
     text_mask: Bool[Array, "B L"]
     masked: PatchMask | None
     """Of a ReconstructionTerm."""
-    chance: Float[Array, " B"] | None
-    """Of a MatchingTerm: uniform in [0, 1), what its negatives are drawn by."""
 
 
 class Outputs(NamedTuple):
@@ -200,16 +197,15 @@ class Outputs(NamedTuple):
     """Of a MatchingTerm: states of the text alone."""
     vectors: Float[Array, "B n D"] | None
     """Of a MatchingTerm: what the decoder attends to."""
-    chance: Float[Array, " B"] | None
     reconstruction: Loss | None
     """Of a ReconstructionTerm: sum and weight of each row."""
 
 
 def prepare_rows(config: TogetherConfig, batch: dict[str, Any], key: Any, *, train: bool) -> Rows:
-    """What `encode_rows` reads of a batch; without ``train`` no chance is in it, and ``key`` is not read."""
-    model, drawn, masked, chance = config.model, config.term(ReconstructionTerm), None, None
-    keys: Any = jax.random.split(key, 3) if train else (None, None, None)
-    key_audio, key_mask, key_chance = keys
+    """What `encode_rows` reads of a batch; without ``train`` nothing is drawn, and ``key`` is not read."""
+    model, drawn, masked = config.model, config.term(ReconstructionTerm), None
+    keys: Any = jax.random.split(key) if train else (None, None)
+    key_audio, key_mask = keys
     clips = one_clip(
         model.frontend, batch, padding=model.padding, train=train, key=key_audio, augment=config.augment
     )
@@ -221,15 +217,12 @@ def prepare_rows(config: TogetherConfig, batch: dict[str, Any], key: Any, *, tra
             if train
             else evaluation_masks(drawn.mask, grid, batch[contract.INDEX])
         )
-    if model.matching_head:
-        chance = jax.random.uniform(key_chance, (num_rows,)) if train else jnp.zeros(num_rows)
     return Rows(
         features=clips.features,
         frame_mask=clips.frame_mask,
         text_ids=batch[contract.TEXT_IDS],
         text_mask=batch[contract.TEXT_MASK],
         masked=masked,
-        chance=chance,
     )
 
 
@@ -280,7 +273,6 @@ def encode_rows(
         grounded=contrastive_captioner.ground_texts(model, params, text_states, rows.text_mask, vectors),
         text_states=text_states if matches else None,
         vectors=vectors if matches else None,
-        chance=rows.chance,
         reconstruction=reconstruction,
     ), batch_stats
 
@@ -324,19 +316,17 @@ def matching_loss(
     batch: dict[str, Any],
     counted: Bool[Array, " B"],
     logit_scale: Float[Array, ""],
+    key: Any,
 ) -> tuple[Loss, Loss]:
     """The loss of three pairs a row, and how many of them are judged rightly.
 
     Negatives are mined among the rows of the batch. Rows of one recording are no negatives of each other.
     """
-    assert outputs.chance is not None
     assert outputs.text_states is not None
     assert outputs.vectors is not None
     num_rows = len(counted)
-    # The rows' chance has come through the micro-batches, where keys cannot go: outputs are floats.
-    key = jax.random.key(lax.bitcast_convert_type(outputs.chance[0], jnp.uint32))
     pairs = matching_pairs(
-        key,
+        jax.random.key(0) if key is None else key,
         outputs.audio_emb,
         outputs.text_emb,
         logit_scale,
@@ -469,7 +459,9 @@ def build_together(config: TogetherConfig) -> Objective:
         }
         metrics: Metrics = {}
         if MatchingTerm.name in counted:
-            loss, right = matching_loss(config, params, outputs, batch, counted[MatchingTerm.name], scale)
+            loss, right = matching_loss(
+                config, params, outputs, batch, counted[MatchingTerm.name], scale, key
+            )
             losses[MatchingTerm.name] = loss
             metrics["matching_accuracy"] = right
         if outputs.reconstruction is not None:
