@@ -66,6 +66,7 @@ def test_vectors_of_chunks_are_averaged_over_those_that_are_real(is_unit, load_t
         vectors = jnp.mean(clips.features, axis=1)
         return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True) if is_unit else vectors
 
+    batch = jax.tree.map(jnp.asarray, batch)
     found = embed_chunks(encode, frontend, batch, padding="heard", is_unit=is_unit)
     chunks = [
         np.asarray(
@@ -74,7 +75,7 @@ def test_vectors_of_chunks_are_averaged_over_those_that_are_real(is_unit, load_t
                     frontend,
                     {
                         "audio": batch["audio"][:, start : start + clip],
-                        "audio_num_samples": np.full(len(lengths), clip, np.int32),
+                        "audio_num_samples": jnp.full(len(lengths), clip, jnp.int32),
                     },
                     padding="heard",
                 )
