@@ -3,9 +3,10 @@
 import dataclasses
 import itertools
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from alm_jax.errors import UserError
+from alm_jax.ranges import Range
 from data_pipelines.dataset import DatasetConfig, require
 from data_pipelines.templates import TemplateName, render
 
@@ -214,7 +215,7 @@ class DataConfig:
     """How a data set is kept on disk once it is built."""
     prompt: PromptConfig | None = None
     """What comes before a caption, which is then an answer with no start token; None where a model reads captions."""
-    num_negatives: int = 0
+    num_negatives: Annotated[int, Range(0)] = 0
     """Captions that are wrong, and nearly right, given with every pair, K of the batch contract; the data set must
     have such. A loss with hard negatives needs them."""
     source_sec: float = 10.0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from alm_jax.errors import UserError
-from alm_jax.run.experiment import ExperimentConfig, load_config
+from alm_jax.run.experiment import ExperimentConfig, check_experiment, load_config, mistakes_are_users
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,13 +26,20 @@ def override(config: ExperimentConfig, args: Sequence[str], *, prog: str) -> Exp
     import tyro
 
     try:
-        return tyro.cli(
-            ExperimentConfig, prog=prog, default=config, args=list(args), config=(tyro.conf.AvoidSubcommands,)
-        )
+        with mistakes_are_users("the config with these options"):
+            changed = tyro.cli(
+                ExperimentConfig,
+                prog=prog,
+                default=config,
+                args=list(args),
+                config=(tyro.conf.AvoidSubcommands,),
+            )
     except SystemExit as exit:
         if exit.code:
             raise UserError("nothing was run; see the message above") from exit
         raise
+    check_experiment(changed)
+    return changed
 
 
 def read_config(path: str, args: Sequence[str], *, prog: str) -> ExperimentConfig:

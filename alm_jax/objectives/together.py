@@ -8,7 +8,7 @@ trunk runs once for all terms that hear the whole clip, and once over the visibl
 
 import dataclasses
 import functools
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,7 @@ from alm_jax.objectives.patch_masks import MaskConfig, UnstructuredMaskConfig, d
 from alm_jax.objectives.recordings import Clips, WaveformAugmentConfig, embed_chunks, one_clip
 from alm_jax.objectives.weighted_sum import add_means
 from alm_jax.ops.patch_masking import PatchMask
+from alm_jax.ranges import Range
 from alm_jax.types import Metrics, Params
 
 
@@ -68,7 +69,7 @@ class ContrastiveTerm:
     name: ClassVar[str] = "contrastive"
     weight: float = 1.0
     """Factor of this term's mean in the sum; CoCa's is 1."""
-    sources: tuple[int, ...] = ()
+    sources: tuple[Annotated[int, Range(0)], ...] = ()
     """The parts of a mixture, by their place in it, whose rows count; the empty tuple for all rows."""
     loss: InfoNceConfig | MultiPositiveConfig | SigmoidConfig = InfoNceConfig()
     """The loss, and how it is computed."""
@@ -81,7 +82,7 @@ class CaptioningTerm:
     name: ClassVar[str] = "captioning"
     weight: float = 2.0
     """Factor of this term's mean in the sum; CoCa's is 2."""
-    sources: tuple[int, ...] = ()
+    sources: tuple[Annotated[int, Range(0)], ...] = ()
     """The parts of a mixture, by their place in it, whose rows count; the empty tuple for all rows."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over the vocabulary."""
@@ -94,7 +95,7 @@ class MatchingTerm:
     name: ClassVar[str] = "matching"
     weight: float = 1.0
     """Factor of this term's mean in the sum; ALBEF's is 1."""
-    sources: tuple[int, ...] = ()
+    sources: tuple[Annotated[int, Range(0)], ...] = ()
     """The parts of a mixture, by their place in it, whose rows count; the empty tuple for all rows."""
 
 
@@ -105,7 +106,7 @@ class ReconstructionTerm:
     name: ClassVar[str] = "reconstruction"
     weight: float = 1.0
     """Factor of this term's mean in the sum."""
-    sources: tuple[int, ...] = ()
+    sources: tuple[Annotated[int, Range(0)], ...] = ()
     """The parts of a mixture, by their place in it, whose rows count; the empty tuple for all rows."""
     mask: MaskConfig = UnstructuredMaskConfig()
     """What is hidden, drawn anew for every clip and step."""

@@ -3,9 +3,10 @@
 import dataclasses
 import importlib
 import types
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from alm_jax.errors import UserError
+from alm_jax.ranges import check_value, hints_of
 from alm_jax.run.migrate import FORMAT_KEY, TYPE_KEY, current_format, migrate
 
 
@@ -37,13 +38,18 @@ def _decode(value: Any, expected: Any, path: str) -> Any:
     if isinstance(value, dict):
         _import_module_of(value.get(TYPE_KEY), path)
     alternatives: tuple[Any, ...] = get_args(expected) or (expected,)
-    choices = [each for kind in alternatives if dataclasses.is_dataclass(kind) for each in kinds_of(kind)]
+    choices = [
+        each
+        for kind in alternatives
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        for each in kinds_of(kind)
+    ]
     if isinstance(value, dict) and choices:
         kinds = {type_name(kind): kind for kind in choices}
         kind = kinds.get(value.get(TYPE_KEY, ""))
         if kind is None:
             raise UserError(f"{path} is a {value.get(TYPE_KEY)!r}, this version knows {sorted(kinds)}")
-        hints = get_type_hints(kind)
+        hints = hints_of(kind)
         fields = {name: item for name, item in value.items() if name != TYPE_KEY}
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(kind)})
         if unknown:
@@ -59,7 +65,12 @@ def _decode(value: Any, expected: Any, path: str) -> Any:
         )
         if missing:
             raise UserError(f"{path} lacks the fields {missing} of {kind.__name__}; the file is damaged")
-        return kind(**{name: _decode(item, hints[name], f"{path}.{name}") for name, item in fields.items()})
+        found = {name: _decode(item, hints[name], f"{path}.{name}") for name, item in fields.items()}
+        for name, item in found.items():
+            # What is a config itself has been checked when it was made.
+            if not dataclasses.is_dataclass(item):
+                check_value(item, hints[name], f"{path}.{name}")
+        return kind(**found)
     if isinstance(value, list):
         return tuple(_decode(item, element_type(expected), path) for item in value)
     return value

@@ -4,15 +4,18 @@
 the resolved value is stored in every run folder and checkpoint, and read back from there.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from alm_jax.errors import UserError
 from alm_jax.evaluation.config import EvaluationConfig
 from alm_jax.objectives import ObjectiveConfig
+from alm_jax.ranges import check_config
 from alm_jax.run.config_json import from_json
 from alm_jax.training.initialise import InitFromConfig
 from alm_jax.training.loop import TrainingConfig
@@ -59,10 +62,40 @@ def load_config(path: str | Path) -> ExperimentConfig:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} has no function get_config(); see the files in configs/")
-    config = module.get_config()
+    with mistakes_are_users(f"get_config() of {path}"):
+        config = module.get_config()
     if not isinstance(config, ExperimentConfig):
         raise UserError(f"get_config() of {path} returned {type(config).__name__}, expected ExperimentConfig")
+    check_experiment(config)
     return config
+
+
+@contextlib.contextmanager
+def mistakes_are_users(what: str) -> Iterator[None]:
+    """Turns what a constructor raises for a wrong value, such as a size of 0 or a text for a number, into UserError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{what} fails: {type(error).__name__}: {error}") from error
+
+
+def check_experiment(config: ExperimentConfig) -> None:
+    """Checks every field, and what fields must have in common; looks at no data, device or file.
+
+    Raises UserError with the field, its value and what it must be.
+    """
+    check_config(config)
+    training, warmup = config.training, config.optimizer.warmup_steps
+    if warmup >= training.num_steps:
+        raise UserError(
+            f"optimizer.warmup_steps is {warmup} and training.num_steps is {training.num_steps}: the warm-up must be "
+            "shorter than the run"
+        )
+    if training.batch_size % training.num_microbatches:
+        raise UserError(
+            f"training.batch_size is {training.batch_size}, which training.num_microbatches "
+            f"{training.num_microbatches} does not divide: change one of them"
+        )
 
 
 def read_experiment(value: Any) -> ExperimentConfig:

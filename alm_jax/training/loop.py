@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from alm_jax import batch as contract
 from alm_jax.errors import AlmError, DataError, PreemptedError
 from alm_jax.figures import Figure
 from alm_jax.training.checkpoint_writer import CheckpointWriter
+from alm_jax.ranges import PROBABILITY, Range
 from alm_jax.training.faults import StopRequest
 from alm_jax.training.mesh import MeshConfig
 from alm_jax.training.metrics import MetricsWriter
@@ -50,7 +51,7 @@ class TrainingConfig:
     """Pairs in the global batch, over all devices and hosts."""
     num_microbatches: int = 1
     """Pieces in which a batch is encoded, exactly; more pieces take less memory and a second forward pass."""
-    ema_decay: float = 0.0
+    ema_decay: Annotated[float, PROBABILITY] = 0.0
     """Decay of the moving average of the parameters that evaluation and export use; 0 switches it off."""
     parallelism: Literal["jit", "pmap"] = "jit"
     """Global-view jit over the mesh, or data-parallel pmap, which trains contrastive learning, masked spectrograms and
@@ -59,10 +60,10 @@ class TrainingConfig:
     """The device mesh (jit)."""
     log_every: int = 1
     """Steps between two records of metrics.jsonl."""
-    eval_every: int = 0
+    eval_every: Annotated[int, Range(0)] = 0
     """Steps between two evaluations; 0 evaluates at the end alone."""
-    save_every: int = 500
-    """Steps between two checkpoints; the last step is always saved."""
+    save_every: Annotated[int, Range(0)] = 500
+    """Steps between two checkpoints; 0 saves the last step alone, which is always saved."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
     max_skipped: int = 10

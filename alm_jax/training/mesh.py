@@ -6,12 +6,13 @@ The batch is cut over ``data`` and ``fsdp``; parameters over ``fsdp`` and ``tens
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from alm_jax.errors import UserError
+from alm_jax.ranges import Range
 
 AXES = ("data", "fsdp", "tensor")
 AnyMesh: TypeAlias = Mesh | AbstractMesh
@@ -22,11 +23,11 @@ AnyMesh: TypeAlias = Mesh | AbstractMesh
 class MeshConfig:
     """How many devices each axis of the mesh has; one of them may be -1, "all that are left"."""
 
-    data: int = -1
+    data: Annotated[int, Range(-1)] = -1
     """Copies of the model, each with its own rows of the batch."""
-    fsdp: int = 1
+    fsdp: Annotated[int, Range(-1)] = 1
     """Ways in which parameters and optimizer state are cut, along with the batch."""
-    tensor: int = 1
+    tensor: Annotated[int, Range(-1)] = 1
     """Ways in which the width of every layer is cut."""
 
 

@@ -1,12 +1,13 @@
 """AdamW with warm-up and cosine decay, clipping, and weight decay chosen by parameter path."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
 
 from alm_jax.errors import UserError
+from alm_jax.ranges import PROBABILITY, Range
 from alm_jax.training.parameter_paths import match_paths
 from alm_jax.types import Params
 
@@ -17,13 +18,13 @@ class AdamWConfig:
 
     peak_lr: float = 1e-3
     """Learning rate at the end of the warm-up."""
-    warmup_steps: int = 100
+    warmup_steps: Annotated[int, Range(0)] = 100
     """Steps of linear warm-up from zero."""
-    final_lr_fraction: float = 0.0
+    final_lr_fraction: Annotated[float, Range(0, 1)] = 0.0
     """Learning rate of the last step, as a share of the peak."""
-    b1: float = 0.9
+    b1: Annotated[float, PROBABILITY] = 0.9
     """Decay of the first moment."""
-    b2: float = 0.98
+    b2: Annotated[float, PROBABILITY] = 0.98
     """Decay of the second moment."""
     eps: float = 1e-8
     """Added to the root of the second moment."""

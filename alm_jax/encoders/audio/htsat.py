@@ -8,7 +8,7 @@ un-folding of the published code, which only orders them in time, does not appea
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,7 @@ from alm_jax.nn.swin import PatchMerging, SwinBlock
 from alm_jax.ops.augment import spec_augment
 from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec
 from alm_jax.ops.interpolate import resize_time
+from alm_jax.ranges import Range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,11 +55,11 @@ class HtsatConfig:
     """Stochastic depth of the last block in training; earlier blocks ramp up to it linearly from 0."""
     spec_augment_time_width: int = 64
     """SpecAugment in training: a masked stripe of time is narrower than this many frames."""
-    spec_augment_time_stripes: int = 2
+    spec_augment_time_stripes: Annotated[int, Range(0)] = 2
     """Masked stripes of time for each clip; 0 for none."""
     spec_augment_freq_width: int = 8
     """A masked stripe of frequency is narrower than this many mel bins."""
-    spec_augment_freq_stripes: int = 2
+    spec_augment_freq_stripes: Annotated[int, Range(0)] = 2
     """Masked stripes of frequency for each clip; 0 for none."""
     kernel_init: Literal["normal", "fan_in"] = "normal"
     """How kernels start: N(0, 0.02^2) as published, or N(0, 1 / fan-in), from which a narrow tower learns faster."""

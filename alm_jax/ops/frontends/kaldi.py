@@ -6,6 +6,7 @@ straight in mel, a natural logarithm over the epsilon of float32.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from alm_jax.errors import UserError
 from alm_jax.ops.frontends.dft import mel_energies
 from alm_jax.ops.frontends.log_mel import LogMelSpec
 from alm_jax.ops.frontends.stft import frame, windowed
+from alm_jax.ranges import Range
 
 PREEMPHASIS = 0.97
 FLOOR = float(np.finfo(np.float32).eps)
@@ -73,7 +75,7 @@ class AstSpec(KaldiSpec):
 
     remove_mean: bool = True
     """Free each clip of its mean before the frames are cut (Hugging Face's extractor does not)."""
-    mean: float = -4.2677393
+    mean: Annotated[float, Range()] = -4.2677393
     """Mean of the training data's features, subtracted."""
     std: float = 4.5689974
     """Their standard deviation."""
@@ -93,7 +95,7 @@ class AstSpec(KaldiSpec):
 class BeatsSpec(KaldiSpec):
     """Waveform to normalised filter banks as BEATs does it."""
 
-    mean: float = 15.41663
+    mean: Annotated[float, Range()] = 15.41663
     """Mean of the training data's features, subtracted."""
     std: float = 6.55582
     """Their standard deviation; features are divided by twice it."""
