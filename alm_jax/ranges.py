@@ -63,7 +63,7 @@ def check_value(value: Any, hint: Any, path: str) -> None:
     """Raises UserError where ``value`` is not of the type ``hint``, or out of its range; looks into configs."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         check_config(value, path)
-    if not _fits(value, hint):
+    if not fits(value, hint):
         raise UserError(f"{path} is {value!r}; expected {_words(hint)}")
     name = path.rpartition(".")[2]
     for number, allowed in _numbers(value, hint, name):
@@ -71,21 +71,21 @@ def check_value(value: Any, hint: Any, path: str) -> None:
             raise UserError(f"{path} is {value!r}; it must be {allowed}")
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of a type, ranges aside."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _fits(value, args[0])
+        return fits(value, args[0])
     if origin in (Union, types.UnionType):
-        return any(_fits(value, one) for one in args)
+        return any(fits(value, one) for one in args)
     if origin is Literal:
         return any(value == one and type(value) is type(one) for one in args)
     if origin is tuple:
         if not isinstance(value, tuple | list):
             return False
         if len(args) == 2 and args[1] is Ellipsis:
-            return all(_fits(item, args[0]) for item in value)
-        return len(value) == len(args) and all(map(_fits, value, args))
+            return all(fits(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(fits, value, args))
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -105,7 +105,7 @@ def _numbers(value: Any, hint: Any, name: str) -> list[tuple[float, Range]]:
         found = _numbers(value, args[0], name)
         return [(number, declared[0]) for number, _ in found] if declared else found
     if origin in (Union, types.UnionType):
-        return next((_numbers(value, one, name) for one in args if _fits(value, one)), [])
+        return next((_numbers(value, one, name) for one in args if fits(value, one)), [])
     if origin is tuple:
         items = [args[0]] * len(value) if args[1:] == (Ellipsis,) else args
         return [pair for item, one in zip(value, items, strict=True) for pair in _numbers(item, one, name)]

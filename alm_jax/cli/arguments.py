@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
+from alm_jax.cli.choices import choose, describe_choices
 from alm_jax.errors import UserError
 from alm_jax.run.experiment import ExperimentConfig, check_experiment, load_config, mistakes_are_users
 
@@ -21,10 +22,16 @@ class Parser(argparse.ArgumentParser):
 def override(config: ExperimentConfig, args: Sequence[str], *, prog: str) -> ExperimentConfig:
     """``config`` with the fields that ``args`` name; exits with 2 and a suggestion on an unknown one.
 
-    ``--help`` lists every field with its documentation and its value in this config.
+    ``--help`` lists every field with its documentation and its value in this config, and the fields that may hold
+    another type (`alm_jax.cli.choices`).
     """
     import tyro
 
+    with mistakes_are_users("the config with these types"):
+        config, args = choose(config, args)
+    if "--help" in args or "-h" in args:
+        print("Fields that may hold another type:\n")
+        print("\n".join(f"  {line}" for line in describe_choices(config)), end="\n\n")
     try:
         with mistakes_are_users("the config with these options"):
             changed = tyro.cli(

@@ -26,7 +26,10 @@ def run(args: Sequence[str]) -> None:
         action="store_true",
         help="read the first batch, and estimate memory, disk and time; nothing is trained, no --workdir is needed",
     )
-    parser.epilog = "Every field of the config is an option: `alm pretrain CONFIG --help` lists them."
+    parser.epilog = (
+        "Every field of the config is an option, and so is the type of a part, such as "
+        "--objective.loss:sigmoid-config: `alm pretrain CONFIG --help` lists them."
+    )
     if not args or args[0] in ("-h", "--help"):
         parser.print_help(sys.stdout if args else sys.stderr)
         if args:
@@ -49,7 +52,7 @@ def run(args: Sequence[str]) -> None:
 
 def split_arguments(parser: Parser, args: Sequence[str]) -> tuple:
     """This command's own options, and the rest, which name fields of the config."""
-    if "-h" in args or "--help" in args:
-        # Help is the config's own here, so it must not end at this parser.
-        return parser.parse_args([args[0]]), ["--help"]
-    return parser.parse_known_args(args)
+    asked = {"-h", "--help"}
+    own, rest = parser.parse_known_args([arg for arg in args if arg not in asked])
+    # Help is the config's own here, of the types that the other options choose, so it must not end at this parser.
+    return own, [*rest, "--help"] if asked & set(args) else rest
