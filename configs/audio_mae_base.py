@@ -30,7 +30,6 @@ def get_config() -> ExperimentConfig:
             ),
             # The batches bring captions, which nothing reads.
             tokenizer=TokenizerConfig(vocab_size=300, max_length=8),
-            source_sec=10.0,
             train_split="fold1+fold2+fold3",
             eval_split="fold4",
         ),

@@ -27,8 +27,7 @@ def get_config() -> ExperimentConfig:
         name="clap",
         data=DataConfig(
             dataset=RecordingsConfig(path="recordings.csv"),
-            tokenizer=TokenizerConfig(vocab_size=4000, max_length=48),
-            source_sec=10.0,
+            tokenizer=TokenizerConfig(max_length=48),
         ),
         objective=ContrastiveConfig(
             model=TwoTowersConfig(

@@ -36,9 +36,8 @@ def get_config() -> ExperimentConfig:
             dataset=Esc50Config(
                 root=os.path.join(os.environ.get("ALM_DATA_DIR", "../shared/data"), "esc10"), subset="esc10"
             ),
-            tokenizer=TokenizerConfig(path=os.path.join(models, "gpt2"), vocab_size=50257, max_length=67),
+            tokenizer=TokenizerConfig(path=os.path.join(models, "gpt2"), max_length=67),
             prompt=PromptConfig(max_length=1),
-            source_sec=7.0,
             train_split="fold1+fold2+fold3",
             eval_split="fold4",
         ),

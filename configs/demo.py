@@ -25,8 +25,7 @@ def get_config() -> ExperimentConfig:
         name="demo",
         data=DataConfig(
             dataset=SyntheticCaptionsConfig(clip_sec=2.0),
-            tokenizer=TokenizerConfig(vocab_size=600, max_length=32),
-            source_sec=2.0,
+            tokenizer=TokenizerConfig(max_length=32),
         ),
         objective=ContrastiveConfig(
             model=TwoTowersConfig(

@@ -59,7 +59,6 @@ DATA = DataConfig(
     ),
     # The batches bring captions, which nothing reads.
     tokenizer=TokenizerConfig(vocab_size=300, max_length=8),
-    source_sec=5.0,
     train_split="fold1+fold2+fold3",
     eval_split="fold4",
 )

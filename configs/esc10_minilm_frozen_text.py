@@ -60,7 +60,6 @@ def get_config() -> ExperimentConfig:
                 templates=TEMPLATES,
             ),
             tokenizer=TokenizerConfig(path=minilm_folder(), max_length=12),
-            source_sec=5.0,
             train_split="fold1+fold2+fold3",
             eval_split="fold4",
         ),

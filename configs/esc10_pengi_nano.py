@@ -33,10 +33,9 @@ def get_config() -> ExperimentConfig:
                 subset="esc10",
                 templates=("{}",),
             ),
-            tokenizer=TokenizerConfig(vocab_size=400, max_length=8),
+            tokenizer=TokenizerConfig(max_length=8),
             # "this is a sound of", Pengi's words for it.
             prompt=PromptConfig(template="pengi", question="class", max_length=8),
-            source_sec=5.0,
             train_split="fold1+fold2+fold3",
             eval_split="fold4",
         ),

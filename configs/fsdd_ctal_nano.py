@@ -37,8 +37,7 @@ def get_config() -> ExperimentConfig:
         data=DataConfig(
             dataset=FsddConfig(root=os.path.join(os.environ.get("ALM_DATA_DIR", "../shared/data"), "fsdd")),
             # A word of the ten is one token: "[CLS] seven [SEP]".
-            tokenizer=TokenizerConfig(kind="wordpiece", vocab_size=100, max_length=4),
-            source_sec=0.8,
+            tokenizer=TokenizerConfig(kind="wordpiece", max_length=4),
         ),
         objective=CtalConfig(
             model=CtalModelConfig(

@@ -29,9 +29,8 @@ def get_config() -> ExperimentConfig:
         name="fsdd_qwen2_audio_nano",
         data=DataConfig(
             dataset=FsddConfig(root=os.path.join(os.environ.get("ALM_DATA_DIR", "../shared/data"), "fsdd")),
-            tokenizer=TokenizerConfig(vocab_size=400, max_length=3),
+            tokenizer=TokenizerConfig(max_length=3),
             prompt=PromptConfig(template="chatml", question="Which digit is spoken?", max_length=32),
-            source_sec=1.0,
         ),
         objective=LanguageModelingConfig(
             model=TwoHeadsConfig(

@@ -30,8 +30,7 @@ def get_config() -> ExperimentConfig:
         name="fsdd_unit_lm_nano",
         data=DataConfig(
             dataset=FsddConfig(root=os.path.join(os.environ.get("ALM_DATA_DIR", "../shared/data"), "fsdd")),
-            tokenizer=TokenizerConfig(vocab_size=300, max_length=8),
-            source_sec=1.0,
+            tokenizer=TokenizerConfig(max_length=8),
         ),
         objective=UnitLanguageModelingConfig(
             model=UnitLanguageModelConfig(

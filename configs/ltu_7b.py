@@ -38,13 +38,10 @@ def get_config() -> ExperimentConfig:
             dataset=Esc50Config(
                 root=os.path.join(os.environ.get("ALM_DATA_DIR", "../shared/data"), "esc10"), subset="esc10"
             ),
-            tokenizer=TokenizerConfig(
-                path=os.path.join(models, "vicuna-7b"), vocab_size=32000, max_length=48
-            ),
+            tokenizer=TokenizerConfig(path=os.path.join(models, "vicuna-7b"), max_length=48),
             prompt=PromptConfig(
                 template="alpaca", question="Classify the sound events in the audio clip.", max_length=60
             ),
-            source_sec=10.0,
             train_split="fold1+fold2+fold3",
             eval_split="fold4",
         ),

@@ -37,11 +37,8 @@ def get_config() -> ExperimentConfig:
             dataset=Esc50Config(
                 root=os.path.join(os.environ.get("ALM_DATA_DIR", "../shared/data"), "esc10"), subset="esc10"
             ),
-            tokenizer=TokenizerConfig(
-                path=os.path.join(models, "qwen2-audio-7b"), vocab_size=156032, max_length=64
-            ),
+            tokenizer=TokenizerConfig(path=os.path.join(models, "qwen2-audio-7b"), max_length=64),
             prompt=PromptConfig(template="chatml", question="Which sound is it?", max_length=64),
-            source_sec=30.0,
             train_split="fold1+fold2+fold3",
             eval_split="fold4",
         ),

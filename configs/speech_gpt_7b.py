@@ -40,11 +40,10 @@ def get_config() -> ExperimentConfig:
             dataset=Esc50Config(
                 root=os.path.join(os.environ.get("ALM_DATA_DIR", "../shared/data"), "esc10"), subset="esc10"
             ),
-            tokenizer=TokenizerConfig(path=os.path.join(models, "llama-7b"), vocab_size=32002, max_length=96),
+            tokenizer=TokenizerConfig(path=os.path.join(models, "llama-7b"), max_length=96),
             prompt=PromptConfig(
                 template="speechgpt", question="Please transcribe the speech.", max_length=48
             ),
-            source_sec=10.0,
             train_split="fold1+fold2+fold3",
             eval_split="fold4",
         ),

@@ -26,10 +26,9 @@ def get_config() -> ExperimentConfig:
         name="synthetic_captions_nano",
         data=DataConfig(
             dataset=SyntheticCaptionsConfig(num_train=6000, clip_sec=2.0),
-            tokenizer=TokenizerConfig(vocab_size=480, max_length=24),
+            tokenizer=TokenizerConfig(max_length=24),
             # The audio alone comes before a caption.
             prompt=PromptConfig(max_length=1),
-            source_sec=2.0,
         ),
         objective=LanguageModelingConfig(
             model=TwoHeadsConfig(

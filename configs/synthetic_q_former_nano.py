@@ -34,8 +34,7 @@ def get_config() -> ExperimentConfig:
         name="synthetic_q_former_nano",
         data=DataConfig(
             dataset=SyntheticCaptionsConfig(clip_sec=2.0),
-            tokenizer=TokenizerConfig(vocab_size=600, max_length=24),
-            source_sec=2.0,
+            tokenizer=TokenizerConfig(max_length=24),
         ),
         objective=QueryTransformerConfig(
             model=AudioQFormerConfig(

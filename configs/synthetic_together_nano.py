@@ -40,8 +40,7 @@ def get_config() -> ExperimentConfig:
         name="synthetic_together_nano",
         data=DataConfig(
             dataset=SyntheticCaptionsConfig(clip_sec=2.0),
-            tokenizer=TokenizerConfig(vocab_size=600, max_length=24),
-            source_sec=2.0,
+            tokenizer=TokenizerConfig(max_length=24),
         ),
         objective=TogetherConfig(
             model=ContrastiveCaptionerConfig(

@@ -172,8 +172,9 @@ class TokenizerConfig:
 
     kind: Literal["bpe", "wordpiece"] = "bpe"
     """``bpe``: byte-level, as RoBERTa's; ``wordpiece``: lower-case, as BERT's. Ignored with ``path``."""
-    vocab_size: int = 1000
-    """Largest vocabulary to train, special tokens included. Ignored with ``path``."""
+    vocab_size: int | None = None
+    """Largest vocabulary to train, special tokens included; None for as many words as the model has, and 1000 where
+    there is no model of words. Ignored with ``path``."""
     max_length: int = 32
     """Tokens a caption is cut or padded to, special tokens included."""
     length_buckets: tuple[int, ...] = ()
@@ -194,11 +195,16 @@ class TokenizerConfig:
         smallest = 300 if self.kind == "bpe" else 50
         if self.path is None:
             require(
-                self.vocab_size >= smallest,
+                self.num_tokens >= smallest,
                 "tokenizer.vocab_size",
                 self.vocab_size,
                 f"at least {smallest} for {self.kind} (the alphabet and the special tokens)",
             )
+
+    @property
+    def num_tokens(self) -> int:
+        """``vocab_size``, or its default where no model has filled it in."""
+        return 1000 if self.vocab_size is None else self.vocab_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,9 +224,10 @@ class DataConfig:
     num_negatives: Annotated[int, Range(0)] = 0
     """Captions that are wrong, and nearly right, given with every pair, K of the batch contract; the data set must
     have such. A loss with hard negatives needs them."""
-    source_sec: float = 10.0
+    source_sec: float | None = None
     """Seconds of a recording that reach the device; shorter ones are zero-padded (``audio_num_samples``
-    says where), longer ones are cut: at random in training, from the centre in evaluation."""
+    says where), longer ones are cut: at random in training, from the centre in evaluation. None for the length of the
+    model's clips, and 10 s where there is no model."""
     train_split: str = "train"
     """Split(s) to train on, joined with ``+``."""
     eval_split: str = "test"
@@ -234,7 +241,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.num_negatives >= 0, "num_negatives", self.num_negatives, "zero or more")
-        require(self.source_sec > 0, "source_sec", self.source_sec, "above zero")
+        require(self.window_sec > 0, "source_sec", self.source_sec, "above zero")
         require(0 <= self.max_bad_fraction < 1, "max_bad_fraction", self.max_bad_fraction, "in [0, 1)")
         require(self.num_reads >= 1, "num_reads", self.num_reads, "at least 1")
         asked = [prompt is not None for prompt in self._prompts]
@@ -243,6 +250,11 @@ class DataConfig:
                 "some parts of the mixture have a prompt and others have none; set data.prompt, which is the prompt of "
                 "every part without its own"
             )
+
+    @property
+    def window_sec(self) -> float:
+        """``source_sec``, or its default where no model has filled it in."""
+        return 10.0 if self.source_sec is None else self.source_sec
 
     @property
     def prompts(self) -> tuple[PromptConfig, ...]:

@@ -308,7 +308,7 @@ def _make_tokenizer(config: DataConfig, train: Split) -> Tokenizer:
     )
     asked = [text for prompt in config.prompts for text in prompt_texts(prompt)]
     rows = [[s.manifest.fingerprint, dataclasses.asdict(s.kept)] for s in train.stretches]
-    settings = [config.tokenizer.kind, config.tokenizer.vocab_size, list(special_tokens), asked]
+    settings = [config.tokenizer.kind, config.tokenizer.num_tokens, list(special_tokens), asked]
     content = json.dumps([*settings, rows, MAX_TOKENIZER_CAPTIONS, tokenizers.__version__])
     name = hashlib.sha256(content.encode()).hexdigest()[:24]
     path = Path(config.cache_dir).expanduser().absolute() / "tokenizers" / f"{name}.json"

@@ -266,7 +266,7 @@ class Prepared:
     @property
     def num_source_samples(self) -> int:
         """S of the batch contract."""
-        return round(self.config.source_sec * self.sample_rate_hz)
+        return round(self.config.window_sec * self.sample_rate_hz)
 
     @property
     def licences(self) -> dict[str, str]:
@@ -292,7 +292,7 @@ class Prepared:
         """
         config = self.config
         lines: list[Any] = [
-            [config.source_sec, self.sample_rate_hz, config.tokenizer.max_length, config.num_negatives],
+            [config.window_sec, self.sample_rate_hz, config.tokenizer.max_length, config.num_negatives],
             [self.class_names, self.tokenizer.to_str()],
             [dataclasses.asdict(prompt) for prompt in config.prompts],
         ]

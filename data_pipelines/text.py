@@ -142,7 +142,7 @@ def _train_bpe(captions: Sequence[str], config: TokenizerConfig, special_tokens:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size - 1 - len(special_tokens),
+        vocab_size=config.num_tokens - 1 - len(special_tokens),
         special_tokens=[AddedToken(token, special=True, normalized=True) for token in _BPE_SPECIALS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -168,7 +168,7 @@ def _train_wordpiece(
     words = {word for text in normalised for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
     letters = sorted({f"##{letter}" for word in words for letter in word[1:]})
     trainer = trainers.WordPieceTrainer(
-        vocab_size=config.vocab_size - len(special_tokens),
+        vocab_size=config.num_tokens - len(special_tokens),
         special_tokens=[*_WORDPIECE_SPECIALS, *letters],
         show_progress=False,
     )

@@ -54,9 +54,9 @@ def example_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
     """A batch of noise as long as recordings get, with captions as long as the tokenizer makes them."""
     rng = np.random.default_rng(0)
     rows, data = config.training.batch_size, config.data
-    samples = round(data.source_sec * config.objective.model.frontend.sample_rate_hz)
+    samples = round(data.window_sec * config.objective.model.frontend.sample_rate_hz)
     # A model has an embedding for every id of its tokenizer.
-    length, num_ids = data.tokenizer.max_length, data.tokenizer.vocab_size
+    length, num_ids = data.tokenizer.max_length, data.tokenizer.num_tokens
     batch = {
         contract.AUDIO: rng.integers(-8192, 8192, (rows, samples), np.int16),
         contract.AUDIO_NUM_SAMPLES: np.full(rows, samples, np.int32),

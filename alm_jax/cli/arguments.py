@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from alm_jax.cli.choices import choose, describe_choices
 from alm_jax.errors import UserError
-from alm_jax.run.experiment import ExperimentConfig, check_experiment, load_config, mistakes_are_users
+from alm_jax.run.experiment import ExperimentConfig, check_experiment, mistakes_are_users, resolve, run_config
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,9 +46,9 @@ def override(config: ExperimentConfig, args: Sequence[str], *, prog: str) -> Exp
             raise UserError("nothing was run; see the message above") from exit
         raise
     check_experiment(changed)
-    return changed
+    return resolve(changed)
 
 
 def read_config(path: str, args: Sequence[str], *, prog: str) -> ExperimentConfig:
     """A config file with overrides applied."""
-    return override(load_config(path), args, prog=prog)
+    return override(run_config(path), args, prog=prog)

@@ -153,8 +153,8 @@ def _answer_run(loaded: Model, request: Request) -> list[Answer]:
     question = prompt.questions[0] if request.prompt is None else request.prompt
     count = len(request.audio)
     ids, mask, position = encode_prompts(tokenizer, prompt.template, [question] * count, prompt.max_length)
-    waveforms = read_recordings(request.audio, rate_hz, round(config.data.source_sec * rate_hz))
-    audio, num_samples = pad_recordings(waveforms, round(config.data.source_sec * rate_hz))
+    waveforms = read_recordings(request.audio, rate_hz, round(config.data.window_sec * rate_hz))
+    audio, num_samples = pad_recordings(waveforms, round(config.data.window_sec * rate_hz))
     batch = {
         contract.AUDIO: float_to_pcm(audio),
         contract.AUDIO_NUM_SAMPLES: num_samples,

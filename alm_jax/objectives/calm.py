@@ -101,6 +101,11 @@ class CalmConfig(ObjectiveConfig):
             "masked_audio": self.audio_weight,
         }
 
+    @property
+    def num_words(self) -> int:
+        """Tokens of texts that the model has entries for."""
+        return self.model.vocab_size
+
     def build(self) -> Objective:
         """The objective as pure functions."""
         return build_calm(self)

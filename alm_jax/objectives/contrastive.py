@@ -54,6 +54,11 @@ class ContrastiveConfig(ObjectiveConfig):
     loss: LossConfig = InfoNceConfig()
     """The loss, and how it is computed."""
 
+    @property
+    def num_words(self) -> int:
+        """Tokens of texts that the model has entries for."""
+        return text_limits(self.model.text)[0]
+
     def build(self) -> Objective:
         """The objective as pure functions."""
         return build_contrastive(self)

@@ -98,6 +98,11 @@ class CtalConfig(ObjectiveConfig):
         """Factor of each term by its name."""
         return {"masked_text": self.text_weight, "masked_audio": self.audio_weight}
 
+    @property
+    def num_words(self) -> int:
+        """Tokens of texts that the model has entries for."""
+        return self.model.text.vocab_size
+
     def build(self) -> Objective:
         """The objective as pure functions."""
         return build_ctal(self)

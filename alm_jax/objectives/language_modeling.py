@@ -59,6 +59,11 @@ class LanguageModelingConfig(ObjectiveConfig):
                 "1, and a weight that is not negative"
             )
 
+    @property
+    def num_words(self) -> int:
+        """Tokens of texts that the model has entries for."""
+        return self.model.language_model.vocab_size
+
     def build(self) -> Objective:
         """The objective as pure functions."""
         return build_language_modeling(self)

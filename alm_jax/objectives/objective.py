@@ -233,6 +233,11 @@ class ObjectiveConfig(abc.ABC):
     model: Any
     """The model's config; its ``frontend`` turns waveforms into features."""
 
+    @property
+    def num_words(self) -> int | None:
+        """Tokens of texts that the model has entries for; None of a model that reads no text."""
+        return None
+
     @abc.abstractmethod
     def build(self) -> Objective:
         """The objective as pure functions. Raises UserError where the settings do not fit each other."""

@@ -69,6 +69,11 @@ class QueryTransformerConfig(ObjectiveConfig):
                 f"label_smoothing is {self.label_smoothing}; expected a share from 0 to below 1, such as 0.1"
             )
 
+    @property
+    def num_words(self) -> int:
+        """Tokens of texts that the model has entries for."""
+        return self.model.vocab_size
+
     def build(self) -> Objective:
         """The objective as pure functions."""
         return build_query_transformer(self)

@@ -170,6 +170,11 @@ class TogetherConfig(ObjectiveConfig):
             model=self.model.autoencoder, mask=term.mask, normalize_target=term.normalize_target
         )
 
+    @property
+    def num_words(self) -> int:
+        """Tokens of texts that the model has entries for."""
+        return self.model.text.vocab_size
+
     def build(self) -> Objective:
         """The objective as pure functions."""
         return build_together(self)

@@ -109,6 +109,11 @@ class UnitLanguageModelingConfig(ObjectiveConfig):
                 f"language model's max_positions {longest}: lower row_tokens"
             )
 
+    @property
+    def num_words(self) -> int:
+        """Tokens of texts that the model has entries for."""
+        return self.model.vocabulary.num_words
+
     def build(self) -> Objective:
         """The objective as pure functions."""
         return build_unit_language_modeling(self)

@@ -50,7 +50,14 @@ class ExperimentConfig:
 
 
 def load_config(path: str | Path) -> ExperimentConfig:
-    """Runs a config file's ``get_config()``. Raises UserError where there is none."""
+    """A config file's experiment, checked and resolved. Raises UserError where there is none."""
+    config = run_config(path)
+    check_experiment(config)
+    return resolve(config)
+
+
+def run_config(path: str | Path) -> ExperimentConfig:
+    """What a config file's ``get_config()`` returns, not yet checked. Raises UserError where there is none."""
     path = Path(path)
     if not path.is_file():
         near = sorted(str(found) for found in path.parent.glob("*.py")) if path.parent.is_dir() else []
@@ -66,8 +73,20 @@ def load_config(path: str | Path) -> ExperimentConfig:
         config = module.get_config()
     if not isinstance(config, ExperimentConfig):
         raise UserError(f"get_config() of {path} returned {type(config).__name__}, expected ExperimentConfig")
-    check_experiment(config)
     return config
+
+
+def resolve(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment with what its parts must have in common filled in, where the config leaves it to the model."""
+    data, tokenizer = config.data, config.data.tokenizer
+    if tokenizer.vocab_size is None and config.objective.num_words is not None:
+        tokenizer = dataclasses.replace(tokenizer, vocab_size=config.objective.num_words)
+    source_sec = data.source_sec
+    if source_sec is None:
+        source_sec = config.objective.model.frontend.clip.clip_sec
+    return dataclasses.replace(
+        config, data=dataclasses.replace(data, tokenizer=tokenizer, source_sec=source_sec)
+    )
 
 
 @contextlib.contextmanager

@@ -117,3 +117,22 @@ def test_a_field_may_declare_its_own_range():
         check_value(-1, hint, "eval_every")
     assert str(Range(0, 1, is_open=True)) == "from 0 to below 1"
     assert dataclasses.replace(Range(0), high=2).__contains__(2)
+
+
+def test_what_parts_have_in_common_is_derived_after_the_options():
+    config = load_config(ROOT / "tests" / "cli" / "tiny_config.py")
+    tokenizer = dataclasses.replace(config.data.tokenizer, vocab_size=None)
+    data = dataclasses.replace(config.data, source_sec=None, tokenizer=tokenizer)
+    config = dataclasses.replace(config, data=data)
+    found = override(config, ["--objective.model.frontend.clip.clip-sec", "0.75"], prog="alm pretrain")
+    assert found.data.source_sec == 0.75
+    assert found.data.tokenizer.vocab_size == config.objective.model.text.vocab_size
+    assert override(found, ["--data.source-sec", "2"], prog="alm pretrain").data.source_sec == 2
+
+
+def test_every_objective_says_how_many_words_its_model_has():
+    for file in FILES:
+        config = load_config(file)
+        words = config.objective.num_words
+        if words is not None and config.data.tokenizer.path is None:
+            assert config.data.tokenizer.num_tokens <= words
