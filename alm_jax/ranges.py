@@ -9,21 +9,23 @@ import dataclasses
 import math
 import types
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from alm_jax.errors import UserError
+
+Number: TypeAlias = int | float
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
     """The numbers from ``low`` to ``high``."""
 
-    low: float = -math.inf
-    high: float = math.inf
+    low: Number = -math.inf
+    high: Number = math.inf
     is_open: bool = False
     """Whether ``high`` itself is too large."""
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: Number) -> bool:
         if not math.isfinite(value):
             return False
         return self.low <= value and (value < self.high if self.is_open else value <= self.high)
@@ -97,7 +99,7 @@ def fits(value: Any, hint: Any) -> bool:
     return not isinstance(hint, type) or isinstance(value, hint)
 
 
-def _numbers(value: Any, hint: Any, name: str) -> list[tuple[float, Range]]:
+def _numbers(value: Any, hint: Any, name: str) -> list[tuple[Number, Range]]:
     """The numbers in a value of this type, with their ranges."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:

@@ -45,7 +45,7 @@ def _decode(value: Any, expected: Any, path: str) -> Any:
         for each in kinds_of(kind)
     ]
     if isinstance(value, dict) and choices:
-        kinds = {type_name(kind): kind for kind in choices}
+        kinds = {name: kind for kind in choices for name in (kind.__name__, type_name(kind))}
         kind = kinds.get(value.get(TYPE_KEY, ""))
         if kind is None:
             raise UserError(f"{path} is a {value.get(TYPE_KEY)!r}, this version knows {sorted(kinds)}")

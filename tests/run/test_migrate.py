@@ -19,7 +19,7 @@ class Inner:
 class Outer:
     name: str
     parts: tuple[Inner, ...] = ()
-    total: int = 0
+    total: int = 1
     inner: Inner | None = None
 
 
