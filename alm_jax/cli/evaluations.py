@@ -8,9 +8,9 @@ from alm_jax.cli import (
     language_modeling,
     masked_prediction,
     masked_spectrogram,
+    multi_task,
     query_transformer,
     report,
-    together,
     tokenizer_distillation,
     two_towers,
     unit_language_modeling,
@@ -23,8 +23,8 @@ from alm_jax.objectives.ctal import CtalConfig
 from alm_jax.objectives.language_modeling import LanguageModelingConfig
 from alm_jax.objectives.masked_prediction import MaskedPredictionConfig
 from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig
+from alm_jax.objectives.multi_task import MultiTaskConfig
 from alm_jax.objectives.query_transformer import QueryTransformerConfig
-from alm_jax.objectives.together import TogetherConfig
 from alm_jax.objectives.tokenizer_distillation import TokenizerDistillationConfig
 from alm_jax.objectives.unit_language_modeling import UnitLanguageModelingConfig
 from alm_jax.run.train import Evaluation
@@ -47,7 +47,7 @@ EVALUATIONS: Mapping[type, Evaluation] = {
         evaluate=masked_prediction.evaluate,
         write_report=masked_prediction.write_run_report,
     ),
-    TogetherConfig: Evaluation(evaluate=together.evaluate, write_report=together.write_run_report),
+    MultiTaskConfig: Evaluation(evaluate=multi_task.evaluate, write_report=multi_task.write_run_report),
     QueryTransformerConfig: Evaluation(
         evaluate=query_transformer.evaluate,
         write_report=query_transformer.write_run_report,

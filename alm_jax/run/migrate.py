@@ -89,7 +89,7 @@ def set_default(kind: str, field: str, value: Any) -> Migration:
     return each(kind, lambda found: {field: value} | found)
 
 
-MIGRATIONS: tuple[Migration, ...] = ()
+MIGRATIONS: tuple[Migration, ...] = (rename_type("TogetherConfig", "MultiTaskConfig"),)
 """Item i turns version i + 1 into version i + 2. Append only."""
 
 

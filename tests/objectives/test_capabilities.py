@@ -17,7 +17,7 @@ PROTOCOLS = {
     "tiny_masked_prediction": {"EmbedsAudio", "LabelsPatches"},
     "tiny_masked_spectrogram": {"EmbedsAudio", "Reconstructs"},
     "tiny_query_transformer": {"EmbedsAudio", "EmbedsText", "MatchesPairs"},
-    "tiny_together": {"EmbedsAudio", "EmbedsText", "GeneratesText", "Reconstructs"},
+    "tiny_multi_task": {"EmbedsAudio", "EmbedsText", "GeneratesText", "Reconstructs"},
     "tiny_tokenizer_distillation": {"EmbedsAudio", "LabelsPatches"},
     "tiny_unit_language_modeling": {"GeneratesText", "EncodesUnits"},
 }

@@ -14,7 +14,7 @@ from alm_jax.models.capabilities import TextTokens
 from alm_jax.objectives import build_objective
 from alm_jax.objectives.frozen_parts import warn_unless_given
 from alm_jax.objectives.microbatches import check_microbatches
-from alm_jax.objectives.together import ReconstructionTerm
+from alm_jax.objectives.multi_task import ReconstructionTerm
 from alm_jax.objectives.unit_language_modeling import is_fitted_here
 from alm_jax.ops.frontends import ClipSpec, WaveformSpec
 
@@ -35,10 +35,10 @@ def test_every_tiny_config_fits_its_own_data(tiny_name, load_tiny, make_facts):
         ("tiny_query_transformer", {"vocab_size": 10_000}, "10000 tokens, the Q-Former embeds"),
         ("tiny_query_transformer", {"max_length": 10_000}, "the Q-Former has positions for"),
         ("tiny_query_transformer", {"prompt_length": 4}, "reads whole captions"),
-        ("tiny_together", {"vocab_size": 321}, "321 tokens, the decoder embeds 320"),
-        ("tiny_together", {"max_length": 17}, "a class token follows"),
-        ("tiny_together", {"prompt_length": 4}, "have no prompts"),
-        ("tiny_together", {"num_sources": 0}, "data.dataset has no parts of a mixture"),
+        ("tiny_multi_task", {"vocab_size": 321}, "321 tokens, the decoder embeds 320"),
+        ("tiny_multi_task", {"max_length": 17}, "a class token follows"),
+        ("tiny_multi_task", {"prompt_length": 4}, "have no prompts"),
+        ("tiny_multi_task", {"num_sources": 0}, "data.dataset has no parts of a mixture"),
         ("tiny_calm", {"vocab_size": 10_000}, "10000 tokens, the model embeds"),
         ("tiny_calm", {"max_length": 10_000}, "the model has positions for"),
         ("tiny_calm", {"mask_ids": {}}, "no token that hides others"),
@@ -57,7 +57,7 @@ def test_what_does_not_fit_says_what_to_change(name, changes, message, load_tiny
 
 
 def test_a_source_that_a_mixture_lacks_is_refused(load_tiny, make_facts):
-    config = load_tiny("tiny_together")
+    config = load_tiny("tiny_multi_task")
     terms = (*config.objective.terms[:3], ReconstructionTerm(sources=(2,)))
     objective = build_objective(dataclasses.replace(config.objective, terms=terms))
     with pytest.raises(UserError, match=r"sources \(2,\), and data.dataset has 2 parts"):

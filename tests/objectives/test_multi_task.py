@@ -19,13 +19,13 @@ from alm_jax.models.caption_decoder import CaptionDecoderConfig
 from alm_jax.models.contrastive_captioner import ContrastiveCaptionerConfig
 from alm_jax.models.masked_autoencoder import reconstruct
 from alm_jax.models.patch_decoders import GlobalDecoderConfig
-from alm_jax.objectives.together import (
+from alm_jax.objectives.multi_task import (
     CaptioningTerm,
     ContrastiveTerm,
     MatchingTerm,
+    MultiTaskConfig,
     ReconstructionTerm,
-    TogetherConfig,
-    build_together,
+    build_multi_task,
     encode_rows,
 )
 from alm_jax.ops.frontends import AstSpec, ClipSpec
@@ -66,7 +66,7 @@ MODEL = ContrastiveCaptionerConfig(
 )
 WEIGHTS = {"contrastive": 1.0, "captioning": 2.0, "matching": 0.5, "reconstruction": 3.0}
 TERMS = (ContrastiveTerm(), CaptioningTerm(), MatchingTerm(weight=0.5), ReconstructionTerm(weight=3.0))
-CONFIG = TogetherConfig(model=MODEL, terms=TERMS)
+CONFIG = MultiTaskConfig(model=MODEL, terms=TERMS)
 MIXED = dataclasses.replace(
     CONFIG,
     terms=(
@@ -87,7 +87,7 @@ def batch(seed=0):
 def variables():
     """Random everywhere, so that no loss is near what chance would give."""
     rng = np.random.default_rng(0)
-    drawn = build_together(CONFIG).init(jax.random.key(0))
+    drawn = build_multi_task(CONFIG).init(jax.random.key(0))
     params = jax.tree.map(
         lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), drawn["params"]
     )
@@ -101,7 +101,7 @@ def run(variables):
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def compute(config, num_microbatches, batch):
         return loss_and_gradients(
-            build_together(config), variables, batch, jax.random.key(1), num_microbatches=num_microbatches
+            build_multi_task(config), variables, batch, jax.random.key(1), num_microbatches=num_microbatches
         )
 
     return lambda *args: jax.device_get(compute(*args))
@@ -135,7 +135,7 @@ def test_gradients_reach_every_parameter(measured):
 @pytest.fixture(scope="module")
 def examined(variables):
     """batch -> inputs, outputs, pixels, pairs and their logits, all grounded again, and the loss, without noise."""
-    objective, params = build_together(MIXED), variables["params"]
+    objective, params = build_multi_task(MIXED), variables["params"]
 
     @jax.jit
     def compute(given):
@@ -254,7 +254,7 @@ def test_the_trunk_runs_once_for_all_terms_that_hear_the_clip(terms, times):
     """By its first product, patches with their kernel: once, and once more for the part that is not hidden."""
     model = MODEL if terms == 4 else dataclasses.replace(MODEL, patch_decoder=None)
     config = dataclasses.replace(CONFIG, model=model, terms=TERMS[:terms])
-    objective = build_together(config)
+    objective = build_multi_task(config)
     variables = jax.eval_shape(objective.init, jax.random.key(0))
     program = jax.make_jaxpr(lambda v, b: objective.loss(v, b, jax.random.key(0), train=True))(
         variables, batch()
@@ -266,7 +266,7 @@ def test_the_trunk_runs_once_for_all_terms_that_hear_the_clip(terms, times):
 @pytest.mark.slow
 def test_eight_devices_are_one(variables, run):
     """On a mesh of data x fsdp x tensor, all four terms."""
-    objective, given = build_together(CONFIG), batch()
+    objective, given = build_multi_task(CONFIG), batch()
     del given["source"]
     expected, expected_grads, _, _ = run(CONFIG, 1, given)
     mesh = meshes.build_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))
@@ -304,8 +304,8 @@ PACKED = dataclasses.replace(
 
 def test_packed_clips_of_mixed_lengths_do_not_hear_each_other():
     """Four clips share a row of the trunk: each has the outputs that it has alone, and another one changes none."""
-    config = TogetherConfig(model=PACKED)
-    objective = build_together(config)
+    config = MultiTaskConfig(model=PACKED)
+    objective = build_multi_task(config)
     variables = objective.init(jax.random.key(0))
     given = make_batch(ROWS)
     lengths = np.resize([1500, 4000, 800, 2500], ROWS).astype(np.int32)
@@ -347,7 +347,7 @@ def test_what_does_not_fit_says_what_to_change(change, message):
 
 
 def test_sources_want_a_mixture():
-    objective = build_together(MIXED)
+    objective = build_multi_task(MIXED)
     with pytest.raises(UserError, match="mixture"):
         jax.eval_shape(
             lambda v, b: objective.loss(v, b, None, train=False),

@@ -7,14 +7,14 @@ from alm_jax.encoders.audio.audio_mae import AudioMaeConfig
 from alm_jax.models.caption_decoder import CaptionDecoderConfig
 from alm_jax.models.contrastive_captioner import ContrastiveCaptionerConfig
 from alm_jax.models.patch_decoders import GlobalDecoderConfig
-from alm_jax.objectives.recordings import WaveformAugmentConfig
-from alm_jax.objectives.together import (
+from alm_jax.objectives.multi_task import (
     CaptioningTerm,
     ContrastiveTerm,
     MatchingTerm,
+    MultiTaskConfig,
     ReconstructionTerm,
-    TogetherConfig,
 )
+from alm_jax.objectives.recordings import WaveformAugmentConfig
 from alm_jax.ops.frontends import AstSpec, ClipSpec
 from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
@@ -29,7 +29,7 @@ def sounds(seed: int) -> SyntheticCaptionsConfig:
 
 def get_config() -> ExperimentConfig:
     return ExperimentConfig(
-        name="tiny_together",
+        name="tiny_multi_task",
         data=DataConfig(
             dataset=MixtureConfig(
                 parts=(
@@ -40,7 +40,7 @@ def get_config() -> ExperimentConfig:
             tokenizer=TokenizerConfig(vocab_size=320, max_length=16),
             source_sec=1.5,
         ),
-        objective=TogetherConfig(
+        objective=MultiTaskConfig(
             model=ContrastiveCaptionerConfig(
                 frontend=AstSpec(hop_samples=320, num_mels=16, padded_frames=64, clip=ClipSpec(clip_sec=1.3)),
                 audio=AudioMaeConfig(

@@ -1,8 +1,8 @@
 """Four objectives over one trunk, for a laptop: contrast, captioning, matching and reconstruction on composed sounds.
 
     pip install 'alm_jax[data,eval]'
-    alm pretrain configs/synthetic_together_nano.py --workdir runs/synthetic_together --seed 0
-    alm evaluate runs/synthetic_together
+    alm pretrain configs/synthetic_multi_task_nano.py --workdir runs/synthetic_multi_task --seed 0
+    alm evaluate runs/synthetic_multi_task
 
 On 200 compositions that training has not heard, seed 0, after 150, 300, 450 and 600 steps:
 
@@ -19,14 +19,14 @@ from alm_jax.encoders.audio.audio_mae import AudioMaeConfig
 from alm_jax.models.caption_decoder import CaptionDecoderConfig
 from alm_jax.models.contrastive_captioner import ContrastiveCaptionerConfig
 from alm_jax.models.patch_decoders import GlobalDecoderConfig
-from alm_jax.objectives.patch_masks import UnstructuredMaskConfig
-from alm_jax.objectives.together import (
+from alm_jax.objectives.multi_task import (
     CaptioningTerm,
     ContrastiveTerm,
     MatchingTerm,
+    MultiTaskConfig,
     ReconstructionTerm,
-    TogetherConfig,
 )
+from alm_jax.objectives.patch_masks import UnstructuredMaskConfig
 from alm_jax.ops.frontends import AstSpec, ClipSpec
 from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.loop import TrainingConfig
@@ -37,12 +37,12 @@ from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
 
 def get_config() -> ExperimentConfig:
     return ExperimentConfig(
-        name="synthetic_together_nano",
+        name="synthetic_multi_task_nano",
         data=DataConfig(
             dataset=SyntheticCaptionsConfig(clip_sec=2.0),
             tokenizer=TokenizerConfig(max_length=24),
         ),
-        objective=TogetherConfig(
+        objective=MultiTaskConfig(
             model=ContrastiveCaptionerConfig(
                 # 16 ms frames and 64 bands: 8 x 4 patches of 256 ms.
                 frontend=AstSpec(

@@ -18,7 +18,7 @@ from alm_jax.evaluation.masked_spectrogram import draw
 from alm_jax.evaluation.metrics.retrieval import retrieval_metrics_of_embeddings
 from alm_jax.evaluation.validation_loss import validation_metrics
 from alm_jax.models.contrastive_captioner import autoencoder_variables
-from alm_jax.objectives.together import CaptioningTerm, ContrastiveTerm, TogetherConfig, capabilities_of
+from alm_jax.objectives.multi_task import CaptioningTerm, ContrastiveTerm, MultiTaskConfig, capabilities_of
 from alm_jax.run.session import Session
 from alm_jax.training import sharding
 from alm_jax.training.state import TrainState
@@ -32,7 +32,7 @@ NUM_CAPTIONS = 24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TogetherResult:
+class MultiTaskResult:
     """Figures of one evaluation, and the captions that were written."""
 
     metrics: dict[str, float | int]
@@ -42,7 +42,7 @@ class TogetherResult:
     """What the decoder writes of each recording, by its place in the split."""
 
 
-def evaluate(session: Session, state: TrainState, split: str) -> TogetherResult:
+def evaluate(session: Session, state: TrainState, split: str) -> MultiTaskResult:
     """Measures the state (averaged parameters where there are any) on a split; the same on every process."""
     config = _objective(session)
     variables = session.replicate(state.evaluation_variables)
@@ -61,7 +61,7 @@ def evaluate(session: Session, state: TrainState, split: str) -> TogetherResult:
     metrics |= retrieve(session, variables, split, audio_emb)
     written = {index: written[index] for index in counted(session, CaptioningTerm, split)}
     metrics |= judge(session, split, written)
-    return TogetherResult(metrics=metrics, captions=written)
+    return MultiTaskResult(metrics=metrics, captions=written)
 
 
 def counted(session: Session, kind: type, split: str) -> list[int]:
@@ -130,7 +130,7 @@ def judge(session: Session, split: str, written: dict[int, str]) -> dict[str, fl
     return {"answers/events_accuracy": float(np.mean(is_right))} if is_right else {}
 
 
-def write_run_report(workdir: Path, session: Session, state: TrainState, result: TogetherResult) -> None:
+def write_run_report(workdir: Path, session: Session, state: TrainState, result: MultiTaskResult) -> None:
     """Writes a run's last figures and its report page."""
     split = session.data.split(session.config.data.eval_split)
     shown = sorted(result.captions)[:NUM_CAPTIONS]
@@ -158,7 +158,7 @@ def draw_clips(session: Session, state: TrainState) -> dict[str, bytes] | None:
     )
 
 
-def _objective(session: Session) -> TogetherConfig:
+def _objective(session: Session) -> MultiTaskConfig:
     config = session.config.objective
-    assert isinstance(config, TogetherConfig)
+    assert isinstance(config, MultiTaskConfig)
     return config

@@ -1,4 +1,4 @@
-"""Several objectives over one trunk: a weighted sum of the means of its terms, each over the rows of its own data sets.
+"""Multi-task: a weighted sum of the means of several terms over one trunk, each over the rows of its own data sets.
 
 Contrastive and captioning losses as CoCa (Yu et al. 2022, https://arxiv.org/abs/2205.01917, section 3.2); matching of
 audio and text with negatives mined from the batch as ALBEF (Li et al. 2021, https://arxiv.org/abs/2107.07651, section
@@ -118,7 +118,7 @@ Term: TypeAlias = ContrastiveTerm | CaptioningTerm | MatchingTerm | Reconstructi
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TogetherConfig(ObjectiveConfig):
+class MultiTaskConfig(ObjectiveConfig):
     """A contrastive captioner, and what it is trained for at the same time."""
 
     model: ContrastiveCaptionerConfig
@@ -177,7 +177,7 @@ class TogetherConfig(ObjectiveConfig):
 
     def build(self) -> Objective:
         """The objective as pure functions."""
-        return build_together(self)
+        return build_multi_task(self)
 
 
 class Rows(NamedTuple):
@@ -207,7 +207,7 @@ class Outputs(NamedTuple):
     """Of a ReconstructionTerm: sum and weight of each row."""
 
 
-def prepare_rows(config: TogetherConfig, batch: dict[str, Any], key: Any, *, train: bool) -> Rows:
+def prepare_rows(config: MultiTaskConfig, batch: dict[str, Any], key: Any, *, train: bool) -> Rows:
     """What `encode_rows` reads of a batch; without ``train`` nothing is drawn, and ``key`` is not read."""
     model, drawn, masked = config.model, config.term(ReconstructionTerm), None
     keys: Any = jax.random.split(key) if train else (None, None)
@@ -233,7 +233,7 @@ def prepare_rows(config: TogetherConfig, batch: dict[str, Any], key: Any, *, tra
 
 
 def encode_rows(
-    config: TogetherConfig,
+    config: MultiTaskConfig,
     variables: dict[str, Any],
     rows: Rows,
     *,
@@ -296,7 +296,7 @@ def counted_rows(term: Term, batch: dict[str, Any]) -> Bool[Array, " B"]:
 
 
 def captioning_loss(
-    config: TogetherConfig,
+    config: MultiTaskConfig,
     params: Params,
     outputs: Outputs,
     batch: dict[str, Any],
@@ -316,7 +316,7 @@ def captioning_loss(
 
 
 def matching_loss(
-    config: TogetherConfig,
+    config: MultiTaskConfig,
     params: Params,
     outputs: Outputs,
     batch: dict[str, Any],
@@ -364,7 +364,7 @@ MATCHING_ACCURACY = Figure(
 )
 
 
-def figures_of(config: TogetherConfig) -> tuple[Figure, ...]:
+def figures_of(config: MultiTaskConfig) -> tuple[Figure, ...]:
     """What training records of these terms."""
     terms = [loss_figure(f"{term.name}_loss", f"{term.name} loss") for term in config.terms]
     accuracy = [MATCHING_ACCURACY] if config.term(MatchingTerm) else []
@@ -375,7 +375,7 @@ def figures_of(config: TogetherConfig) -> tuple[Figure, ...]:
 class Captioner:
     """What a contrastive captioner can do: embed recordings and texts, and write captions."""
 
-    config: TogetherConfig
+    config: MultiTaskConfig
 
     def encode(self, variables: dict[str, Any], clips: Clips) -> Heard:
         """The trunk's states of clips."""
@@ -434,12 +434,12 @@ class DrawingCaptioner(Captioner):
         return MaskedAutoencoder(self.config.reconstruction).reconstruct(own, batch)
 
 
-def capabilities_of(config: TogetherConfig) -> Captioner:
+def capabilities_of(config: MultiTaskConfig) -> Captioner:
     """What the model of these terms can do."""
     return DrawingCaptioner(config) if config.model.patch_decoder is not None else Captioner(config)
 
 
-def build_together(config: TogetherConfig) -> Objective:
+def build_multi_task(config: MultiTaskConfig) -> Objective:
     """The objective as pure functions."""
     model, contrast = config.model, config.term(ContrastiveTerm).loss
 
