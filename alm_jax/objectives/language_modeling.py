@@ -1,8 +1,8 @@
-"""Language modelling after audio: the next token of an answer, of what was heard, asked and written before it.
+"""Language modelling after audio: the next token of an answer, given the audio, the prompt and the tokens before it.
 
 Captioning (ClapCap, arXiv 2309.05767), and audio questions and instructions in general (Pengi, arXiv 2305.11834; LTU,
-2305.10790; Qwen-Audio and Qwen2-Audio, 2311.07919 and 2407.10759): the survey's L_lm (2501.15177). What a batch asks
-and how is `data.prompt`'s affair.
+2305.10790; Qwen-Audio and Qwen2-Audio, 2311.07919 and 2407.10759): the survey's L_lm (2501.15177). `data.prompt` is the
+prompt of a batch.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class LanguageModelingConfig(ObjectiveConfig):
     model: TwoHeadsConfig
     """Front-end, audio tower, connector and language model."""
     loss_on: Literal["answer", "all"] = "answer"
-    """What is to be predicted: the answer, or the prompt too, as LTU has it; audio never is."""
+    """Tokens that are predicted: those of the answer, or those of the prompt too (LTU); audio never is."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over the vocabulary."""
     z_loss: float = 0.0

@@ -54,7 +54,7 @@ LABEL_PERPLEXITY = Figure(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedPredictionConfig(ObjectiveConfig):
-    """An encoder, trained to tell the labels of hidden patches."""
+    """An encoder, trained to predict the labels of hidden patches."""
 
     model: LabelPredictorConfig
     """Front-end, encoder, tokenizer and label predictor."""

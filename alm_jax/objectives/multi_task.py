@@ -3,7 +3,7 @@
 Contrastive and captioning losses as CoCa (Yu et al. 2022, https://arxiv.org/abs/2205.01917, section 3.2); matching of
 audio and text with negatives mined from the batch as ALBEF (Li et al. 2021, https://arxiv.org/abs/2107.07651, section
 3.2) and BLIP; reconstruction of what was hidden as AudioMAE (Huang et al. 2022, https://arxiv.org/abs/2207.06405). The
-trunk runs once for all terms that hear the whole clip, and once over the visible patches for reconstruction.
+trunk runs once for all terms that read the whole clip, and once over the visible patches for reconstruction.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ from alm_jax.types import Metrics, Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastiveTerm:
-    """Each audio is to find its text among those of the batch, and the other way round."""
+    """A contrastive loss: each audio against all texts of the batch, and each text against all audio."""
 
     name: ClassVar[str] = "contrastive"
     weight: float = 1.0
@@ -90,7 +90,7 @@ class CaptioningTerm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatchingTerm:
-    """Is this text of this audio? For each row its own pair, and two with a partner that the towers find similar."""
+    """Whether a text belongs to a recording: of each row its own pair, and two with a partner of similar embedding."""
 
     name: ClassVar[str] = "matching"
     weight: float = 1.0
@@ -101,7 +101,7 @@ class MatchingTerm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReconstructionTerm:
-    """Patches that the trunk does not see are drawn from those that it sees; captions are not read."""
+    """Patches that are hidden from the trunk are reconstructed from the visible ones; captions are not read."""
 
     name: ClassVar[str] = "reconstruction"
     weight: float = 1.0
@@ -124,7 +124,7 @@ class MultiTaskConfig(ObjectiveConfig):
     model: ContrastiveCaptionerConfig
     """The trunk and its heads."""
     terms: tuple[Term, ...] = (ContrastiveTerm(), CaptioningTerm())
-    """What is added up, one term of a kind. Said in the config file: the command line changes single fields."""
+    """The terms of the sum, one of a kind; set in the config file: the command line has no lists."""
     augment: WaveformAugmentConfig = WaveformAugmentConfig()
     """Waveform augmentation, the same clip for all terms."""
 
@@ -198,7 +198,7 @@ class Outputs(NamedTuple):
     audio_emb: Float[Array, "B E"]
     text_emb: Float[Array, "B E"]
     grounded: Float[Array, "B tokens D"]
-    """States of the row's text that have heard its audio."""
+    """States of the row's text after attention to its audio."""
     text_states: Float[Array, "B tokens D"] | None
     """Of a MatchingTerm: states of the text alone."""
     vectors: Float[Array, "B n D"] | None

@@ -29,13 +29,13 @@ class WaveformAugmentConfig:
     """Augmentation of the waveform in training; each is drawn anew for every clip and step."""
 
     gain_db: float = 0.0
-    """Gain drawn uniformly from plus or minus this many decibels; 0 leaves the level alone."""
+    """Largest gain in decibels, drawn uniformly between minus and plus this value; 0 changes no level."""
     roll: bool = False
     """Rotate each recording in time by a random amount."""
 
 
 Padding: TypeAlias = Literal["heard", "masked"]
-"""Whether an encoder takes the filling of a short recording for sound, or is told that it is none."""
+"""What an encoder makes of the filling of a short recording: sound like any other, or nothing, by a mask."""
 GAIN, ROLL, CROP, FUSION = range(4)
 """Streams of a clip's PRNG key: each draw folds in the number of its own."""
 

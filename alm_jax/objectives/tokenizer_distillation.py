@@ -1,4 +1,4 @@
-"""Distillation of an audio tokenizer: codes of which an encoder's states can be told.
+"""Distillation of an audio tokenizer: codes from which an encoder's states can be estimated.
 
 BEATs (Chen et al. 2022, https://arxiv.org/abs/2212.09058, section 3.1.2 and equation 6): the states of the tokenizer's
 encoder are quantised, an estimator makes the teacher's states of the codes, and the loss is the mean over patches of
@@ -67,7 +67,7 @@ class TokenizerDistillationConfig(ObjectiveConfig):
     revive_below: float = 0.1
     """A code that is taken less often than this, in shares of the average code, is put on a latent of the batch."""
     augment: WaveformAugmentConfig = WaveformAugmentConfig()
-    """Waveform augmentation; tokenizer and teacher hear the same clip."""
+    """Waveform augmentation; tokenizer and teacher are given the same clip."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.codebook_decay < 1 or not 0 <= self.revive_below < 1:

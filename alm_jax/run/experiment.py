@@ -39,8 +39,8 @@ class ExperimentConfig:
     optimizer: AdamWConfig = AdamWConfig()
     """The optimizer and its schedule."""
     init_from: tuple[InitFromConfig, ...] = ()
-    """Models that a run begins with, in this order; the rest is drawn from the seed. Said in the config file: the
-    command line changes single fields."""
+    """Models that a run begins with, in this order; the rest is drawn from the seed. Set in the config file: the
+    command line changes fields of one object."""
     lora: LoraConfig = LoraConfig()
     """Low-rank adapters in place of whole kernels."""
     training: TrainingConfig
