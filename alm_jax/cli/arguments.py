@@ -1,11 +1,15 @@
 """How commands read their arguments: tyro turns a config's fields into options, ``--a.b value``."""
 
 import argparse
+import contextlib
+import dataclasses
+import itertools
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from alm_jax.cli.choices import choose, describe_choices
 from alm_jax.errors import UserError
+from alm_jax.ranges import check_value, fits, hints_of
 from alm_jax.run.experiment import ExperimentConfig, check_experiment, mistakes_are_users, resolve, run_config
 
 
@@ -29,6 +33,7 @@ def override(config: ExperimentConfig, args: Sequence[str], *, prog: str) -> Exp
 
     with mistakes_are_users("the config with these types"):
         config, args = choose(config, args)
+    check_numbers(config, args)
     if "--help" in args or "-h" in args:
         print("Fields that may hold another type:\n")
         print("\n".join(f"  {line}" for line in describe_choices(config)), end="\n\n")
@@ -47,6 +52,21 @@ def override(config: ExperimentConfig, args: Sequence[str], *, prog: str) -> Exp
         raise
     check_experiment(changed)
     return resolve(changed)
+
+
+def check_numbers(config: ExperimentConfig, args: Sequence[str]) -> None:
+    """Raises UserError where an option is a number that its field does not take, before a config is made of it."""
+    for option, text in itertools.pairwise(args):
+        value: Any = config
+        hint: Any = None
+        for name in option.removeprefix("--").replace("-", "_").split("."):
+            hints = hints_of(type(value)) if dataclasses.is_dataclass(value) else {}
+            hint, value = hints.get(name), getattr(value, name, None)
+        with contextlib.suppress(ValueError):
+            number = float(text)
+            for one in (number, int(number) if number.is_integer() else number):
+                if hint is not None and fits(one, hint):
+                    check_value(one, hint, option.removeprefix("--").replace("-", "_"))
 
 
 def read_config(path: str, args: Sequence[str], *, prog: str) -> ExperimentConfig:

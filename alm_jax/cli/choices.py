@@ -15,7 +15,7 @@ from alm_jax.errors import UserError
 from alm_jax.ranges import fits, hints_of
 from alm_jax.run.config_json import kinds_of, to_json, type_name
 from alm_jax.run.experiment import ExperimentConfig, read_experiment
-from alm_jax.run.migrate import TYPE_KEY
+from alm_jax.run.migrate import FORMAT_KEY, TYPE_KEY
 
 _CHOICE = re.compile(r"--([a-z][\w.-]*):([\w.:-]+)")
 
@@ -118,6 +118,9 @@ def _adapt(old: Any, kind: type) -> dict[str, Any]:
             value[TYPE_KEY] in map(type_name, kinds) if isinstance(value, dict) else fits(value, hint)
         ):
             made[field.name] = value
+        elif field.default is not dataclasses.MISSING:
+            default = to_json(field.default)
+            made[field.name] = _without_format(default)
         elif not _has_default(field) and len(kinds) == 1:
             made[field.name] = _adapt(value, kinds[0])
     return made
@@ -127,9 +130,10 @@ def _objects(path: str, value: dict[str, Any], kind: type) -> Iterator[tuple[str
     """The objects of a new value that may lack fields: itself, and what `_adapt` has made inside it."""
     yield path, value, kind
     for name, hint in hints_of(kind).items():
-        kinds = [one for one in choices_of(hint) if one is not None]
-        if isinstance(value.get(name), dict) and len(kinds) == 1:
-            yield from _objects(f"{path}.{name}", value[name], kinds[0])
+        inner = value.get(name)
+        if isinstance(inner, dict):
+            kinds = {type_name(one): one for one in choices_of(hint) if one is not None}
+            yield from _objects(f"{path}.{name}", inner, kinds[inner[TYPE_KEY]])
 
 
 def _fill(path: str, value: dict[str, Any], kind: type, args: list[str]) -> list[str]:
@@ -158,6 +162,13 @@ def _fill(path: str, value: dict[str, Any], kind: type, args: list[str]) -> list
         value[field.name] = list(parsed) if isinstance(parsed, tuple) else parsed
         args = args[:start] + args[end:]
     return args
+
+
+def _without_format(value: Any) -> Any:
+    """A part of a config as it stands in the whole one."""
+    return (
+        {key: item for key, item in value.items() if key != FORMAT_KEY} if isinstance(value, dict) else value
+    )
 
 
 def _has_default(field: Any) -> bool:

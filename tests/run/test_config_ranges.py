@@ -94,7 +94,10 @@ def test_a_value_of_another_type_is_refused_in_every_field(fields):
         (["--evaluation.batch-size", "0"], "evaluation.batch_size is 0"),
         (["--optimizer.warmup-steps", "100"], "the warm-up must be shorter than the run"),
         (["--optimizer.peak-lr", "nan"], "optimizer.peak_lr is nan"),
-        (["--objective.model.audio.window-size", "0"], "window"),
+        (
+            ["--objective.model.audio.window-size", "0"],
+            "objective.model.audio.window_size is 0; it must be at least 1",
+        ),
     ],
 )
 def test_options_are_checked_before_anything_is_built(arguments, message):
