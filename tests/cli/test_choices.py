@@ -60,11 +60,13 @@ def test_an_objective_and_what_it_shares_with_the_one_before():
         "--objective:masked-spectrogram",
         "--objective.mask:structured-mask-config",
         *("--objective.model.encoder.num-mels", "16", "--objective.model.encoder.num-frames", "64"),
-        *("--training.num-microbatches", "1"),
+        *("--objective.model.frontend.clip.clip-sec", "1.01", "--objective.model.encoder.patch-size", "8"),
     )
     assert isinstance(config.objective, MaskedSpectrogramConfig)
     assert config.objective.mask == StructuredMaskConfig()
-    assert config.objective.model.frontend == CONFIG.objective.model.frontend
+    assert config.objective.model.frontend.n_fft == CONFIG.objective.model.frontend.n_fft
+    assert config.objective.model.frontend.clip.clip_sec == 1.01
+    assert config.objective.model.encoder.num_mels == 16
     assert config.objective.augment == CONFIG.objective.augment
 
 
