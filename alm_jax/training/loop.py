@@ -13,8 +13,8 @@ import numpy as np
 from alm_jax import batch as contract
 from alm_jax.errors import AlmError, DataError, PreemptedError
 from alm_jax.figures import Figure
-from alm_jax.training.checkpoint_writer import CheckpointWriter
 from alm_jax.ranges import PROBABILITY, Range
+from alm_jax.training.checkpoint_writer import CheckpointWriter
 from alm_jax.training.faults import StopRequest
 from alm_jax.training.mesh import MeshConfig
 from alm_jax.training.metrics import MetricsWriter
