@@ -21,7 +21,7 @@ from alm_jax.errors import AlmError, UserError
 from alm_jax.interop.formats import PARITY, formats_around
 from alm_jax.interop.parity import measure
 from alm_jax.interop.real_inputs import load_real_inputs
-from alm_jax.models.zoo import FAMILIES
+from alm_jax.models.catalogue import FAMILIES
 
 FLOAT64_TOLERANCE = 1e-8
 """Above this relative difference in float64 a model is not its oracle: rounding there is under 1e-12."""

@@ -18,7 +18,36 @@ from alm_jax.nn.variables import Architecture
 from alm_jax.ops.frontends import FrontendSpec, FusionSpec
 from alm_jax.types import PyTree
 
+Option: TypeAlias = Literal["train", "mask", "row_mask", "longer", "moments"]
+"""A keyword argument of a tower's forward pass. ``train``: noise is on, and batch statistics are those of the rows;
+``mask``: True for real frames, or samples, of an audio tower [B T]; ``row_mask``: True for rows that count in batch
+statistics [B]; ``longer``: True for recordings longer than a clip [B]; ``moments``: the whole batch's statistics of the
+features."""
 Kind: TypeAlias = Literal["audio encoder", "text encoder", "language model", "codec"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AudioTowerConfig:
+    """Base of the configs of audio encoders: what a field that takes any of them is annotated with."""
+
+    @classmethod
+    def kinds(cls) -> list[type]:
+        """The configs of all audio encoders there are."""
+        from alm_jax.encoders import families  # which imports the modules that import this one
+
+        return [family.config_type for family in families.audio_families()]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTowerConfig:
+    """Base of the configs of models that read token ids and their mask."""
+
+    @classmethod
+    def kinds(cls) -> list[type]:
+        """The configs of all models there are that read one text."""
+        from alm_jax.encoders import families
+
+        return [family.config_type for family in families.text_families()]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +66,13 @@ class Family:
     example: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]
     """Config to the positional arguments of a forward pass for two rows, as short as the model allows: floats are
     features or samples, integers are token ids, booleans a mask."""
+    takes: frozenset[Option] = frozenset()
+    """The keyword arguments of a tower's forward pass that the module has."""
+    states: str | None = None
+    """Value of the module's field ``output`` for an audio encoder's states [B N D]; for its vector it is "clip". None
+    where the vector is all there is, and the module has no such field."""
+    state_mask: Callable[[Any, Array, bool], Array] | None = None
+    """(config, real frames [B T], train) -> which states are of real audio [B N]; None where the module cannot say."""
     normalises_inside: bool = False
     """Whether batch norms between its layers see the rows at hand: exact over a whole batch alone, so neither in
     micro-batches nor under ``pmap``. A norm of the features can be given the moments of the whole batch instead."""

@@ -1,65 +1,40 @@
 """Any encoder of the zoo as a tower: features or token ids in, one vector a clip or caption out, or a clip's states.
 
-How a family comes to one vector is its own affair where its paper says so (AST's two tokens, BERT's pooler, a language
+How a family comes to one vector is its own matter where its paper says so (AST's two tokens, BERT's pooler, a language
 model's last state); states of tokens that no paper joins are averaged over the real ones.
 """
 
-import functools
-import inspect
-import operator
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.encoders.audio import beats, cav_mae, wav2vec2, whisper
-from alm_jax.encoders.audio.audio_mae import AudioMaeConfig
-from alm_jax.encoders.family import Family
-from alm_jax.encoders.zoo import FAMILIES, family_of
+from alm_jax.encoders import family
+from alm_jax.encoders.families import audio_families, family_of
+from alm_jax.encoders.family import Option
 from alm_jax.errors import UserError
 from alm_jax.nn.norm import Moments, feature_moments
 from alm_jax.nn.pooling import masked_mean
 from alm_jax.nn.rematerialise import Remat
 from alm_jax.ops.frontends import TowerSpec
-from alm_jax.ops.window_mask import window_mask
 from alm_jax.types import PyTree
 
 LONGEST_TEXT = 512
 """Tokens that a text is cut at where its tower takes any number (`text_limits`)."""
 
 
-def is_text_family(family: Family) -> bool:
-    """Whether token ids and their mask are all that the family reads."""
-    dtypes = [given.dtype for given in family.example(family.variants["nano"])]
-    return dtypes == [jnp.int32, jnp.bool_]
-
-
-AUDIO_FAMILIES = tuple(family for family in FAMILIES.values() if family.kind == "audio encoder")
-"""The families that may stand as an audio tower."""
-TEXT_FAMILIES = tuple(family for family in FAMILIES.values() if is_text_family(family))
-"""The families that may stand as a text tower."""
-
 if TYPE_CHECKING:
+    # Which family a config is of, and so which fields it has, is known when it runs.
     AudioTowerConfig: TypeAlias = Any
     TextTowerConfig: TypeAlias = Any
 else:
-    # One list of families, the zoo's: a family joins by being registered there.
-    AudioTowerConfig = functools.reduce(operator.or_, (family.config_type for family in AUDIO_FAMILIES))
-    TextTowerConfig = functools.reduce(operator.or_, (family.config_type for family in TEXT_FAMILIES))
-
+    AudioTowerConfig = family.AudioTowerConfig
+    TextTowerConfig = family.TextTowerConfig
 
 Output: TypeAlias = Literal["clip", "states"]
 """What an audio tower makes of a clip: one vector, or the states that it is made of, for a connector to take into a
 language model. A family without states has its vector for the only one; CAV-MAE's are LTU's prompt."""
-STATE_MASKS: Mapping[type, Callable[[Any, Any], Array]] = {
-    whisper.WhisperEncoderConfig: whisper.compute_token_mask,
-    wav2vec2.Wav2Vec2Config: wav2vec2.compute_state_mask,
-    beats.BeatsConfig: beats.compute_patch_mask,
-    cav_mae.CavMaeConfig: cav_mae.compute_prompt_mask,
-}
-"""By family: which of its states are of real audio, from which frames are."""
 
 
 def build_tower(
@@ -69,27 +44,31 @@ def build_tower(
 
     Raises UserError for a config that is not of the zoo.
     """
-    module = family_of(config).build(config, jnp.dtype(dtype), remat)
-    if not hasattr(module, "output"):
-        return module
-    if output == "clip":
-        return module.clone(output="clip")
-    return module.clone(output="prompt" if isinstance(config, cav_mae.CavMaeConfig) else "tokens")
+    of = family_of(config)
+    module = of.build(config, jnp.dtype(dtype), remat)
+    return module if of.states is None else module.clone(output="clip" if output == "clip" else of.states)
 
 
-def state_mask(config: Any, frame_mask: Bool[Array, "B T"]) -> Bool[Array, "B N"]:
-    """Which of an audio tower's states are of real audio; of a family in `STATE_MASKS`."""
-    return STATE_MASKS[type(config)](config, frame_mask)
+def state_mask(config: Any, mask: Bool[Array, "B T"], *, train: bool) -> Bool[Array, "B N"]:
+    """Which of an audio tower's states are of real audio; of a family that can say so (`check_states_mask`)."""
+    compute = family_of(config).state_mask
+    assert compute is not None
+    return compute(config, mask, train)
 
 
-def takes(config: Any, option: str) -> bool:
-    """Whether the forward pass of ``config``'s module has the keyword argument ``option``."""
-    return option in inspect.signature(type(build_tower(config)).__call__).parameters
+def check_states_mask(config: Any) -> None:
+    """Raises UserError where an audio tower cannot say which of its states are of real audio."""
+    if family_of(config).state_mask is None:
+        known = ", ".join(each.config_type.__name__ for each in audio_families() if each.state_mask)
+        raise UserError(
+            f"padding is 'masked', and {type(config).__name__} cannot say which of its states are real, as {known} "
+            "can; take one of these, or padding 'heard'"
+        )
 
 
-def takes_frame_mask(config: Any) -> bool:
-    """Whether an audio tower can be told which frames are padding."""
-    return takes(config, "frame_mask") or (takes(config, "mask") and not takes(config, "moments"))
+def takes(config: Any, option: Option) -> bool:
+    """Whether the forward pass of ``config``'s module has this keyword argument."""
+    return option in family_of(config).takes
 
 
 def init_audio_tower(
@@ -120,30 +99,38 @@ def apply_audio_tower(
     train: bool,
     key: Array | None,
     row_mask: Bool[Array, " B"] | None,
-    frame_mask: Bool[Array, "B T"] | None,
+    mask: Bool[Array, "B T"] | None,
     longer: Bool[Array, " B"] | None,
     moments: Moments | None,
     output: Output = "clip",
 ) -> tuple[Float[Array, "B *states D"], PyTree]:
     """One vector a clip [B D], or its states [B N D], and the next ``batch_stats``.
 
-    Each family is given what it takes of the arguments.
+    ``mask``, ``longer`` and ``moments`` are for families that take them (`takes`). ``train`` and ``row_mask`` may be
+    given to all: a family without noise and batch statistics does in training what it always does.
 
     Args:
         row_mask: True for real rows; for statistics over the batch.
-        frame_mask: True for real frames (samples, where the features are a waveform); None: padding is heard.
+        mask: True for real frames (samples, where the features are a waveform); None: padding is heard.
         longer: of feature fusion, True where a recording is longer than a clip.
         moments: of the whole batch, for families that normalise by them.
     """
-    options: dict[str, Any] = {"train": train, "longer": longer, "moments": moments}
-    options["frame_mask"] = frame_mask
-    options["mask"] = row_mask if takes(config, "moments") else _to_tokens(config, frame_mask)
-    module = build_tower(config, dtype, remat, output)
-    known = inspect.signature(type(module).__call__).parameters
-    made, updated = module.apply(
+    given: dict[Option, Any] = {
+        "train": train,
+        "mask": mask,
+        "row_mask": row_mask,
+        "longer": longer,
+        "moments": moments,
+    }
+    of = family_of(config)
+    for name in ("mask", "longer", "moments"):
+        if given[name] is not None and name not in of.takes:
+            raise ValueError(f"{of.name} does not take {name}")
+    options: dict[str, Any] = {name: given[name] for name in of.takes}
+    made, updated = build_tower(config, dtype, remat, output).apply(
         variables,
         features,
-        **{name: value for name, value in options.items() if name in known},
+        **options,
         rngs=None if key is None else {"dropout": key},
         mutable=["batch_stats"],
     )
@@ -221,11 +208,3 @@ def check_features(config: Any, num_frames: int, num_features: int) -> None:
 
 def _text_options(config: Any) -> dict[str, Any]:
     return {"output": "last"} if family_of(config).kind == "language model" else {}
-
-
-def _to_tokens(config: Any, mask: Bool[Array, "B T"] | None) -> Bool[Array, "B tokens"] | None:
-    """A mask of frames as the family wants it: of frames, but for AudioMAE's of patches."""
-    if mask is None or not isinstance(config, AudioMaeConfig):
-        return mask
-    steps = window_mask(mask, config.patch_size, config.patch_size)
-    return jnp.repeat(steps, config.num_mels // config.patch_size, axis=1)

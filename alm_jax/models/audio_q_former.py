@@ -76,12 +76,8 @@ class AudioQFormerConfig:
                 f"{type(self.audio).__name__} reads four maps of a recording, and a Q-Former's tower is given one: "
                 "take another audio tower"
             )
-        if self.padding == "masked" and type(self.audio) not in tower.STATE_MASKS:
-            known = ", ".join(kind.__name__ for kind in tower.STATE_MASKS)
-            raise UserError(
-                f"padding is 'masked', and {type(self.audio).__name__} cannot say which of its states are real, as "
-                f"{known} can; take one of these, or padding 'heard'"
-            )
+        if self.padding == "masked":
+            tower.check_states_mask(self.audio)
 
 
 class Heard(NamedTuple):
@@ -167,13 +163,13 @@ def hear(
         train=train,
         key=key,
         row_mask=None,
-        frame_mask=frame_mask,
+        mask=frame_mask,
         longer=None,
         moments=moments,
         output="states",
     )
     whole = jnp.ones(states.shape[:2], bool)
-    mask = whole if frame_mask is None else tower.state_mask(config.audio, frame_mask)
+    mask = whole if frame_mask is None else tower.state_mask(config.audio, frame_mask, train=train)
     return Heard(states, mask), {"audio": batch_stats}
 
 

@@ -28,9 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.encoders import tower
-from alm_jax.encoders.audio import packed_vit
 from alm_jax.encoders.audio.audio_mae import AudioMaeConfig
-from alm_jax.encoders.audio.packed_vit import PackedVitConfig
 from alm_jax.errors import UserError
 from alm_jax.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig
 from alm_jax.models.masked_autoencoder import MASKED_AUTOENCODER, MaskedAutoencoderConfig
@@ -79,12 +77,8 @@ class ContrastiveCaptionerConfig:
         tower.check_features(self.audio, self.frontend.num_frames, self.frontend.num_features)
         if self.caption_queries < 1:
             raise UserError(f"caption_queries is {self.caption_queries}; the decoder attends to one at least")
-        known = (PackedVitConfig, *tower.STATE_MASKS)
-        if self.padding == "masked" and type(self.audio) not in known:
-            raise UserError(
-                f"padding is 'masked', and {type(self.audio).__name__} cannot say which of its states are real, as "
-                f"{', '.join(kind.__name__ for kind in known)} can; take one of these, or padding 'heard'"
-            )
+        if self.padding == "masked":
+            tower.check_states_mask(self.audio)
         if self.patch_decoder is not None:
             if not isinstance(self.audio, AudioMaeConfig):
                 raise UserError(
@@ -144,17 +138,15 @@ def hear(
         train=train,
         key=key,
         row_mask=None,
-        frame_mask=frame_mask,
+        mask=frame_mask,
         longer=None,
         moments=moments,
         output="states",
     )
     if frame_mask is None:
         mask = jnp.ones(states.shape[:2], bool)
-    elif isinstance(config.audio, PackedVitConfig):
-        mask = packed_vit.compute_state_mask(config.audio, frame_mask, train=train)
     else:
-        mask = tower.state_mask(config.audio, frame_mask)
+        mask = tower.state_mask(config.audio, frame_mask, train=train)
     return Heard(states, mask), {"audio": batch_stats}
 
 

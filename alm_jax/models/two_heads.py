@@ -24,12 +24,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.encoders import tower
+from alm_jax.encoders.families import family_of
 from alm_jax.encoders.family import Family
 from alm_jax.encoders.text.bart import BartConfig
 from alm_jax.encoders.text.gpt2 import Gpt2Config
 from alm_jax.encoders.text.llama import LlamaConfig, Qwen2Config
 from alm_jax.encoders.text.t5 import T5Config
-from alm_jax.encoders.zoo import family_of
 from alm_jax.errors import UserError
 from alm_jax.models.connectors import Connector, ConnectorConfig, check_connector
 from alm_jax.nn.norm import Moments
@@ -73,12 +73,8 @@ class TwoHeadsConfig:
                 f"{type(self.audio).__name__} reads four maps of a recording, and two heads give it one: take another "
                 "audio tower"
             )
-        if self.padding == "masked" and type(self.audio) not in tower.STATE_MASKS:
-            known = ", ".join(kind.__name__ for kind in tower.STATE_MASKS)
-            raise UserError(
-                f"padding is 'masked', and {type(self.audio).__name__} cannot say which of its states are real, as "
-                f"{known} can; take one of these, or padding 'heard'"
-            )
+        if self.padding == "masked":
+            tower.check_states_mask(self.audio)
         if self.prefix == "bidirectional" and self.has_encoder:
             raise UserError(
                 f"prefix is 'bidirectional', which {type(self.language_model).__name__} always is: its encoder reads "
@@ -164,7 +160,7 @@ def encode_audio(
         train=train,
         key=key,
         row_mask=None,
-        frame_mask=frame_mask,
+        mask=frame_mask,
         longer=None,
         moments=moments,
         output=config.connector.reads,
@@ -173,7 +169,7 @@ def encode_audio(
     if states.ndim == 3:
         is_real = jnp.ones(states.shape[:2], bool)
         if frame_mask is not None:
-            is_real = tower.state_mask(config.audio, frame_mask)
+            is_real = tower.state_mask(config.audio, frame_mask, train=train)
     # A connector may have no parameters.
     params = variables["params"].get("connector", {})
     rngs = None if key is None else {"dropout": jax.random.fold_in(key, 3)}

@@ -71,7 +71,7 @@ class TwoTowersConfig:
                 f"{type(self.frontend).__name__} does not feed {type(self.audio).__name__}: an audio tower with "
                 "feature fusion takes a FusionSpec, and no other does"
             )
-        if self.padding == "masked" and not tower.takes_frame_mask(self.audio):
+        if self.padding == "masked" and not tower.takes(self.audio, "mask"):
             raise UserError(
                 f"padding is 'masked', and {type(self.audio).__name__} cannot be told which frames are padding; take "
                 "another tower, or padding 'heard'"
@@ -155,7 +155,7 @@ def encode_audio(
         train=train,
         key=key,
         row_mask=mask,
-        frame_mask=frame_mask,
+        mask=frame_mask,
         longer=longer,
         moments=moments,
     )

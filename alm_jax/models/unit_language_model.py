@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.encoders import tower
+from alm_jax.encoders.families import family_of
 from alm_jax.encoders.family import Family
 from alm_jax.encoders.text.gpt2 import Gpt2Config
 from alm_jax.encoders.text.llama import LlamaConfig, Qwen2Config
-from alm_jax.encoders.zoo import family_of
 from alm_jax.errors import UserError
 from alm_jax.models.audio_units import ClusterUnitsConfig, UnitsConfig, check_units, init_units, read_units
 from alm_jax.models.generated import Generated

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax import batch as contract
 from alm_jax.encoders import tower
+from alm_jax.encoders.families import family_of
 from alm_jax.encoders.tower import text_limits
-from alm_jax.encoders.zoo import family_of
 from alm_jax.errors import UserError
 from alm_jax.figures import Figure
 from alm_jax.models import two_towers

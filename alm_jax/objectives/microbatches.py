@@ -1,7 +1,7 @@
 """Which audio towers can be encoded in micro-batches."""
 
+from alm_jax.encoders.families import family_of
 from alm_jax.encoders.tower import AudioTowerConfig
-from alm_jax.encoders.zoo import family_of
 from alm_jax.errors import UserError
 
 

@@ -17,8 +17,8 @@ from alm_jax.encoders.family import Family
 from alm_jax.encoders.tower import LONGEST_TEXT, text_limits
 from alm_jax.errors import DataError, UserError
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
+from alm_jax.models.catalogue import family_of
 from alm_jax.models.two_towers import TwoTowersConfig
-from alm_jax.models.zoo import family_of
 from alm_jax.run.load import cast_variables, load_model
 from alm_jax.run.workdir import TOKENIZER
 from alm_jax.types import PyTree

@@ -10,8 +10,8 @@ from jaxtyping import Array
 
 from alm_jax import batch as contract
 from alm_jax.encoders import family
+from alm_jax.encoders.families import family_of
 from alm_jax.encoders.tower import LONGEST_TEXT, text_limits
-from alm_jax.encoders.zoo import family_of
 from alm_jax.evaluation.encoders import embed_captions, embed_recordings
 from alm_jax.interop.stablehlo import export_function, write_programs
 from alm_jax.models.two_towers import TwoTowersConfig

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from alm_jax.cli.main import dispatch
+from alm_jax.encoders.families import family_of
 from alm_jax.encoders.family import apply
-from alm_jax.encoders.zoo import family_of
 from alm_jax.interop.safetensors_io import read_weights
 from alm_jax.objectives import ObjectiveConfig
 from alm_jax.objectives.contrastive import ContrastiveConfig

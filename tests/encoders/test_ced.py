@@ -55,9 +55,7 @@ def variables() -> dict:
 
 @pytest.fixture(scope="module")
 def run(variables):
-    return jax.jit(
-        lambda features, mask: Ced(MICRO, FLOAT32, "tokens").apply(variables, features, frame_mask=mask)
-    )
+    return jax.jit(lambda features, mask: Ced(MICRO, FLOAT32, "tokens").apply(variables, features, mask=mask))
 
 
 def test_chunks_of_a_recording_are_encoded_apart_and_stay_together(run):
@@ -76,7 +74,7 @@ def test_padding_has_no_say(variables):
 
     @jax.jit
     def encode(features, mask):
-        return Ced(MICRO, FLOAT32).apply(variables, features, frame_mask=mask)
+        return Ced(MICRO, FLOAT32).apply(variables, features, mask=mask)
 
     padded = encode(features, mask)
     alone = encode(features[1:, :36].at[:, 26:].set(7.0), mask[1:, :36])

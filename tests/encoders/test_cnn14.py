@@ -54,7 +54,7 @@ def test_training_normalises_and_moves_statistics_as_pytorch_over_the_real_rows(
         expected = oracle(torch.tensor(features[mask]))["clip"]
     train = jax.jit(
         lambda v, x: Cnn14(MICRO, FLOAT32).apply(
-            v, x, train=True, mask=jnp.asarray(mask), mutable=["batch_stats"]
+            v, x, train=True, row_mask=jnp.asarray(mask), mutable=["batch_stats"]
         )
     )
     actual, updated = train(variables, features)

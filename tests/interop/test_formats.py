@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import transformers
 
-from alm_jax.encoders.zoo import FAMILIES
+from alm_jax.encoders.families import FAMILIES
 from alm_jax.errors import UserError
 from alm_jax.interop.format import Format, arrays_to_variables, variables_to_arrays
 from alm_jax.interop.formats import (

@@ -8,8 +8,8 @@ import pytest
 
 from alm_jax.encoders import family
 from alm_jax.encoders.audio import audio_mae, beats, encodec, wav2vec2, whisper
+from alm_jax.encoders.families import family_of
 from alm_jax.encoders.text.llama import LlamaConfig
-from alm_jax.encoders.zoo import family_of
 from alm_jax.errors import UserError
 from alm_jax.models.audio_units import (
     CepstraConfig,

@@ -14,7 +14,7 @@ from alm_jax.encoders.audio import whisper
 from alm_jax.encoders.text import llama
 from alm_jax.errors import DataError, UserError
 from alm_jax.interop.qwen2_audio import write_qwen2_audio_config
-from alm_jax.models import zoo
+from alm_jax.models import catalogue as zoo
 from alm_jax.models.qwen2_audio import (
     BASE,
     FAMILY,

@@ -12,9 +12,9 @@ import pytest
 from training_batches import make_batch
 
 from alm_jax.encoders import family
+from alm_jax.encoders.families import family_of
 from alm_jax.encoders.text.gpt2 import Gpt2Config
 from alm_jax.encoders.text.llama import LlamaConfig
-from alm_jax.encoders.zoo import family_of
 from alm_jax.errors import UserError
 from alm_jax.models.audio_units import CepstraConfig, ClusterUnitsConfig, frame_vectors
 from alm_jax.models.unit_language_model import UnitLanguageModelConfig, language_family

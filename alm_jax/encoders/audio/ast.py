@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import AudioTowerConfig, Family
 from alm_jax.errors import UserError
 from alm_jax.nn.conv import Conv, conv_length
 from alm_jax.nn.dense import Dense
@@ -27,7 +27,7 @@ from alm_jax.ops.window_mask import window_mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AstConfig:
+class AstConfig(AudioTowerConfig):
     """Shape of an AST. Defaults are the published backbone for AudioSet, without its classifier."""
 
     num_frames: int = 1024
@@ -212,5 +212,7 @@ FAMILY = Family(
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, config.patch_size, config.num_mels), jnp.float32),),
     frontend=AstSpec(clip=ClipSpec(clip_sec=10.0)),
+    takes=frozenset({"mask"}),
+    states="tokens",
     source="https://arxiv.org/abs/2104.01778",
 )

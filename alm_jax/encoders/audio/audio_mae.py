@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import AudioTowerConfig, Family
 from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import LayerNorm
@@ -25,10 +25,11 @@ from alm_jax.ops.frontends import AstSpec, ClipSpec
 from alm_jax.ops.patch_masking import take_patches
 from alm_jax.ops.patchify import patchify
 from alm_jax.ops.positions import sincos_grid
+from alm_jax.ops.window_mask import window_mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AudioMaeConfig:
+class AudioMaeConfig(AudioTowerConfig):
     """Shape of an AudioMAE encoder. Defaults are the published ViT-B/16."""
 
     num_frames: int = 1024
@@ -105,13 +106,13 @@ class AudioMae(nn.Module):
         features: Float[Array, "B T F"],
         *,
         visible_ids: Int[Array, "B n"] | None = None,
-        mask: Bool[Array, "B N"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
     ) -> Float[Array, "B D"] | Float[Array, "B tokens D"]:
         """Encodes ``features``, of T frames up to ``num_frames``, a multiple of the patch size.
 
         Args:
             visible_ids: the patches to encode, in this order; None for all. The rest costs nothing.
-            mask: True where a patch holds audio; the others are not attended to and not in the clip vector. A
+            mask: True for real frames; patches without any are not attended to and not in the clip vector. A
                 patch's position is the same however many follow it. None, as published: padding is heard.
         """
         config = self.config
@@ -125,6 +126,9 @@ class AudioMae(nn.Module):
         patches = patchify(features, config.patch_size)
         batch_size, num_patches, _ = patches.shape
         positions = jnp.asarray(compute_positions(config)[:num_patches], self.dtype)[None]
+        if mask is not None:
+            steps = window_mask(mask, config.patch_size, config.patch_size)
+            mask = jnp.repeat(steps, num_mels // config.patch_size, axis=1)
         if visible_ids is not None:
             patches = take_patches(patches, visible_ids)
             positions = jnp.take(positions[0], visible_ids, axis=0, mode="clip")
@@ -169,5 +173,7 @@ FAMILY = Family(
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, config.patch_size, config.num_mels), jnp.float32),),
     frontend=AstSpec(clip=ClipSpec(clip_sec=10.0)),
+    takes=frozenset({"mask"}),
+    states="tokens",
     source="https://arxiv.org/abs/2207.06405",
 )

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import AudioTowerConfig, Family
 from alm_jax.errors import UserError
 from alm_jax.nn.conv import Conv
 from alm_jax.nn.dense import Dense
@@ -34,7 +34,7 @@ from alm_jax.ops.window_mask import window_mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BeatsConfig:
+class BeatsConfig(AudioTowerConfig):
     """Shape of a BEATs encoder. Defaults are those of every released one."""
 
     num_mels: int = 128
@@ -259,5 +259,8 @@ FAMILY = Family(
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, 2 * config.patch_size, config.num_mels), jnp.float32),),
     frontend=BeatsSpec(clip=ClipSpec(clip_sec=10.0)),
+    takes=frozenset({"mask"}),
+    states="tokens",
+    state_mask=lambda config, mask, train: compute_patch_mask(config, mask),
     source="https://arxiv.org/abs/2212.09058",
 )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import AudioTowerConfig, Family
 from alm_jax.errors import UserError
 from alm_jax.nn.conv import Conv
 from alm_jax.nn.dense import Dense
@@ -34,7 +34,7 @@ _DIVISOR = 50.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CavMaeConfig:
+class CavMaeConfig(AudioTowerConfig):
     """Shape of a CAV-MAE audio branch. Defaults are LTU's."""
 
     num_frames: int = 1024
@@ -190,5 +190,8 @@ FAMILY = Family(
     ),
     # LTU's statistics of its training data, and one standard deviation where AST takes two.
     frontend=AstSpec(clip=ClipSpec(clip_sec=10.0), mean=-5.081, std=4.4849, num_std=1.0),
+    takes=frozenset({"mask"}),
+    states="prompt",
+    state_mask=lambda config, mask, train: compute_prompt_mask(config, mask),
     source="https://arxiv.org/abs/2305.10790",
 )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import AudioTowerConfig, Family
 from alm_jax.errors import UserError
 from alm_jax.nn.conv import Conv
 from alm_jax.nn.dense import Dense
@@ -30,7 +30,7 @@ _FEATURE_MOMENTUM = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CedConfig:
+class CedConfig(AudioTowerConfig):
     """Shape of a CED encoder. Defaults are CED-base's."""
 
     chunk_frames: int = 1012
@@ -107,20 +107,20 @@ class Ced(nn.Module):
         self,
         features: Float[Array, "B T F"],
         *,
-        frame_mask: Bool[Array, "B T"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
         train: bool = False,
-        mask: Bool[Array, " B"] | None = None,
+        row_mask: Bool[Array, " B"] | None = None,
         moments: Moments | None = None,
     ) -> Float[Array, "B D"] | Float[Array, "B N D"]:
         """Encodes ``features`` of any number of frames from a patch on.
 
         An input of no more than a chunk has as many patches as fit. Of a longer one the last chunk is filled with
-        zeros, which are heard as published unless there is a ``frame_mask``.
+        zeros, which are heard as published unless there is a ``mask``.
 
         Args:
-            frame_mask: True for real frames, the padding at the end; patches with padding in them are not attended to
+            mask: True for real frames, the padding at the end; patches with padding in them are not attended to
                 and not in the mean. None: padding is heard.
-            mask: True for real rows, which alone count in the statistics of training.
+            row_mask: True for real rows, which alone count in the statistics of training.
             moments: of the whole batch, for ``feature_norm``.
 
         Raises:
@@ -138,16 +138,16 @@ class Ced(nn.Module):
                 "this CED has no classifier: set num_classes, or ask for tokens or the clip vector"
             )
         x = BatchNorm(momentum=_FEATURE_MOMENTUM, name="feature_norm")(
-            features, train=train, mask=mask, moments=moments
+            features, train=train, mask=row_mask, moments=moments
         )
         num_chunks = -(-num_frames // config.chunk_frames)
         if num_chunks > 1:
             missing = num_chunks * config.chunk_frames - num_frames
             x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
             x = x.reshape(-1, config.chunk_frames, num_mels)
-            if frame_mask is not None:
-                frame_mask = jnp.pad(frame_mask, ((0, 0), (0, missing))).reshape(-1, config.chunk_frames)
-        x, token_mask = self._embed(x, frame_mask)
+            if mask is not None:
+                mask = jnp.pad(mask, ((0, 0), (0, missing))).reshape(-1, config.chunk_frames)
+        x, token_mask = self._embed(x, mask)
 
         block = rematerialise(PreNormBlock, self.remat)
         blocks = nn.scan(
@@ -207,5 +207,7 @@ FAMILY = Family(
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, config.chunk_frames, config.num_mels), jnp.float32),),
     frontend=CedSpec(clip=ClipSpec(clip_sec=10.0)),
+    takes=frozenset({"train", "mask", "row_mask", "moments"}),
+    states="tokens",
     source="https://arxiv.org/abs/2308.11957, https://arxiv.org/abs/2406.07012",
 )

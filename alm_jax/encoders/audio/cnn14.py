@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import AudioTowerConfig, Family
 from alm_jax.errors import UserError
 from alm_jax.nn.conv import Conv
 from alm_jax.nn.dense import Dense
@@ -27,7 +27,7 @@ _BLOCK_DROPOUT, _CLIP_DROPOUT = 0.2, 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cnn14Config:
+class Cnn14Config(AudioTowerConfig):
     """Shape of a CNN14, and what its training adds. Defaults are the published one without its classifier."""
 
     num_mels: int = 64
@@ -103,13 +103,13 @@ class Cnn14(nn.Module):
         features: Float[Array, "B T F"],
         *,
         train: bool = False,
-        mask: Bool[Array, " B"] | None = None,
+        row_mask: Bool[Array, " B"] | None = None,
         moments: Moments | None = None,
     ) -> Float[Array, "B D"] | Float[Array, "B tokens D"]:
         """Encodes ``features`` of any number of frames from `Cnn14Config.shrinkage` on; padding is heard.
 
         Args:
-            mask: True for real rows, which alone count in the statistics of training.
+            row_mask: True for real rows, which alone count in the statistics of training.
             moments: of the whole batch, for ``feature_norm``; the blocks have theirs from the rows at hand.
 
         Raises:
@@ -126,7 +126,7 @@ class Cnn14(nn.Module):
             raise UserError(
                 "this CNN14 has no classifier: set num_classes, or ask for tokens or the clip vector"
             )
-        x = BatchNorm(name="feature_norm")(features, train=train, mask=mask, moments=moments)
+        x = BatchNorm(name="feature_norm")(features, train=train, mask=row_mask, moments=moments)
         if train and config.spec_augment_time_stripes + config.spec_augment_freq_stripes > 0:
             x = spec_augment(
                 x,
@@ -141,7 +141,7 @@ class Cnn14(nn.Module):
         maps = x[..., None]
         for i, channels in enumerate(config.channels):
             is_last = i == len(config.channels) - 1
-            maps = block(channels, not is_last, self.dtype, name=f"block{i}")(maps, train, mask)
+            maps = block(channels, not is_last, self.dtype, name=f"block{i}")(maps, train, row_mask)
             maps = self._drop(maps, _BLOCK_DROPOUT, train)
 
         # Means of many positions lose bits in bfloat16.
@@ -205,5 +205,7 @@ FAMILY = Family(
     normalises_inside=True,
     example=lambda config: (jax.ShapeDtypeStruct((2, 2 * config.shrinkage, config.num_mels), jnp.float32),),
     frontend=FRONTENDS["32k"],
+    takes=frozenset({"train", "row_mask", "moments"}),
+    states="tokens",
     source="https://arxiv.org/abs/1912.10211",
 )

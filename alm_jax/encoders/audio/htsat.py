@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import AudioTowerConfig, Family
 from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import BatchNorm, LayerNorm, Moments
@@ -30,7 +30,7 @@ from alm_jax.ranges import Range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HtsatConfig:
+class HtsatConfig(AudioTowerConfig):
     """Shape of an HTSAT encoder, and what its training adds. Defaults are the published tiny one."""
 
     spec_size: int = 256
@@ -154,17 +154,17 @@ class Htsat(nn.Module):
         features: Float[Array, "B T F"],
         *,
         train: bool = False,
-        mask: Bool[Array, " B"] | None = None,
+        row_mask: Bool[Array, " B"] | None = None,
         moments: Moments | None = None,
     ) -> Float[Array, "B D"]:
-        x = self.prepare(features, train, mask, moments)
+        x = self.prepare(features, train, row_mask, moments)
         return self.transform(self.embed("patch_embed", x), train)
 
     def prepare(
         self,
         features: Float[Array, "B *maps T F"],
         train: bool,
-        mask: Bool[Array, " B"] | None,
+        row_mask: Bool[Array, " B"] | None,
         moments: Moments | None,
     ) -> Float[Array, "B *maps frames F"]:
         """Normalised features, with masked stripes in training, of as many frames as the image has."""
@@ -175,7 +175,7 @@ class Htsat(nn.Module):
                 f"features have {num_frames} frames of {num_mels} mel bins; this encoder takes at most "
                 f"{config.num_frames} frames of {config.num_mels}: fit the clip, hop and mel bins to it"
             )
-        x = BatchNorm(name="feature_norm")(features, train=train, mask=mask, moments=moments)
+        x = BatchNorm(name="feature_norm")(features, train=train, mask=row_mask, moments=moments)
         if train and config.spec_augment_time_stripes + config.spec_augment_freq_stripes > 0:
             augment = functools.partial(
                 spec_augment,
@@ -239,5 +239,6 @@ FAMILY = Family(
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, config.num_frames, config.num_mels), jnp.float32),),
     frontend=TorchlibrosaSpec(clip=ClipSpec(clip_sec=10.0)),
+    takes=frozenset({"train", "row_mask", "moments"}),
     source="https://arxiv.org/abs/2202.00874, https://arxiv.org/abs/2211.06687",
 )

@@ -53,14 +53,14 @@ class HtsatFusion(Htsat):
         longer: Bool[Array, " B"] | None = None,
         *,
         train: bool = False,
-        mask: Bool[Array, " B"] | None = None,
+        row_mask: Bool[Array, " B"] | None = None,
         moments: Moments | None = None,
     ) -> Float[Array, "B D"]:
         """Encodes recordings.
 
         Args:
             longer: True for recordings longer than a clip, whose parts are joined to the whole; None: none is.
-            mask: True for real rows. In training the statistics of the fusion are those of the longer ones among
+            row_mask: True for real rows. In training the statistics of the fusion are those of the longer ones among
                 them (as published), and where there is none the running ones stay (there, one row is called longer).
             moments: of the whole batch [B 4 T F], for ``feature_norm``; the fusion has its statistics from the rows
                 at hand.
@@ -70,7 +70,7 @@ class HtsatFusion(Htsat):
                 f"features have {features.shape[1]} maps a recording; feature fusion takes {NUM_MAPS}: use a FusionSpec"
             )
         longer = jnp.zeros(len(features), jnp.bool_) if longer is None else longer
-        x = self.prepare(features, train, mask, moments)
+        x = self.prepare(features, train, row_mask, moments)
         whole = self.embed("patch_embed", x[:, 0])
         parts = self.embed("part_embed", x[:, 1:].reshape(-1, *x.shape[2:]), NUM_PARTS)
         rows, columns, width = parts.shape[1:]
@@ -79,7 +79,7 @@ class HtsatFusion(Htsat):
         missing = whole.shape[2] - parts.shape[2]
         parts = jnp.pad(parts, ((0, 0), (0, 0), (0, missing), (0, 0)))
         fusion = FeatureFusion(self.dtype, KERNEL_INITS[self.config.kernel_init], name="fusion")
-        real = longer if mask is None else longer & mask
+        real = longer if row_mask is None else longer & row_mask
         fused = fusion(whole, parts, train=train, mask=real)
         return self.transform(jnp.where(longer[:, None, None, None], fused, whole), train)
 
@@ -97,5 +97,6 @@ FAMILY = Family(
     ),
     # A FusionSpec, which answers what every front-end does but makes four maps.
     frontend=FusionSpec(clip=ClipSpec(clip_sec=10.0)),
+    takes=frozenset({"train", "row_mask", "moments", "longer"}),
     source="https://arxiv.org/abs/2211.06687",
 )

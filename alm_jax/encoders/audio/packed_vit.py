@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import AudioTowerConfig, Family
 from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense
 from alm_jax.nn.norm import LayerNorm
@@ -36,7 +36,7 @@ from alm_jax.ops.patchify import patchify
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PackedVitConfig:
+class PackedVitConfig(AudioTowerConfig):
     """Shape of a variable-duration ViT, and how its clips are packed. A step is a column of patches in time."""
 
     num_frames: int = 3072
@@ -224,5 +224,8 @@ FAMILY = Family(
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, 2 * config.patch_size, config.num_mels), jnp.float32),),
     frontend=BeatsSpec(clip=ClipSpec(clip_sec=30.0, pad="zero")),
+    takes=frozenset({"train", "mask"}),
+    states="tokens",
+    state_mask=lambda config, mask, train: compute_state_mask(config, mask, train=train),
     source="https://arxiv.org/abs/2307.06304, https://arxiv.org/abs/2502.14786",
 )

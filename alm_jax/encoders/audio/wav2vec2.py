@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import AudioTowerConfig, Family
 from alm_jax.errors import UserError
 from alm_jax.nn.channel_norm import ChannelNorm
 from alm_jax.nn.conv import Conv
@@ -31,7 +31,7 @@ _CONV_NORM_EPS = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wav2Vec2Config:
+class Wav2Vec2Config(AudioTowerConfig):
     """Shape of a wav2vec 2.0 or HuBERT. Defaults are those of both base models."""
 
     conv_channels: tuple[int, ...] = (512,) * 7
@@ -255,5 +255,8 @@ FAMILY = Family(
     build=lambda config, dtype, remat: Wav2Vec2(config, dtype, remat=remat),
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, 2 * config.min_samples), jnp.float32),),
+    takes=frozenset({"mask"}),
+    states="tokens",
+    state_mask=lambda config, mask, train: compute_state_mask(config, mask),
     source="https://arxiv.org/abs/2006.11477, https://arxiv.org/abs/2106.07447",
 )

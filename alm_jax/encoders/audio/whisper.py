@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import AudioTowerConfig, Family
 from alm_jax.errors import UserError
 from alm_jax.nn.conv import Conv
 from alm_jax.nn.mlp import gelu
@@ -29,7 +29,7 @@ from alm_jax.ops.window_mask import window_mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WhisperEncoderConfig:
+class WhisperEncoderConfig(AudioTowerConfig):
     """Shape of a Whisper encoder. Defaults are those of whisper-tiny."""
 
     num_mels: int = 80
@@ -186,5 +186,8 @@ FAMILY = Family(
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, 4 * config.pool_size, config.num_mels), jnp.float32),),
     frontend=WhisperSpec(clip=ClipSpec(clip_sec=30.0, pad="zero")),
+    takes=frozenset({"mask"}),
+    states="tokens",
+    state_mask=lambda config, mask, train: compute_token_mask(config, mask),
     source="https://arxiv.org/abs/2212.04356",
 )

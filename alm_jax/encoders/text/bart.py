@@ -318,5 +318,6 @@ FAMILY = Family(
     build=Bart,
     variants=VARIANTS,
     example=_example,
+    takes=frozenset({"train"}),
     source="https://arxiv.org/abs/1910.13461",
 )

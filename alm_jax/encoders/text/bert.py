@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import Family, TextTowerConfig
 from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense, Embed
 from alm_jax.nn.dropout import dropout
@@ -26,7 +26,7 @@ from alm_jax.nn.transformer import PostNormBlock
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BertConfig:
+class BertConfig(TextTowerConfig):
     """Shape of a BERT or RoBERTa encoder."""
 
     vocab_size: int = 50265
@@ -162,5 +162,6 @@ FAMILY = Family(
     build=Bert,
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, 4), jnp.int32), jax.ShapeDtypeStruct((2, 4), jnp.bool_)),
+    takes=frozenset({"train"}),
     source="https://arxiv.org/abs/1810.04805, https://arxiv.org/abs/1907.11692, https://arxiv.org/abs/1908.10084",
 )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import Family, TextTowerConfig
 from alm_jax.errors import UserError
 from alm_jax.nn.dense import Dense, Embed
 from alm_jax.nn.language_model import take_rows
@@ -25,7 +25,7 @@ from alm_jax.ops.attention_masks import causal_mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipTextConfig:
+class ClipTextConfig(TextTowerConfig):
     """Shape of a CLIP text tower. Defaults are that of ViT-B/32 and ViT-B/16."""
 
     vocab_size: int = 49408

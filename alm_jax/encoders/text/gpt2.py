@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import Family, TextTowerConfig
 from alm_jax.errors import UserError
 from alm_jax.nn.causal_attention import CausalAttention, look_back
 from alm_jax.nn.dense import Embed
@@ -26,7 +26,7 @@ from alm_jax.nn.rematerialise import Remat, rematerialise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gpt2Config:
+class Gpt2Config(TextTowerConfig):
     """Shape of a GPT-2. Defaults are the small one, 124 M parameters."""
 
     vocab_size: int = 50257
@@ -201,5 +201,6 @@ FAMILY = Family(
     build=Gpt2,
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, 4), jnp.int32), jax.ShapeDtypeStruct((2, 4), jnp.bool_)),
+    takes=frozenset({"train"}),
     source="https://github.com/openai/gpt-2",
 )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import Family, TextTowerConfig
 from alm_jax.errors import UserError
 from alm_jax.nn.causal_attention import RotaryAttention, look_back
 from alm_jax.nn.dense import Embed
@@ -27,7 +27,7 @@ from alm_jax.nn.rotary import RopeScaling, RotaryTables, inverse_frequencies, ro
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LlamaConfig:
+class LlamaConfig(TextTowerConfig):
     """Shape of a Llama. Defaults are the first 7B, which Vicuna and LTU start from."""
 
     vocab_size: int = 32000

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.encoders.family import Family
+from alm_jax.encoders.family import Family, TextTowerConfig
 from alm_jax.errors import UserError
 from alm_jax.nn.causal_attention import look_back
 from alm_jax.nn.cross_attention import CrossAttention, CrossKeyValue, Seq2SeqCache, check_source
@@ -33,7 +33,7 @@ from alm_jax.nn.rms_norm import RmsNorm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class T5EncoderConfig:
+class T5EncoderConfig(TextTowerConfig):
     """Shape of T5's encoder. Defaults are T5-small's."""
 
     vocab_size: int = 32128
@@ -397,6 +397,7 @@ ENCODER_FAMILY = Family(
     build=T5Encoder,
     variants=ENCODER_VARIANTS,
     example=_texts(1),
+    takes=frozenset({"train"}),
     source="https://arxiv.org/abs/1910.10683, https://arxiv.org/abs/2210.11416",
 )
 FAMILY = Family(
@@ -406,5 +407,6 @@ FAMILY = Family(
     build=T5,
     variants=VARIANTS,
     example=_texts(2),
+    takes=frozenset({"train"}),
     source="https://arxiv.org/abs/1910.10683, https://arxiv.org/abs/2210.11416",
 )

@@ -1,7 +1,10 @@
 """What every family of the zoo promises: full sizes with shardings, gradients everywhere, no cross-talk of rows."""
 
+import dataclasses
 import functools
+import inspect
 import zlib
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from alm_jax.encoders import family as zoo
-from alm_jax.encoders.zoo import FAMILIES, family_of
+from alm_jax.encoders.families import FAMILIES, family_of, register
+from alm_jax.encoders.family import Option
 from alm_jax.errors import UserError
 from alm_jax.training.mesh import MeshConfig, build_mesh
 from alm_jax.training.sharding import is_axes, parameter_shardings, replicated_fraction
@@ -134,8 +138,26 @@ def test_a_scan_over_layers_is_a_loop(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), output, looped)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_declares_what_its_module_takes(name):
+    """The keyword arguments that a tower may be given, and the output for states."""
+    family = FAMILIES[name]
+    module = family.build(family.variants["nano"], jnp.dtype("float32"), "none")
+    parameters = set(inspect.signature(type(module).__call__).parameters)
+    positional = {"mask"} if family.kind != "audio encoder" else set()
+    assert family.takes == parameters & set(get_args(Option)) - positional
+    assert (family.states is not None) == (family.kind == "audio encoder" and hasattr(module, "output"))
+    assert family.state_mask is None or "mask" in family.takes
+
+
+def test_a_second_family_of_a_name_or_a_config_is_refused():
+    with pytest.raises(UserError, match="give it a name and a config type of its own"):
+        register(dataclasses.replace(FAMILIES["bert"], name="another"))
+    assert register(FAMILIES["bert"]) is FAMILIES["bert"]
+
+
 def test_a_config_finds_its_family():
     for family in FAMILIES.values():
         assert family_of(family.variants["nano"]) is family
-    with pytest.raises(UserError, match="no config of the zoo"):
+    with pytest.raises(UserError, match="no config of a family"):
         family_of(3)
