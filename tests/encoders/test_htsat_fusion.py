@@ -147,7 +147,7 @@ def test_only_real_rows_that_are_longer_count_in_the_statistics_of_the_fusion(va
     @jax.jit
     def train(features, longer, mask):
         module = HtsatFusion(MICRO, FLOAT32)
-        options = {"train": True, "mask": mask, "moments": moments, "mutable": ["batch_stats"]}
+        options = {"train": True, "row_mask": mask, "moments": moments, "mutable": ["batch_stats"]}
         return module.apply(variables, features, longer, **options)[1]["batch_stats"]["fusion"]
 
     longer, mask = jnp.asarray([True, True, True, False]), jnp.asarray([True, True, False, True])
@@ -167,7 +167,7 @@ def test_the_maps_of_a_recording_share_its_masked_stripes(variables):
     class Prepare(HtsatFusion):
         @nn.compact
         def __call__(self, features):
-            return self.prepare(features, True, None, None, None)
+            return self.prepare(features, True, None, None)
 
     features = jnp.asarray(np.random.default_rng(2).normal(size=(3, 4, config.num_frames, 16)), jnp.float32)
     x, _ = jax.jit(
