@@ -107,6 +107,21 @@ def test_starting_loads_neither_jax_nor_tensorflow(command):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
 
 
+@pytest.mark.parametrize(
+    ("command", "heavy"),
+    [
+        ("import alm_jax.losses.contrastive", {"jax.experimental.pallas", "flax", "optax"}),
+        (
+            "from alm_jax import from_pretrained",
+            {"optax", "orbax", "tensorflow", "torch", "alm_jax.training.loop", "alm_jax.training.checkpoint"},
+        ),
+    ],
+)
+def test_heavy_modules_are_loaded_where_they_are_needed(command, heavy):
+    code = f"{command}\nimport sys\nfound = {heavy} & set(sys.modules)\nassert not found, found"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize("module", ["decode", "text", "config"])
 def test_data_workers_start_without_frameworks(module):
     code = (

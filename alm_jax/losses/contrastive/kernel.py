@@ -2,7 +2,7 @@
 
 The device is that of the mesh in scope (inside ``shard_map`` always, elsewhere by ``jax.set_mesh``), or JAX's default
 one. Where there is no kernel for it, or no tile for these embeddings, XLA's tiles do the same, and the log says so
-once.
+once. Kernels are imported where they run: Pallas takes long to load.
 """
 
 import functools
@@ -11,7 +11,7 @@ import logging
 import jax
 from jaxtyping import Array, Float, Int
 
-from alm_jax.losses.contrastive import kernel_gpu, kernel_tpu, tiles
+from alm_jax.losses.contrastive import tiles
 from alm_jax.losses.contrastive.sums import LogSumExp
 from alm_jax.losses.contrastive.tile_table import GENERATIONS, find_tiling
 
@@ -36,9 +36,14 @@ def tile_statistics(
         size = (audio_emb.shape[0], text_emb.shape[0])
         tiling = find_tiling("statistics", GENERATIONS[device], dtype, width, *size)
         if tiling is not None:
+            from alm_jax.losses.contrastive import kernel_tpu
+
             return kernel_tpu.block_statistics(*arguments, tiling=tiling)
-    elif kernel_gpu.is_supported(device, dtype, width):
-        return kernel_gpu.block_statistics(*arguments)
+    else:
+        from alm_jax.losses.contrastive import kernel_gpu
+
+        if kernel_gpu.is_supported(device, dtype, width):
+            return kernel_gpu.block_statistics(*arguments)
     announce_fallback("log-sum-exps", device, dtype, width)
     return tiles.tile_statistics(*arguments, tile=tile)
 
@@ -63,6 +68,8 @@ def tile_gradients(
         size = (audio_emb.shape[0], text_emb.shape[0])
         tiling = find_tiling("gradients", GENERATIONS[device], dtype, width, *size)
         if tiling is not None:
+            from alm_jax.losses.contrastive import kernel_tpu
+
             return kernel_tpu.block_gradients(*arguments, tiling=tiling)
     announce_fallback("gradients", device, dtype, width)
     return tiles.tile_gradients(*arguments, tile=tile)
