@@ -19,7 +19,6 @@ Seed 0, on the 80 clips of fold 4; "with" is given what is visible of the other 
 
 import os
 
-from alm_jax.evaluation.config import EvaluationConfig
 from alm_jax.models.one_head import OneHeadConfig
 from alm_jax.objectives.calm import CalmConfig
 from alm_jax.objectives.contrastive_losses import MultiPositiveConfig
@@ -87,5 +86,4 @@ def get_config() -> ExperimentConfig:
         ),
         optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=100, weight_decay=0.1),
         training=TrainingConfig(num_steps=500, batch_size=32, ema_decay=0.99, eval_every=250, save_every=250),
-        evaluation=EvaluationConfig(templates=TEMPLATES),
     )

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from alm_jax.encoders.audio import htsat
 from alm_jax.encoders.text import bert
-from alm_jax.evaluation.config import EvaluationConfig
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives.contrastive import ContrastiveConfig
 from alm_jax.objectives.contrastive_losses import MultiPositiveConfig
@@ -101,5 +100,4 @@ def get_config() -> ExperimentConfig:
             eval_every=100,
             save_every=600,
         ),
-        evaluation=EvaluationConfig(templates=TEMPLATES),
     )

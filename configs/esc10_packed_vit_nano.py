@@ -15,7 +15,6 @@ import os
 
 from alm_jax.encoders.audio import packed_vit
 from alm_jax.encoders.text import bert
-from alm_jax.evaluation.config import EvaluationConfig
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives.contrastive import ContrastiveConfig
 from alm_jax.objectives.contrastive_losses import MultiPositiveConfig
@@ -72,5 +71,4 @@ def get_config() -> ExperimentConfig:
         training=TrainingConfig(
             num_steps=2200, batch_size=32, ema_decay=0.998, eval_every=200, save_every=1100
         ),
-        evaluation=EvaluationConfig(templates=TEMPLATES),
     )

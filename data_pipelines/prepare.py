@@ -54,7 +54,9 @@ MAX_CHECKED_CAPTIONS = 5_000
 """Captions whose length is looked at when a data set is opened, likewise."""
 
 
-def prepare(config: DataConfig, sample_rate_hz: int, *, beam: str | None = None) -> Prepared:
+def prepare(
+    config: DataConfig, sample_rate_hz: int, *, beam: str | None = None, tokenizer: Tokenizer | None = None
+) -> Prepared:
     """Builds the data set (of a mixture, each) where it is not there yet, opens it, and trains or loads the tokenizer.
 
     Processes that build the same data set take turns. A build that is interrupted leaves nothing that
@@ -63,6 +65,7 @@ def prepare(config: DataConfig, sample_rate_hz: int, *, beam: str | None = None)
     Args:
       sample_rate_hz: of the model.
       beam: options of the Apache Beam pipeline that builds; None: threads of this process.
+      tokenizer: takes the place of the config's, where a model brings its own.
 
     Raises:
       UserError: a folder, a split or a setting that cannot be.
@@ -73,7 +76,7 @@ def prepare(config: DataConfig, sample_rate_hz: int, *, beam: str | None = None)
     for dataset in datasets.values():
         dataset.check(stored_hz)
     built = {name: _find_or_build(dataset, config, stored_hz, beam) for name, dataset in datasets.items()}
-    return _open(config, sample_rate_hz, built)
+    return _open(config, sample_rate_hz, built, tokenizer)
 
 
 def _datasets(config: DataConfig) -> dict[str, DatasetConfig]:
@@ -174,7 +177,9 @@ def _build(
         logger.warning("%s: %d %s", manifest.name, count, note)
 
 
-def _open(config: DataConfig, sample_rate_hz: int, folders: Mapping[str, Path]) -> Prepared:
+def _open(
+    config: DataConfig, sample_rate_hz: int, folders: Mapping[str, Path], tokenizer: Tokenizer | None
+) -> Prepared:
     joined = _joined_names(config)
     numbers: dict[str, int] = {}  # of each class of any part: one of the same name is the same
     splits: dict[str, Split] = {}
@@ -202,7 +207,7 @@ def _open(config: DataConfig, sample_rate_hz: int, folders: Mapping[str, Path]) 
         sample_rate_hz=sample_rate_hz,
         class_names=tuple(numbers),
         num_rejected=num_rejected,
-        tokenizer=_make_tokenizer(config, train),
+        tokenizer=tokenizer or _make_tokenizer(config, train),
         splits=splits,
         folders=tuple(folders.values()),
         joined=joined,

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from alm_jax.evaluation.pictures import BLUE, GREEN, MUTED, PURPLE, STYLE, VERMILION
+from alm_jax.evaluation.report.pictures import BLUE, GREEN, MUTED, PURPLE, STYLE, VERMILION
 
 Row = dict[str, Any]
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#e69f00", "#56b4e9", "#1f2933", "#5f6c7b")

@@ -4,13 +4,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from rich.console import Console
 
 from alm_jax.cli.arguments import Parser
 from alm_jax.interop.folder import import_model
 from alm_jax.interop.formats import FORMATS, format_named
-from alm_jax.run.model_folder import save_model_folder
+from alm_jax.run.model_folder import describe_arrays, save_model_folder
 
 
 def run(args: Sequence[str]) -> None:
@@ -32,9 +31,6 @@ def run(args: Sequence[str]) -> None:
     layout = None if own.format is None else format_named(own.format)
     model = import_model(own.source, dtype=own.dtype, layout=layout)
     save_model_folder(own.out, model)
-    leaves = jax.tree.leaves(model.variables)
-    dtypes = sorted({str(leaf.dtype) for leaf in leaves})
     Console(file=sys.stdout, highlight=False, markup=False).print(
-        f"wrote {own.out}: {model.layout.name}, {sum(leaf.size for leaf in leaves):,} numbers in {', '.join(dtypes)}",
-        soft_wrap=True,
+        f"wrote {own.out}: {describe_arrays(model)}", soft_wrap=True
     )

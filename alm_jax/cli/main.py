@@ -20,6 +20,7 @@ from alm_jax.version import __version__
 COMMANDS = {
     "pretrain": "train a model from a config; continues where the run folder left off",
     "evaluate": "a trained model on a split: retrieval and zero-shot, or a linear probe",
+    "report": "draw the report of a run, finished or stopped",
     "generate": "what a trained model writes of recordings",
     "import": "read published weights as a model of the zoo",
     "export": "write a trained or imported model for transformers, or as StableHLO",

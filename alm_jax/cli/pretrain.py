@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alm_jax.cli.arguments import Parser, read_config
-from alm_jax.cli.evaluations import evaluation_of
 from alm_jax.errors import UserError
 from alm_jax.run.train import pretrain
 from alm_jax.training import distributed
@@ -47,7 +46,7 @@ def run(args: Sequence[str]) -> None:
             f"--workdir is missing: name the run's folder, for example --workdir runs/{config.name}"
         )
     distributed.initialize(multihost=own.multihost)
-    pretrain(config, own.workdir, evaluation_of(config.objective))
+    pretrain(config, own.workdir)
 
 
 def split_arguments(parser: Parser, args: Sequence[str]) -> tuple:

@@ -17,11 +17,11 @@ Batch = Mapping[str, Any]
 
 def embed_audio(
     encode: Callable[[Batch], Any], batches: Iterable[Batch]
-) -> tuple[Float[np.ndarray, "N E"], Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+) -> tuple[Float[np.ndarray, "N *E"], Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
     """Embeds the recordings of ``batches``, padding rows left out.
 
     Args:
-      encode: a batch (see ``alm_jax.batch``) -> audio embeddings [B E].
+      encode: a batch (see ``alm_jax.batch``) -> audio embeddings [B E], or [B K E] of K vectors a recording.
       batches: batches of one shape, the last one padded.
 
     Returns:

@@ -169,7 +169,7 @@ class TwoHeads:
 
     config: TwoHeadsConfig
 
-    @functools.partial(jax.jit, static_argnums=(0, 3), static_argnames="num_new_tokens")
+    @functools.partial(jax.jit, static_argnums=(0, 3), static_argnames=("tokens", "num_new_tokens"))
     def generate_text(
         self, variables: dict[str, Any], batch: dict[str, Array], tokens: TextTokens, *, num_new_tokens: int
     ) -> Generated:

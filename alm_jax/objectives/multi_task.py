@@ -401,7 +401,7 @@ class Captioner:
         states = contrastive_captioner.read_texts(model, params, ids, mask)
         return contrastive_captioner.embed_texts(model, params, states)
 
-    @functools.partial(jax.jit, static_argnums=(0, 3), static_argnames="num_new_tokens")
+    @functools.partial(jax.jit, static_argnums=(0, 3), static_argnames=("tokens", "num_new_tokens"))
     def generate_text(
         self, variables: dict[str, Any], batch: dict[str, Array], tokens: TextTokens, *, num_new_tokens: int
     ) -> Generated:

@@ -253,7 +253,7 @@ def check_units_and_rows(config: UnitLanguageModelingConfig, facts: DataFacts) -
     together, pieces = config.examples_per_row, facts.num_microbatches * facts.num_mapped_devices
     for name, rows in (
         ("training.batch_size on a device, in a micro-batch,", facts.batch_size // pieces),
-        ("evaluation.batch_size", facts.eval_batch_size),
+        ("eval_batch_size", facts.eval_batch_size),
     ):
         if rows % together:
             raise UserError(
@@ -356,7 +356,7 @@ class UnitLanguageModel:
         clips = evaluation_clips(self.config, batch)
         return listen(self.config, variables, clips.features, clips.frame_mask)
 
-    @functools.partial(jax.jit, static_argnums=(0, 3), static_argnames="num_new_tokens")
+    @functools.partial(jax.jit, static_argnums=(0, 3), static_argnames=("tokens", "num_new_tokens"))
     def generate_text(
         self, variables: dict[str, Any], batch: dict[str, Array], tokens: TextTokens, *, num_new_tokens: int
     ) -> Generated:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from alm_jax.errors import UserError
-from alm_jax.evaluation.config import EvaluationConfig
+from alm_jax.evaluation.evaluate import check_names
+from alm_jax.evaluation.evaluator import Evaluator
 from alm_jax.objectives import ObjectiveConfig
 from alm_jax.ranges import check_config
 from alm_jax.run.config_json import from_json
@@ -45,8 +46,16 @@ class ExperimentConfig:
     """Low-rank adapters in place of whole kernels."""
     training: TrainingConfig
     """Steps, batch, devices, and how often to save and look."""
-    evaluation: EvaluationConfig = EvaluationConfig()
-    """What is measured during and after training."""
+    eval_batch_size: int = 64
+    """Recordings, and captions, that an evaluation encodes at a time."""
+    evaluations: tuple[Evaluator, ...] = ()
+    """What is measured during and after training, each on its own data set and split. Empty: everything in
+    `alm_jax.evaluation.evaluators` that the model and the run's data allow."""
+
+    def __post_init__(self) -> None:
+        check_names(self.evaluations)
+        if self.eval_batch_size < 1:
+            raise UserError(f"eval_batch_size is {self.eval_batch_size}; expected 1 or more")
 
 
 def load_config(path: str | Path) -> ExperimentConfig:

@@ -89,7 +89,32 @@ def set_default(kind: str, field: str, value: Any) -> Migration:
     return each(kind, lambda found: {field: value} | found)
 
 
-MIGRATIONS: tuple[Migration, ...] = (rename_type("TogetherConfig", "MultiTaskConfig"),)
+def name_evaluators(experiment: Object) -> Object:
+    """``evaluation`` was one config for every evaluator; evaluators have configs of their own now.
+
+    An empty list stands for all that the model allows, whose prompts are the data set's templates: a run whose prompts
+    were others names its three evaluators.
+    """
+    old = experiment.get("evaluation") or {}
+    fields = {key: item for key, item in experiment.items() if key != "evaluation"}
+    templates = old.get("templates", ["This is a sound of {}."])
+    data_set = experiment.get("data", {}).get("dataset", {})
+    is_default = templates == data_set.get("templates", ["This is a sound of {}."])
+    is_zero_shot = experiment.get("objective", {}).get(TYPE_KEY) in ("ContrastiveConfig", "CalmConfig")
+    evaluations: list[Object] = []
+    if is_zero_shot and not is_default:
+        evaluations = [
+            {TYPE_KEY: "ValidationLoss"},
+            {TYPE_KEY: "Retrieval"},
+            {TYPE_KEY: "ZeroShot", "templates": templates},
+        ]
+    return fields | {"eval_batch_size": old.get("batch_size", 64), "evaluations": evaluations}
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    rename_type("TogetherConfig", "MultiTaskConfig"),
+    each("ExperimentConfig", name_evaluators),
+)
 """Item i turns version i + 1 into version i + 2. Append only."""
 
 

@@ -50,6 +50,13 @@ def save_model_folder(folder: str | Path, model: ImportedModel) -> None:
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
+def describe_arrays(model: ImportedModel) -> str:
+    """A model's format, how many numbers it has, and their dtypes, on one line."""
+    leaves = jax.tree.leaves(model.variables)
+    dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+    return f"{model.layout.name}, {sum(leaf.size for leaf in leaves):,} numbers in {dtypes}"
+
+
 def load_model_folder(folder: str | Path) -> ImportedModel:
     """Reads what `save_model_folder` wrote.
 

@@ -16,9 +16,9 @@ from alm_jax.encoders import family
 from alm_jax.encoders.family import Family
 from alm_jax.encoders.tower import LONGEST_TEXT, text_limits
 from alm_jax.errors import DataError, UserError
-from alm_jax.evaluation.encoders import embed_captions, embed_recordings
 from alm_jax.models.catalogue import family_of
 from alm_jax.models.two_towers import TwoTowersConfig
+from alm_jax.objectives.contrastive import TwoTowers
 from alm_jax.run.load import cast_variables, load_model
 from alm_jax.run.workdir import TOKENIZER
 from alm_jax.types import PyTree
@@ -138,8 +138,8 @@ class PretrainedTwoTowers:
         # No column that is padding in every text need be computed.
         length = max(int(mask.sum(axis=1).max()), 1)
         return np.asarray(
-            embed_captions(
-                self.config, self.variables, jnp.asarray(ids[:, :length]), jnp.asarray(mask[:, :length])
+            TwoTowers(self.config).embed_text(
+                self.variables, jnp.asarray(ids[:, :length]), jnp.asarray(mask[:, :length])
             )
         )
 
@@ -153,7 +153,7 @@ class PretrainedTwoTowers:
             contract.AUDIO: jnp.asarray(padded),
             contract.AUDIO_NUM_SAMPLES: jnp.asarray([len(waveform)], jnp.int32),
         }
-        return np.asarray(embed_recordings(self.config, self.variables, batch))
+        return np.asarray(TwoTowers(self.config).embed_audio(self.variables, batch))
 
     def _load(self, recording: str | Path | np.ndarray, sample_rate_hz: int | None) -> np.ndarray:
         rate_hz = self.config.frontend.sample_rate_hz

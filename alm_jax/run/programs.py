@@ -12,9 +12,9 @@ from alm_jax import batch as contract
 from alm_jax.encoders import family
 from alm_jax.encoders.families import family_of
 from alm_jax.encoders.tower import LONGEST_TEXT, text_limits
-from alm_jax.evaluation.encoders import embed_captions, embed_recordings
 from alm_jax.interop.stablehlo import export_function, write_programs
 from alm_jax.models.two_towers import TwoTowersConfig
+from alm_jax.objectives.contrastive import TwoTowers
 from alm_jax.types import PyTree
 
 _NAMES = {"f": "features", "i": "ids", "b": "mask"}
@@ -46,10 +46,10 @@ def export_programs(config: Any, variables: PyTree, folder: str | Path) -> None:
 def _export_two_towers(config: TwoTowersConfig, variables: PyTree, folder: str | Path) -> None:
     def hear(variables: PyTree, waveforms: Array, num_samples: Array) -> Array:
         given = {contract.AUDIO: waveforms, contract.AUDIO_NUM_SAMPLES: num_samples}
-        return embed_recordings(config, variables, given)
+        return TwoTowers(config).embed_audio(variables, given)
 
     def read(variables: PyTree, ids: Array, mask: Array) -> Array:
-        return embed_captions(config, variables, ids, mask)
+        return TwoTowers(config).embed_text(variables, ids, mask)
 
     _, longest = text_limits(config.text)
     samples, length = config.frontend.clip_samples, longest or LONGEST_TEXT

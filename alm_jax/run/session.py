@@ -31,6 +31,7 @@ from alm_jax.training.lora import add_adapters
 from alm_jax.training.state import TrainState
 from data_pipelines.pipeline import eval_batches, train_batches
 from data_pipelines.prepare import Prepared, prepare
+from data_pipelines.prompts import answer_end_id
 from data_pipelines.text import framing_tokens, pad_id
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Session:
             else sharding.num_batch_shards(self.mesh)
         )
         meshes.check_batch_size(training.batch_size, training.num_microbatches, num_shards)
-        self.eval_batch_size = -(-config.evaluation.batch_size // num_shards) * num_shards
+        self.eval_batch_size = -(-config.eval_batch_size // num_shards) * num_shards
         self.objective = add_adapters(build_objective(config.objective), config.lora)
         check_parallelism(self.objective, training)
         self.parallel = build_parallel(
@@ -68,6 +69,15 @@ class Session:
     def model(self) -> Any:
         """The model's config."""
         return self.config.objective.model
+
+    @functools.cached_property
+    def tokens(self) -> TextTokens:
+        """The ids that frame a text: after a prompt an answer begins with none, and ends as its template says."""
+        tokenizer, prompts = self.data.tokenizer, self.config.data.prompts
+        if prompts:
+            end_id = answer_end_id(tokenizer, prompts[0].template)
+            return TextTokens((), (end_id,), pad_id(tokenizer))
+        return tokens_of(tokenizer)
 
     @functools.cached_property
     def facts(self) -> DataFacts:

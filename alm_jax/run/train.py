@@ -1,18 +1,19 @@
 """The training of one run: from its config, or from where it stands, to its last step and its report."""
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 from rich.console import Console
 
 from alm_jax.errors import UserError
+from alm_jax.evaluation.evaluate import EvaluationResult
 from alm_jax.run import workdir as run_folder
 from alm_jax.run.config_json import to_json
+from alm_jax.run.evaluate import RunEvaluation
 from alm_jax.run.experiment import ExperimentConfig, read_experiment
 from alm_jax.run.load import load_model
 from alm_jax.run.session import Session, check_processes_agree, enable_compilation_cache
@@ -24,29 +25,8 @@ from alm_jax.training.progress import TrainingProgress
 from alm_jax.training.state import TrainState
 
 
-@runtime_checkable
-class Result(Protocol):
-    """What every evaluation returns, beside what its report draws."""
-
-    @property
-    def metrics(self) -> Mapping[str, float | int]:
-        """Flat figures by name."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """How runs of one objective are measured and shown."""
-
-    evaluate: Callable[[Session, TrainState, str], Any]
-    """(session, state, split) -> `Result`; the same on every process."""
-    write_report: Callable[[Path, Session, TrainState, Any], None]
-    """(workdir, session, state, the last result) -> ``evaluation.json`` and ``report.html``."""
-    check: Callable[[], None] | None = None
-    """Raises ImportError, before anything is compiled, where a library is missing."""
-
-
-def pretrain(config: ExperimentConfig, workdir: Path, evaluation: Evaluation) -> Result:
-    """Trains ``config`` in ``workdir`` to its last step, from wherever it stands; ``evaluation`` measures it.
+def pretrain(config: ExperimentConfig, workdir: Path) -> EvaluationResult:
+    """Trains ``config`` in ``workdir`` to its last step, from wherever it stands.
 
     Leaves there ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``tokenizer.json``,
     ``evaluation.json`` and ``report.html``. Returns the last evaluation.
@@ -60,20 +40,19 @@ def pretrain(config: ExperimentConfig, workdir: Path, evaluation: Evaluation) ->
     is_first = jax.process_index() == 0
     # One process of a run owns its folder; the others write their parts of checkpoints there.
     if not is_first:
-        return _pretrain(config, workdir, evaluation, is_first=False)
+        return _pretrain(config, workdir, is_first=False)
     with run_folder.locked(workdir):
         run_folder.check_config(workdir, to_json(config), read=read_again)
-        return _pretrain(config, workdir, evaluation, is_first=True)
+        return _pretrain(config, workdir, is_first=True)
 
 
-def _pretrain(config: ExperimentConfig, workdir: Path, evaluation: Evaluation, *, is_first: bool) -> Result:
+def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> EvaluationResult:
     console = Console(stderr=True, quiet=not is_first)
 
     # --- config, devices, data
     session = Session(config)
     session.objective.check(session.facts)
-    if evaluation.check is not None:
-        evaluation.check()
+    evaluation = RunEvaluation(session)
     check_processes_agree(config, session.data)
     checkpoints = session.checkpoints(workdir)
     if is_first:
@@ -92,11 +71,11 @@ def _pretrain(config: ExperimentConfig, workdir: Path, evaluation: Evaluation, *
         )
 
     # --- the loop
-    results: list[Result] = []
+    results: list[EvaluationResult] = []
 
-    def evaluate(state: TrainState) -> Mapping[str, float | int]:
-        results.append(evaluation.evaluate(session, state, config.data.eval_split))
-        return results[-1].metrics
+    def evaluate(state: TrainState, count: int | None) -> Mapping[str, float | int]:
+        results.append(evaluation.evaluate(state, count=count))
+        return results[-1].figures
 
     progress = TrainingProgress(
         config.training.num_steps,
@@ -120,14 +99,15 @@ def _pretrain(config: ExperimentConfig, workdir: Path, evaluation: Evaluation, *
             writer=writer,
             progress=progress,
             evaluate=evaluate,
+            figures=evaluation.figures,
             clip_sec=session.model.frontend.clip.clip_sec,
         ).run(state, start_step, session.train_batches(start_step))
 
     # --- what the run leaves for people
     if not results:
-        evaluate(state)
+        evaluate(state, None)
     if is_first:
-        evaluation.write_report(workdir, session, state, results[-1])
+        evaluation.write(workdir, state, results[-1], run_folder=workdir)
         console.print(f"report: {workdir / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     return results[-1]
 

@@ -18,7 +18,8 @@ TOKENIZER = "tokenizer.json"
 METRICS = "metrics.jsonl"
 
 RESUMABLE = (
-    "evaluation",
+    "eval_batch_size",
+    "evaluations",
     "data/cache_dir",
     "data/num_reads",
     "training/log_every",

@@ -85,7 +85,8 @@ class _Pending:
 class Loop:
     """Runs steps, records them, saves and evaluates.
 
-    ``writer`` is None on every process but the first. ``evaluate`` takes the state and returns flat metrics;
+    ``writer`` is None on every process but the first. ``evaluate`` takes the state and the number
+    of this evaluation, from 1 and None for the last, and returns flat figures, which ``figures`` declares;
     it runs on every process and its result is recorded under ``step``.
     """
 
@@ -98,7 +99,8 @@ class Loop:
         checkpoints: CheckpointWriter,
         writer: MetricsWriter | None,
         progress: TrainingProgress,
-        evaluate: Callable[[TrainState], Mapping[str, float]],
+        evaluate: Callable[[TrainState, int | None], Mapping[str, float]],
+        figures: Mapping[str, Figure],
         clip_sec: float,
     ):
         self.config = config
@@ -108,6 +110,7 @@ class Loop:
         self.writer = writer
         self.progress = progress
         self.evaluate = evaluate
+        self.figures = figures
         self.batch_hours = config.batch_size * clip_sec / 3600
         self._last_record = time.perf_counter()
         self._recent_index: list[tuple[int, list[int]]] = []
@@ -201,11 +204,16 @@ class Loop:
 
     def record_evaluation(self, state: TrainState, step: int) -> None:
         """Evaluates, writes the figures under ``step``, and says them."""
-        metrics = dict(self.evaluate(self.parallel.unplaced(state)))
+        # The last evaluation has no number: everything takes part in it.
+        is_last = step == self.config.num_steps
+        count = None if is_last else step // self.config.eval_every
+        metrics = dict(self.evaluate(self.parallel.unplaced(state), count))
         if self.writer:
             self.writer.write(step, metrics)
         figures = "  ".join(
-            f"{name} {value:.4g}" for name, value in metrics.items() if name in SHOWN and value is not None
+            f"{name} {value:.4g}"
+            for name, value in metrics.items()
+            if name in self.figures and self.figures[name].is_shown and value is not None
         )
         self.progress.message(f"evaluation after step {step}: {figures}")
         # An evaluation is not part of the next step's time.
@@ -220,24 +228,6 @@ class Loop:
                 raise
             log.warning("%s; training goes on, and the next save tries again", error)
         self._last_record = time.perf_counter()
-
-
-SHOWN = (
-    "validation/loss",
-    "validation/token_accuracy",
-    "answers/accuracy",
-    "answers/events_accuracy",
-    "units_to_text/accuracy",
-    "validation/masked_accuracy",
-    "validation/teacher_cosine",
-    "labels/perplexity",
-    "zero_shot/accuracy",
-    "linear_probe/accuracy",
-    "linear_probe/random_accuracy",
-    "retrieval/text_to_audio/r@1",
-    "retrieval/audio_to_text/r@1",
-)
-"""Figures of an evaluation that are worth a place on one line."""
 
 
 def is_due(step: int, every: int) -> bool:

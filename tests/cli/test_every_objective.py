@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +39,14 @@ def losses(workdir: Path) -> dict[int, float]:
 
 
 def test_every_objective_has_a_tiny_config():
-    assert CONFIGS.keys() == set(get_args(ObjectiveConfig))
+    assert CONFIGS.keys() == set(ObjectiveConfig.kinds())
 
 
 def kinds() -> list:
     """Contrastive runs are continued in test_resume.py too, by real processes."""
     return [
         pytest.param(kind, id=kind.__name__, marks=[pytest.mark.slow] * (kind is ContrastiveConfig))
-        for kind in get_args(ObjectiveConfig)
+        for kind in ObjectiveConfig.kinds()
     ]
 
 

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from alm_jax.cli.evaluations import evaluation_of
 from alm_jax.cli.main import dispatch
 from alm_jax.errors import UserError
 from alm_jax.models.audio_tokenizer import LearnedTokenizerConfig
@@ -92,8 +91,7 @@ def test_the_iterations_of_beats_are_three_runs(tmp_path, capsys, caplog):
     data = dataclasses.replace(PREDICTION.data, cache_dir=str(tmp_path / "data"))
 
     def train(name, config, *sources):
-        evaluation = evaluation_of(config.objective)
-        pretrain(dataclasses.replace(config, data=data, init_from=sources), tmp_path / name, evaluation)
+        pretrain(dataclasses.replace(config, data=data, init_from=sources), tmp_path / name)
         return load_model(tmp_path / name).variables
 
     first = train("first", PREDICTION)

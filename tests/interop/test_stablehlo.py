@@ -12,9 +12,9 @@ from alm_jax import batch as contract
 from alm_jax.encoders import family
 from alm_jax.encoders.text.bert import FAMILY, NANO
 from alm_jax.errors import UserError
-from alm_jax.evaluation.encoders import embed_captions, embed_recordings
 from alm_jax.interop import stablehlo
 from alm_jax.models.two_towers import TWO_TOWERS
+from alm_jax.objectives.contrastive import TwoTowers
 from alm_jax.run.programs import export_programs
 
 
@@ -41,15 +41,15 @@ def test_programs_compute_what_the_model_computes(folder, nano_config, variables
     samples, length = nano_config.frontend.clip_samples, nano_config.text.max_length
     waveforms = jnp.asarray(0.1 * rng.normal(size=(3, samples)), jnp.float32)
     num_samples = jnp.asarray([samples, 20_000, 999], jnp.int32)
-    expected = embed_recordings(
-        nano_config, variables, {contract.AUDIO: waveforms, contract.AUDIO_NUM_SAMPLES: num_samples}
+    expected = TwoTowers(nano_config).embed_audio(
+        variables, {contract.AUDIO: waveforms, contract.AUDIO_NUM_SAMPLES: num_samples}
     )
     np.testing.assert_allclose(audio.call(waveforms, num_samples), expected, atol=1e-6)
     np.testing.assert_allclose(audio.call(waveforms[:1], num_samples[:1]), expected[:1], atol=1e-6)
 
     ids = jnp.asarray(rng.integers(5, nano_config.text.vocab_size, (2, length)), jnp.int32)
     mask = jnp.arange(length)[None, :] < jnp.asarray([[length], [4]])
-    expected = embed_captions(nano_config, variables, ids, mask)
+    expected = TwoTowers(nano_config).embed_text(variables, ids, mask)
     np.testing.assert_allclose(text.call(ids, mask), expected, atol=1e-6)
     assert np.abs(expected[0] - expected[1]).max() > 1e-3
 

@@ -44,7 +44,7 @@ def make_facts() -> Callable[..., DataFacts]:
             "prompt_length": data.prompt_length if data.prompts else None,
             "num_sources": len(data.dataset.parts) if is_mixture else 0,
             "batch_size": training.batch_size,
-            "eval_batch_size": config.evaluation.batch_size,
+            "eval_batch_size": config.eval_batch_size,
             "num_microbatches": training.num_microbatches,
             "num_mapped_devices": 1,
             "init_paths": tuple(source.into for source in config.init_from),

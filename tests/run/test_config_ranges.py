@@ -91,7 +91,7 @@ def test_a_value_of_another_type_is_refused_in_every_field(fields):
         (["--training.batch-size", "0"], "training.batch_size is 0; it must be at least 1"),
         (["--training.batch-size", "-8"], "training.batch_size is -8"),
         (["--training.num-microbatches", "3"], "does not divide"),
-        (["--evaluation.batch-size", "0"], "evaluation.batch_size is 0"),
+        (["--eval-batch-size", "0"], "eval_batch_size is 0"),
         (["--optimizer.warmup-steps", "100"], "the warm-up must be shorter than the run"),
         (["--optimizer.peak-lr", "nan"], "optimizer.peak_lr is nan"),
         (

@@ -39,8 +39,8 @@ def retrieval_metrics(
       caption_owner: for each caption, the row of its clip. Every clip has one caption at least.
 
     Returns:
-      A flat dictionary: ``retrieval/num_clips``, ``retrieval/num_captions``, ``retrieval/chance_r@1``
-      (1 / N, both ways), and for each of ``retrieval/text_to_audio`` and ``retrieval/audio_to_text``
+      A flat dictionary: ``num_clips``, ``num_captions``, ``chance_r@1``
+      (1 / N, both ways), and for each of ``text_to_audio`` and ``audio_to_text``
       ``/r@1``, ``/r@5``, ``/r@10``, ``/map@10``, ``/median_rank``, ``/mean_rank``.
 
     Raises:
@@ -86,11 +86,11 @@ def _metrics(
     best = np.full(num_clips, num_captions)
     np.minimum.at(best, caption_owner, caption_ranks)
     return {
-        "retrieval/num_clips": num_clips,
-        "retrieval/num_captions": num_captions,
-        "retrieval/chance_r@1": 1.0 / num_clips,
-        **_summary("retrieval/text_to_audio", clip_ranks, reciprocal),
-        **_summary("retrieval/audio_to_text", best, precision),
+        "num_clips": num_clips,
+        "num_captions": num_captions,
+        "chance_r@1": 1.0 / num_clips,
+        **_summary("text_to_audio", clip_ranks, reciprocal),
+        **_summary("audio_to_text", best, precision),
     }
 
 

@@ -55,9 +55,9 @@ def zero_shot_metrics(
     Classes of which no clip is at hand take no part in the mean over classes.
 
     Returns:
-      A flat dictionary: ``zero_shot/num_clips``, ``zero_shot/chance`` (1 / C), ``zero_shot/accuracy``,
-      ``zero_shot/mean_per_class_accuracy``, ``zero_shot/top5_accuracy`` where C > 5, and
-      ``zero_shot/class_accuracy/NAME`` for each class that has clips.
+      A flat dictionary: ``num_clips``, ``chance`` (1 / C), ``accuracy``,
+      ``mean_per_class_accuracy``, ``top5_accuracy`` where C > 5, and
+      ``class_accuracy/NAME`` for each class that has clips.
 
     Raises:
       DataError: no clip, a label outside [0, C), or embeddings that are not finite.
@@ -70,12 +70,12 @@ def zero_shot_metrics(
     num_right = np.bincount(labels, ranks == 0, minlength=num_classes)
     by_class = {c: float(num_right[c] / num_clips[c]) for c in range(num_classes) if num_clips[c]}
     return {
-        "zero_shot/num_clips": len(labels),
-        "zero_shot/chance": 1.0 / num_classes,
-        "zero_shot/accuracy": float(np.mean(ranks == 0)),
-        "zero_shot/mean_per_class_accuracy": float(np.mean(list(by_class.values()))),
-        **({f"zero_shot/top{TOP_K}_accuracy": float(np.mean(ranks < TOP_K))} if num_classes > TOP_K else {}),
-        **{f"zero_shot/class_accuracy/{class_names[c]}": accuracy for c, accuracy in by_class.items()},
+        "num_clips": len(labels),
+        "chance": 1.0 / num_classes,
+        "accuracy": float(np.mean(ranks == 0)),
+        "mean_per_class_accuracy": float(np.mean(list(by_class.values()))),
+        **({f"top{TOP_K}_accuracy": float(np.mean(ranks < TOP_K))} if num_classes > TOP_K else {}),
+        **{f"class_accuracy/{class_names[c]}": accuracy for c, accuracy in by_class.items()},
     }
 
 

@@ -1,0 +1,1 @@
+"""Makes `fake_models` importable from every folder of these tests."""
