@@ -1,88 +1,30 @@
 """Every checkpoint layout that the project reads and writes, and every comparison with an oracle.
 
-A family's file ends with ``FORMATS`` and ``PARITY``; here is one line for each.
+A family's file in this folder ends with ``FORMATS`` and ``PARITY``, and is found by where it lies. The layout of a
+family that is defined elsewhere is handed to `register`.
 """
 
+import importlib
+import pkgutil
 from typing import Any
 
+from alm_jax import interop
 from alm_jax.errors import UserError
-from alm_jax.interop import (
-    ast,
-    audio_mae,
-    bart,
-    beats,
-    bert,
-    cav_mae,
-    ced,
-    clap_weights,
-    clip_text,
-    cnn14,
-    encodec,
-    gpt2,
-    laion,
-    llama,
-    ms_clap,
-    qwen2,
-    qwen2_audio,
-    sentence_bert,
-    t5,
-    wav2vec2,
-    whisper,
-)
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity
 
-FORMATS: dict[str, Format] = {
-    layout.name: layout
-    for layout in (
-        *clap_weights.FORMATS,
-        *laion.FORMATS,
-        *ms_clap.FORMATS,
-        *cnn14.FORMATS,
-        *beats.FORMATS,
-        *ced.FORMATS,
-        *ast.FORMATS,
-        *audio_mae.FORMATS,
-        *cav_mae.FORMATS,
-        *whisper.FORMATS,
-        *wav2vec2.FORMATS,
-        *encodec.FORMATS,
-        *bert.FORMATS,
-        *sentence_bert.FORMATS,
-        *clip_text.FORMATS,
-        *t5.FORMATS,
-        *bart.FORMATS,
-        *gpt2.FORMATS,
-        *llama.FORMATS,
-        *qwen2.FORMATS,
-        *qwen2_audio.FORMATS,
-    )
-}
-"""By name, in the order that `alm zoo` lists them."""
+FORMATS: dict[str, Format] = {}
+"""By name: the package's own, and those that have been registered."""
 
-PARITY: tuple[Parity, ...] = (
-    *clap_weights.PARITY,
-    *ms_clap.PARITY,
-    *cnn14.PARITY,
-    *beats.PARITY,
-    *ced.PARITY,
-    *ast.PARITY,
-    *audio_mae.PARITY,
-    *cav_mae.PARITY,
-    *whisper.PARITY,
-    *wav2vec2.PARITY,
-    *encodec.PARITY,
-    *bert.PARITY,
-    *sentence_bert.PARITY,
-    *clip_text.PARITY,
-    *t5.PARITY,
-    *bart.PARITY,
-    *gpt2.PARITY,
-    *llama.PARITY,
-    *qwen2.PARITY,
-    *qwen2_audio.PARITY,
-)
-"""In the order of docs/parity.md."""
+PARITY: list[Parity] = []
+"""In the order of docs/parity.md: by the names of the families' files."""
+
+
+def register(layout: Format) -> Format:
+    """Makes a layout known, and returns it. Raises UserError where its name is another's."""
+    if FORMATS.setdefault(layout.name, layout) is not layout:
+        raise UserError(f"there is a format {layout.name!r} already; give the new one a name of its own")
+    return layout
 
 
 def format_named(name: str) -> Format:
@@ -112,3 +54,12 @@ def formats_around(config: Any) -> tuple[Format, ...]:
     """Every format that holds models of this config's type, or two towers whose audio tower is one."""
     towers = (layout for layout in FORMATS.values() if type(config) in layout.audio_towers)
     return (*formats_of(config), *towers)
+
+
+# At the end, since other files of this folder import the names above.
+for _found in pkgutil.iter_modules(interop.__path__):
+    _module = importlib.import_module(f"{interop.__name__}.{_found.name}")
+    if isinstance(getattr(_module, "FORMATS", None), tuple):
+        for _layout in _module.FORMATS:
+            register(_layout)
+        PARITY.extend(getattr(_module, "PARITY", ()))
