@@ -168,6 +168,19 @@ class Index:
             found[here] = self.batch(number).column(column).to_numpy()[places[here]]
         return found
 
+    def single_values(self, column: str, rows: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        """The value of each row of a column of lists of numbers that has exactly one, -1 elsewhere."""
+        found = np.full(len(rows), -1, np.int64)
+        batches, places = np.divmod(rows, ROWS_PER_BATCH)
+        for number in np.unique(batches).tolist():
+            here = np.flatnonzero(batches == number)
+            lists = self.batch(number).column(column)
+            offsets, values = lists.offsets.to_numpy(), lists.values.to_numpy()
+            first = offsets[places[here]]
+            single = offsets[places[here] + 1] - first == 1
+            found[here[single]] = values[first[single]]
+        return found
+
 
 class Column(Sequence[Value], Generic[Value]):
     """A column of a split: a sequence whose values are read from disk when they are asked for."""

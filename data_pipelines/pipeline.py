@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import os
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ Batch = dict[str, np.ndarray]
 
 _PREFETCHED_BATCHES = 2
 _PADDING = -1
+_ALIGNMENT_BYTES = 64  # of a tensor
 # What is drawn for an example, each of random bits of its own.
 _CAPTION, _WINDOW, _NEGATIVES, _QUESTION = range(4)
 
@@ -169,7 +171,7 @@ class _Reader:
     ) -> tuple[Int[np.ndarray, "b S"], Int[np.ndarray, " b"]]:
         """A window of every recording, and how much of it is real; a padding row has none."""
         size = self.prepared.num_source_samples
-        audio, num_samples = np.zeros((len(indices), size), np.int16), np.zeros(len(indices), np.int32)
+        audio, num_samples = _empty_pcm(len(indices), size), np.zeros(len(indices), np.int32)
         real = np.flatnonzero(indices != _PADDING)
         wanted = indices[real]
         room = np.maximum(0, self.split.lengths(wanted) - size)
@@ -179,6 +181,8 @@ class _Reader:
         for row, pcm in zip(real.tolist(), self.split.read_windows(wanted, starts, size), strict=True):
             audio[row, : len(pcm)] = pcm
             num_samples[row] = len(pcm)
+        for row, length in enumerate(num_samples.tolist()):
+            audio[row, length:] = 0
         return audio, num_samples
 
     def _read_prompts(self, indices: Int[np.ndarray, " b"], epochs: Int[np.ndarray, " b"]) -> Batch:
@@ -260,9 +264,18 @@ class _Reader:
         return texts
 
 
+def _empty_pcm(num_rows: int, size: int) -> Int[np.ndarray, "b S"]:
+    """Memory for the recordings of a batch, at an address that TensorFlow takes over without a copy."""
+    memory = np.empty(2 * num_rows * size + _ALIGNMENT_BYTES, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT_BYTES
+    return memory[first : first + 2 * num_rows * size].view(np.int16).reshape(num_rows, size)
+
+
 def _iterate(indices: Any, reader: _Reader) -> Iterator[Batch]:
     """Batches of a data set of (indices, epochs), read in parallel and handed on in order."""
     tf = load_tensorflow()
+    # Batches are tokenized by several threads as it is; more threads for each would wait for one another.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     config = reader.prepared.config
     num_reads = config.num_reads
     spec = contract.spec_of(

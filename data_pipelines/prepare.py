@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 MAX_TOKENIZER_CAPTIONS = 100_000
 """Captions that a tokenizer is trained on: all, or of a larger split as many, evenly spaced."""
-MAX_CHECKED_CAPTIONS = 5_000
+MAX_CHECKED_CAPTIONS = 2_000
 """Captions whose length is looked at when a data set is opened, likewise."""
 
 
@@ -301,7 +301,7 @@ def _sample_captions(split: Split, most: int) -> list[str]:
     per_recording = max(1.0, split.num_captions / max(1, sum(len(s.index) for s in split.stretches)))
     num_rows = min(len(split), max(1, int(most / per_recording)))
     rows = np.arange(num_rows) * len(split) // num_rows
-    return [caption for row in rows.tolist() for caption in split.captions(row)]
+    return [caption for stretch, row in split.find_rows(rows) for caption in stretch.captions(row)]
 
 
 def _make_tokenizer(config: DataConfig, train: Split) -> Tokenizer:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from tokenizers import Tokenizer
 
 from alm_jax.errors import UserError
@@ -106,11 +106,9 @@ class Split:
 
     def lengths(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
         """Samples of recordings at the model's rate."""
-        stretches, rows = self.locate(indices)
-        found = np.empty(len(rows), np.int64)
-        for number in np.unique(stretches).tolist():
-            stretch, here = self.stretches[number], stretches == number
-            found[here] = stretch.audio.length_of(stretch.index.numbers("num_samples", rows[here]))
+        found = np.empty(len(indices), np.int64)
+        for stretch, here, rows in self._by_stretch(indices):
+            found[here] = stretch.audio.length_of(stretch.index.numbers("num_samples", rows))
         return found
 
     def parts(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
@@ -144,14 +142,31 @@ class Split:
 
         DataError where a record is damaged.
         """
-        for (stretch, row), start in zip(self.find_rows(indices), starts.tolist(), strict=True):
-            record, num_samples = stretch.index.value("record", row), stretch.index.value("num_samples", row)
-            yield stretch.audio.read(record, num_samples, start, length)
+        audio: list[Resampled | None] = [None] * len(indices)
+        records, num_samples = np.empty(len(indices), np.int64), np.empty(len(indices), np.int64)
+        for stretch, here, rows in self._by_stretch(indices):
+            records[here] = stretch.index.numbers("record", rows)
+            num_samples[here] = stretch.index.numbers("num_samples", rows)
+            for place in np.flatnonzero(here).tolist():
+                audio[place] = stretch.audio
+        where = zip(audio, records.tolist(), num_samples.tolist(), starts.tolist(), strict=True)
+        for own, record, size, start in where:
+            assert own is not None
+            yield own.read(record, size, start, length)
 
     def read_pcm(self, indices: Sequence[int]) -> list[Int[np.ndarray, " S"]]:
         """int16 PCM of whole recordings, at the model's rate; DataError where a record is damaged."""
         wanted = np.asarray(indices, np.int64)
         return list(self.read_windows(wanted, np.zeros_like(wanted), np.iinfo(np.int64).max))
+
+    def _by_stretch(
+        self, indices: Int[np.ndarray, " B"]
+    ) -> Iterator[tuple[Stretch, Bool[np.ndarray, " B"], Int[np.ndarray, " b"]]]:
+        """Each stretch that examples are of, which of them they are, and their rows in its index."""
+        stretches, rows = self.locate(indices)
+        for number in np.unique(stretches).tolist():
+            here = stretches == number
+            yield self.stretches[number], here, rows[here]
 
     def _find(self, index: int) -> tuple[Stretch, int]:
         numbers, rows = self.locate(np.array([index]))
@@ -206,8 +221,12 @@ class Split:
 
     def single_labels(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
         """Class of these examples, -1 where they have none or several."""
-        found = [stretch.labels(row) for stretch, row in self.find_rows(indices)]
-        return np.array([own[0] if len(own) == 1 else -1 for own in found], np.int32)
+        found = np.full(len(indices), -1, np.int32)
+        for stretch, here, rows in self._by_stretch(indices):
+            if stretch.manifest.num_labels:
+                own = stretch.index.single_values("labels", rows)
+                found[here] = np.where(own >= 0, stretch.label_of[own], -1)
+        return found
 
     @functools.cached_property
     def num_samples(self) -> Int[np.ndarray, " N"]:

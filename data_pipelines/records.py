@@ -34,7 +34,7 @@ Encoding = Literal["pcm", "flac"]
 PIECE_SEC = 30
 """Longest stretch of a recording in one record, seconds."""
 WRITER_OPTIONS = "group_size:1,uncompressed"
-_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _MAX_OPEN_SHARDS = 256
 _MARGIN_SEC = 0.05  # what soxr's HQ filter looks at beside a window, and more
 
@@ -139,15 +139,24 @@ class Records:
         return pcm
 
     def _read_piece(self, record: int, start: int, length: int) -> Int[np.ndarray, " S"]:
-        shard = bisect.bisect_right(self._ends, record)
         try:
-            if shard == len(self._ends):
-                raise IndexError(f"there are {self._ends[-1] if self._ends else 0} records")
-            place = record - (self._ends[shard] - self.shard_lengths[shard])
-            (data,) = self._open(shard).read([place])
-            return decode_audio(audio_of(data), self.encoding, start, min(length, self.piece_samples - start))
+            return decode_audio(
+                audio_of(self.read_record(record)),
+                self.encoding,
+                start,
+                min(length, self.piece_samples - start),
+            )
         except (RuntimeError, ValueError, IndexError, OSError, soundfile.SoundFileError) as error:
             raise self._damaged(record, str(error)) from error
+
+    def read_record(self, record: int) -> bytes:
+        """One record as it is stored."""
+        shard = bisect.bisect_right(self._ends, record)
+        if shard == len(self._ends):
+            raise IndexError(f"there are {self._ends[-1] if self._ends else 0} records")
+        place = record - (self._ends[shard] - self.shard_lengths[shard])
+        data: bytes = self._open(shard).read([place])[0]
+        return data
 
     def _damaged(self, record: int, found: str) -> DataError:
         return DataError(
@@ -169,7 +178,7 @@ class Records:
         lock, opened = self._opened
         with lock:
             if shard not in opened:
-                opened[shard] = ArrayRecordReader(self.paths[shard], _READER_OPTIONS)
+                opened[shard] = ArrayRecordReader(self.paths[shard], READER_OPTIONS)
                 if len(opened) > _MAX_OPEN_SHARDS:
                     opened.popitem(last=False)
             opened.move_to_end(shard)

@@ -128,7 +128,42 @@ FRONTEND_COLUMNS: Sequence[Column] = (
     ("audio s/s", count("seconds_per_s")),
     *MEASURED,
 )
+STAGES = ("index", "read", "decode", "resample", "crop and collate", "tokenise", "transfer")
+"""What a clip goes through in the input pipeline, in order."""
+
+
+def _stage(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{row['stages_us'][name]:,.0f}" if name in row.get("stages_us", {}) else ""
+
+
+INPUT_COLUMNS: Sequence[Column] = (
+    ("impl", text("impl")),
+    ("encoding", text("encoding")),
+    ("stored Hz", count("stored_hz")),
+    ("model Hz", count("model_hz")),
+    ("seconds", text("source_sec")),
+    ("batch", count("batch")),
+    ("kB/clip", lambda row: f"{row['bytes_per_clip'] / 1000:,.0f}"),
+    ("clips/s", count("clips_per_sec")),
+    ("clips/core-s", count("clips_per_core_sec")),
+    ("cores needed", number("cores_needed", 2)),
+    *((f"{name} us", _stage(name)) for name in STAGES),
+)
+INDEX_COLUMNS: Sequence[Column] = (
+    ("rows", count("index_rows")),
+    ("index MB", lambda row: f"{row['index_bytes'] / 1e6:,.0f}"),
+    ("kept", count("kept_rows")),
+    ("first open s", number("first_open_sec", 2)),
+    ("open s", number("open_sec", 2)),
+    ("open CPU s", number("open_cpu_sec", 2)),
+    ("open MB", number("open_mb", 0)),
+    ("resume at 10 s", number("resume_at_10_sec", 2)),
+    ("resume at 10,000,000 s", number("resume_at_10000000_sec", 2)),
+    ("growth MB", number("growth_mb", 1)),
+)
 KINDS: dict[str, Sequence[Column]] = {
+    "encoding": INPUT_COLUMNS,
+    "index_rows": INDEX_COLUMNS,
     "loss": LOSS_COLUMNS,
     "config": STEP_COLUMNS,
     "encoder": ENCODER_COLUMNS,
@@ -164,5 +199,5 @@ def print_rows(rows: Sequence[Row]) -> None:
     console = Console(width=None if Console().is_terminal else 220, highlight=False, markup=False)
     console.print(table)
     for row in rows:
-        if row["error"]:
+        if row.get("error"):
             console.print(f"{row['impl']}, batch {row['batch']:,}: {row['error']}")

@@ -33,6 +33,8 @@ USAGE = """usage: alm bench WHAT ...
   step       the whole training step of a config
   encoder    an encoder alone, forward or with its gradients
   frontend   waveforms to features
+  input      the input pipeline alone, stage by stage
+  index      opening, filtering, mixing and resuming a data set of any length
   report     docs/benchmarks.md from the rows in docs/benchmarks/
 
   alm bench WHAT --help says more of each."""
@@ -45,6 +47,8 @@ def run(args: Sequence[str]) -> None:
         "step": bench_step,
         "encoder": bench_encoder,
         "frontend": bench_frontend,
+        "input": bench_input,
+        "index": bench_index,
         "report": bench_report,
     }
     if args and args[0] in ("-h", "--help"):
@@ -234,6 +238,58 @@ def bench_frontend(args: Sequence[str]) -> None:
                     yield frontend.compile_row(case, topology)
 
     collect(rows(), own.json, ["frontend", *args])
+
+
+def bench_input(args: Sequence[str]) -> None:
+    """``alm bench input``."""
+    parser = Parser(
+        "bench input", "The input pipeline of a config's data set alone, a row a candidate and a case."
+    )
+    parser.add_argument("config", help="a file with get_config(), such as configs/demo.py")
+    parser.add_argument("--peer", type=names, default=[], help="dataloader, grain: the same records")
+    parser.add_argument("--encoding", type=names, default=["pcm"], help="pcm, flac")
+    parser.add_argument("--rate", type=numbers, default=[16_000], help="sampling rates of the records, Hz")
+    parser.add_argument("--seconds", type=reals, default=[5.0], help="lengths of a clip: 2.5,10")
+    parser.add_argument("--batches", type=int, default=20, help="batches of a timed run")
+    parser.add_argument("--step-ms", type=float, help="time of a training step: says how many cores feed it")
+    parser.epilog = "Fields of the config are options, as in `alm pretrain CONFIG --help`."
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; 5 by default")
+    parser.add_argument("--json", help="write the rows to this file, or to stdout with -, and then only them")
+    own, overrides = parser.parse_known_args(args)
+    config = read_config(own.config, overrides, prog=f"alm bench input {own.config}")
+    from alm_jax.bench.input import run_rows
+
+    rows = run_rows(
+        config,
+        own.peer,
+        encodings=own.encoding,
+        rates_hz=own.rate,
+        source_secs=own.seconds,
+        repeats=own.repeats,
+        num_batches=own.batches,
+        step_ms=own.step_ms,
+    )
+    collect(rows, own.json, ["input", *args])
+
+
+def bench_index(args: Sequence[str]) -> None:
+    """``alm bench index``."""
+    parser = Parser("bench index", "What an index of so many rows costs, with a filter and in a mixture.")
+    parser.add_argument("--rows", type=numbers, default=[1_000_000], help="rows: 1_000_000,400_000_000")
+    parser.add_argument("--folder", type=Path, help="where it is written for the time being; 120 bytes a row")
+    parser.add_argument("--json", help="write the rows to this file, or to stdout with -, and then only them")
+    own = parser.parse_args(args)
+    from alm_jax.bench.index import run_rows
+
+    collect(run_rows(own.rows, own.folder), own.json, ["index", *args])
+
+
+def reals(text: str) -> list[float]:
+    """``1,2.5``."""
+    try:
+        return [float(part) for part in names(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 2.5,10") from error
 
 
 def bench_report(args: Sequence[str]) -> None:
