@@ -37,7 +37,7 @@ TORCH = ["torch>=2.8,<3", "transformers>=5.0,<6"]
 # Compiles for TPUs that are not there. jax[tpu], which runs on them, chooses its own version from this range.
 AOT = ["libtpu>=0.0.42,<0.0.60; platform_system == 'Linux' and platform_machine == 'x86_64'"]
 # open_clip's loss is read without importing the package, so that its torchvision need not fit the torch at hand.
-BENCH = ["open_clip_torch>=3.0,<4"]
+BENCH = ["open_clip_torch>=3.0,<4", "grain>=0.2.15,<0.3"]
 # Linear probes.
 EVAL = ["scikit-learn>=1.7,<2"]
 TENSORBOARD = ["tensorboard>=2.20,<3"]

@@ -22,6 +22,10 @@ PACKAGES = (
     "torch",
     "transformers",
     "open_clip_torch",
+    "tensorflow-cpu",
+    "array_record",
+    "tokenizers",
+    "grain",
 )
 """What decides about a figure, where it is installed."""
 Row = dict[str, Any]

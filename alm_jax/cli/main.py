@@ -25,7 +25,7 @@ COMMANDS = {
     "import": "read published weights as a model of the zoo",
     "export": "write a trained or imported model for transformers, or as StableHLO",
     "zoo": "every encoder and language model there is, and how far each is from its oracle",
-    "bench": "speed and memory of losses, encoders, front-ends and training steps, beside their peers",
+    "bench": "speed and memory of losses, encoders, training steps and the input, beside their peers",
     "compile": "what a config's training takes of a slice of accelerators that is not here",
     "data": "check, build, show and list data sets",
 }
