@@ -32,7 +32,11 @@ DATA = [
     "tensorflow-datasets>=4.9.10,<5",
     "array_record>=0.8,<0.9",
     "pyarrow>=22,<27",
+    "fsspec>=2025.3",
 ]
+BUCKETS = ["s3fs>=2025.3", "gcsfs>=2025.3"]
+# Pins protobuf below what JAX's packages want: an environment of its own, for building data sets alone.
+BEAM = ["apache-beam>=2.70,<3"]
 TORCH = ["torch>=2.8,<3", "transformers>=5.0,<6"]
 # Compiles for TPUs that are not there. jax[tpu], which runs on them, chooses its own version from this range.
 AOT = ["libtpu>=0.0.42,<0.0.60; platform_system == 'Linux' and platform_machine == 'x86_64'"]
@@ -48,6 +52,8 @@ DEV = [
     "librosa>=0.11,<0.12",
     "ruff>=0.14,<0.18",
     "mypy>=1.18,<3",
+    "moto[server]>=5.1,<6",
+    "s3fs>=2025.3",
 ]
 
 setup(
@@ -63,6 +69,8 @@ setup(
     install_requires=CORE,
     extras_require={
         "data": DATA,
+        "buckets": DATA + BUCKETS,
+        "beam": DATA + BEAM,
         "cuda": ["jax[cuda13]>=0.10,<0.11"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "torch": TORCH,

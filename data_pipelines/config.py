@@ -233,7 +233,10 @@ class DataConfig:
     eval_split: str = "test"
     """Split(s) to evaluate on, joined with ``+``."""
     cache_dir: str = "~/.cache/alm_jax/data"
-    """Where prepared data sets are kept. It may be moved or copied, and read-only for data sets that are complete."""
+    """Where prepared data sets are kept: a folder, or a bucket, ``gs://bucket/data``, from which every machine fetches
+    what it reads once. It may be moved or copied, and read-only for data sets that are complete."""
+    local_dir: str = "~/.cache/alm_jax/buckets"
+    """Folder of this machine for what is fetched from buckets."""
     max_bad_fraction: float = 0.05
     """Largest fraction of the recordings that may be rejected before the build gives up."""
     num_reads: int = 2

@@ -32,10 +32,18 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from alm_jax.errors import DataError, UserError
+from data_pipelines import buckets
 from data_pipelines.config import DataConfig, FilterConfig, MixtureConfig
 from data_pipelines.dataset import DatasetConfig
 from data_pipelines.index import Index
-from data_pipelines.manifest import Manifest, index_path, is_complete, read_manifest
+from data_pipelines.manifest import (
+    MANIFEST_FILE,
+    REJECTS_FILE,
+    Manifest,
+    index_path,
+    is_complete,
+    read_manifest,
+)
 from data_pipelines.prepared import Prepared, Split, Stretch, join_splits
 from data_pipelines.prompts import prompt_texts
 from data_pipelines.records import Records, Resampled
@@ -86,32 +94,89 @@ def _datasets(config: DataConfig) -> dict[str, DatasetConfig]:
     return {"": config.dataset}
 
 
-def _find_or_build(dataset: DatasetConfig, config: DataConfig, stored_hz: int, beam: str | None) -> Path:
-    """The folder of a complete data set."""
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a prepared data set lies."""
+
+    folder: Path
+    """On this machine."""
+    url: str = ""
+    """In a bucket, of which the folder has what was fetched so far; '' where there is none."""
+
+    def __truediv__(self, name: str) -> "Place":
+        return Place(self.folder / name, f"{self.url}/{name}" if self.url else "")
+
+    def fetch(self) -> None:
+        """Fetches what is needed to open the data set; shards are fetched when they are read."""
+        if not self.url or is_complete(self.folder):
+            return
+        fetched = self.folder / f"{MANIFEST_FILE}.fetched"
+        buckets.fetch(f"{self.url}/{MANIFEST_FILE}", fetched)
+        names = json.loads(fetched.read_text("utf-8"))["splits"]
+        indexes = [f"index/{name}.arrow" for name in names]
+        for name in (*indexes, "dataset_info.json", "features.json", "metadata.json", REJECTS_FILE):
+            buckets.fetch(f"{self.url}/{name}", self.folder / name)
+        # The manifest comes last, as in a build: with it the folder is complete.
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            fetched.replace(self.folder / MANIFEST_FILE)
+
+
+def _root(config: DataConfig) -> Place:
+    """``cache_dir``, on this machine and in its bucket if it is one."""
+    if buckets.is_remote(config.cache_dir):
+        url = config.cache_dir.rstrip("/")
+        return Place(buckets.local_folder(url, config.local_dir), url)
+    return Place(Path(config.cache_dir).expanduser().absolute())
+
+
+def _find_or_build(dataset: DatasetConfig, config: DataConfig, stored_hz: int, beam: str | None) -> Place:
+    """A complete data set."""
     from data_pipelines.builder import settings_name
 
     name = settings_name(dataset, stored_hz, config.storage.encoding)
-    home = Path(config.cache_dir).expanduser().absolute() / _snake_case(dataset.title()) / name
+    home = _root(config) / _snake_case(dataset.title()) / name
     try:
-        source = dataset.read()
+        source = _on_this_machine(dataset, config).read()
     except (UserError, DataError) as error:
-        if isinstance(error, DataError) or not (folder := _newest(home)):
+        if isinstance(error, DataError) or not (place := _newest(home)):
             raise
-        logger.warning("%s; what was prepared of it is read: %s", error, folder)
-        return folder
-    folder = home / hashlib.sha256(source.signature.encode()).hexdigest()[:12]
-    if not is_complete(folder):
-        _check_splits(config, dataset, source)  # before a build that may take hours
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            with _lock(home / "lock"):
-                if not is_complete(folder):
+        logger.warning("%s; what was prepared of it is read: %s", error, place.url or place.folder)
+        return place
+    place = home / hashlib.sha256(source.signature.encode()).hexdigest()[:12]
+    try:
+        if not _is_there(place):
+            _check_splits(config, dataset, source)  # before a build that may take hours
+            home.folder.mkdir(parents=True, exist_ok=True)
+            with _lock(home.folder / "lock"):
+                if not _is_there(place):
                     for line in source.found:
                         logger.info("%s", line)
-                    _build(dataset, source, config, stored_hz, folder, beam)
-        except OSError as error:
-            raise UserError(f"cannot prepare data in {home}: {error}; choose another cache_dir") from error
-    return folder
+                    _build(dataset, source, config, stored_hz, place.folder, beam)
+                    if place.url:
+                        buckets.upload(place.folder, place.url, last=MANIFEST_FILE)
+    except OSError as error:
+        raise UserError(f"cannot prepare data in {home.folder}: {error}; choose another cache_dir") from error
+    return place
+
+
+def _is_there(place: Place) -> bool:
+    """Whether the data set is complete; of a bucket, whether it was built by any machine, and is fetched."""
+    if not place.url:
+        return is_complete(place.folder)
+    if not buckets.exists(f"{place.url}/{MANIFEST_FILE}"):
+        return False
+    place.fetch()
+    return True
+
+
+def _on_this_machine(dataset: DatasetConfig, config: DataConfig) -> DatasetConfig:
+    """The data set with what it reads from buckets fetched."""
+    remote = {
+        field.name: str(buckets.mirror(value, config.local_dir))
+        for field in dataclasses.fields(dataset)
+        if isinstance(value := getattr(dataset, field.name), str) and buckets.is_remote(value)
+    }
+    return dataclasses.replace(dataset, **remote) if remote else dataset
 
 
 def _check_splits(config: DataConfig, dataset: DatasetConfig, source: Source) -> None:
@@ -134,10 +199,17 @@ def _snake_case(title: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", title).lower()
 
 
-def _newest(home: Path) -> Path | None:
-    """The complete data set in a folder that was built last."""
-    complete = [path for path in home.iterdir() if is_complete(path)] if home.is_dir() else []
-    return max(complete, key=lambda path: path.stat().st_mtime, default=None)
+def _newest(home: Place) -> Place | None:
+    """The complete data set below a folder that was built last."""
+    if home.url:
+        found = buckets.newest(home.url, MANIFEST_FILE)
+        place = home / found.rpartition("/")[2] if found else None
+        if place:
+            place.fetch()
+        return place
+    complete = [path for path in home.folder.iterdir() if is_complete(path)] if home.folder.is_dir() else []
+    newest = max(complete, key=lambda path: path.stat().st_mtime, default=None)
+    return Place(newest) if newest else None
 
 
 @contextlib.contextmanager
@@ -178,18 +250,18 @@ def _build(
 
 
 def _open(
-    config: DataConfig, sample_rate_hz: int, folders: Mapping[str, Path], tokenizer: Tokenizer | None
+    config: DataConfig, sample_rate_hz: int, places: Mapping[str, Place], tokenizer: Tokenizer | None
 ) -> Prepared:
     joined = _joined_names(config)
     numbers: dict[str, int] = {}  # of each class of any part: one of the same name is the same
     splits: dict[str, Split] = {}
     num_rejected = 0
-    for part, (name, folder) in enumerate(folders.items()):
-        manifest = read_manifest(folder)
-        num_rejected += _count_rejected(config, folder, manifest)
+    for part, (name, place) in enumerate(places.items()):
+        manifest = read_manifest(place.folder)
+        num_rejected += _count_rejected(config, place.folder, manifest)
         label_of = np.array([numbers.setdefault(own, len(numbers)) for own in manifest.class_names], np.int64)
         for split in manifest.splits:
-            stretch = _open_split(folder, manifest, split, sample_rate_hz)
+            stretch = _open_split(place, manifest, split, sample_rate_hz)
             full_name = f"{name}/{split}" if name else split
             stretch = dataclasses.replace(stretch, name=full_name, label_of=label_of, part=part)
             splits[full_name] = Split(full_name, (stretch,))
@@ -209,7 +281,7 @@ def _open(
         num_rejected=num_rejected,
         tokenizer=tokenizer or _make_tokenizer(config, train),
         splits=splits,
-        folders=tuple(folders.values()),
+        folders=tuple(place.folder for place in places.values()),
         joined=joined,
     )
     _check_texts(prepared, train)
@@ -220,20 +292,22 @@ def open_folder(folder: Path, sample_rate_hz: int) -> dict[str, Split]:
     """The splits of a prepared data set, for a model of this sampling rate. DataError where the folder is damaged."""
     manifest = read_manifest(folder)
     return {
-        name: Split(name, (_open_split(folder, manifest, name, sample_rate_hz),)) for name in manifest.splits
+        name: Split(name, (_open_split(Place(folder), manifest, name, sample_rate_hz),))
+        for name in manifest.splits
     }
 
 
-def _open_split(folder: Path, manifest: Manifest, name: str, sample_rate_hz: int) -> Stretch:
+def _open_split(place: Place, manifest: Manifest, name: str, sample_rate_hz: int) -> Stretch:
     own = manifest.splits[name]
-    index = Index(index_path(folder, name), own.num_rows)
+    index = Index(index_path(place.folder, name), own.num_rows)
     index.check()
     records = Records(
-        paths=[str(folder / shard) for shard in own.shards],
+        paths=[str(place.folder / shard) for shard in own.shards],
+        url=place.url,
         shard_lengths=own.shard_lengths,
         encoding=manifest.encoding,
         sample_rate_hz=manifest.sample_rate_hz,
-        where=folder,
+        where=place.folder,
     )
     return Stretch(
         name=name,
@@ -256,7 +330,7 @@ def _filter(stretch: Stretch, config: DataConfig) -> Stretch:
         sample_rate_hz=records.sample_rate_hz,
         licences=list(stretch.manifest.licences),
         fingerprint=stretch.manifest.fingerprint,
-        cache_dir=Path(config.cache_dir).expanduser().absolute(),
+        cache_dir=_root(config).folder,
     )
     if not len(selection.rows):
         raise UserError(
@@ -316,7 +390,7 @@ def _make_tokenizer(config: DataConfig, train: Split) -> Tokenizer:
     settings = [config.tokenizer.kind, config.tokenizer.num_tokens, list(special_tokens), asked]
     content = json.dumps([*settings, rows, MAX_TOKENIZER_CAPTIONS, tokenizers.__version__])
     name = hashlib.sha256(content.encode()).hexdigest()[:24]
-    path = Path(config.cache_dir).expanduser().absolute() / "tokenizers" / f"{name}.json"
+    path = _root(config).folder / "tokenizers" / f"{name}.json"
     with contextlib.suppress(UserError):  # none is there yet, or it is damaged: it is trained again
         return load_tokenizer(path)
     captions = _sample_captions(train, MAX_TOKENIZER_CAPTIONS)

@@ -27,6 +27,7 @@ import soxr
 from jaxtyping import Int
 
 from alm_jax.errors import DataError
+from data_pipelines import buckets
 from data_pipelines.decode import float_to_pcm
 
 Encoding = Literal["pcm", "flac"]
@@ -105,6 +106,8 @@ class Records:
     """At which the recordings are stored."""
     where: Path
     """The folder, for messages."""
+    url: str = ""
+    """Where the shards are in a bucket, from which each is fetched when it is first read; '' where all are here."""
 
     def __getstate__(self) -> dict[str, Any]:  # another process opens the shards itself
         return {key: value for key, value in self.__dict__.items() if key != "_opened"}
@@ -176,6 +179,9 @@ class Records:
         from array_record.python.array_record_module import ArrayRecordReader
 
         lock, opened = self._opened
+        if self.url and shard not in opened:
+            path = Path(self.paths[shard])
+            buckets.fetch(f"{self.url}/{path.name}", path)
         with lock:
             if shard not in opened:
                 opened[shard] = ArrayRecordReader(self.paths[shard], READER_OPTIONS)

@@ -1,4 +1,4 @@
-"""``alm bench loss|encoder|step|frontend|input|index|report``: speed and memory beside peers, and for devices that are not here.
+"""``alm bench WHAT``: speed and memory beside peers, and for devices that are not here.
 
 What JAX reads when it starts its devices, the platform and the number of simulated ones, is set here, before anything
 asks for a device.
