@@ -13,6 +13,7 @@ of the index and writes the manifest; until then the folder is not complete.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,6 +22,7 @@ import os
 import pickle
 import shlex
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -176,7 +178,8 @@ def build(spec: BuildSpec, source: Source, *, beam: str | None = None) -> Manife
                 num_rejects += len(report.rejects)
                 progress.advance(before + shard.num_rows - progress.done, rejected=len(report.rejects))
         else:
-            _run_on_beam(spec, shards, beam)
+            with _watched(spec, shards, progress):
+                _run_on_beam(spec, shards, beam)
     return _finish(spec, shards)
 
 
@@ -415,6 +418,31 @@ def _run_on_beam(spec: BuildSpec, shards: Sequence[Shard], options: str) -> None
             | "spread" >> apache_beam.Reshuffle()
             | "write" >> apache_beam.Map(functools.partial(_write_and_count, spec))
         )
+
+
+@contextlib.contextmanager
+def _watched(spec: BuildSpec, shards: Sequence[Shard], progress: Progress) -> Iterator[None]:
+    """Counts the shards that workers have written, wherever they are, while a pipeline runs."""
+    done = threading.Event()
+    waiting = list(shards)
+
+    def count() -> None:
+        for shard in [own for own in waiting if (spec.scratch / f"{own.stem}.json").is_file()]:
+            waiting.remove(shard)
+            progress.advance(shard.num_rows, rejected=len(write_shard(spec, shard).rejects))
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            count()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        count()
 
 
 def _write_and_count(spec: BuildSpec, shard: Shard) -> int:

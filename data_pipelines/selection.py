@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def _write(
 ) -> None:
     allowed = np.array([_is_allowed(licence, kept.licences) for licence in licences], np.bool_)
     counts, num_rows, num_samples = np.zeros(len(licences), np.int64), 0, 0
-    partial = folder / f"{name}.{os.getpid()}.partial"
+    partial = folder / f"{name}.{os.getpid()}.{threading.get_ident()}.partial"
     with open(partial, "wb") as file:
         start = 0
         for number in range(index.num_batches):

@@ -176,9 +176,7 @@ def _write_repeated(path: Path, num_rows: int) -> None:
             writer.write_batch(_virtual_batch(whole * ROWS_PER_BATCH, rest))
     content = bytearray(path.read_bytes())
     (footer_bytes,) = struct.unpack("<i", content[-10:-6])
-    count = struct.pack("<i", whole + bool(rest))
-    # The vector of places: its length, and structs whose first is right behind the schema.
-    at = content.index(count, len(content) - 10 - footer_bytes) + len(count)
+    at = _find_places(content, len(content) - 10 - footer_bytes, whole + bool(rest))
     place = content[at : at + 24]
     for number in range(whole):
         content[at + 24 * number : at + 24 * (number + 1)] = place
@@ -186,6 +184,17 @@ def _write_repeated(path: Path, num_rows: int) -> None:
     with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
         assert reader.num_record_batches == whole + bool(rest)
         assert all(reader.get_batch(i).num_rows == ROWS_PER_BATCH for i in (0, 1, whole - 1))
+
+
+def _find_places(content: bytearray, footer: int, count: int) -> int:
+    """Where the vector of ``count`` places begins in the footer: behind its length, each place where the last ended."""
+    at = footer
+    while True:
+        at = content.index(struct.pack("<i", count), at) + 4
+        places = list(struct.iter_unpack("<qiiq", content[at : at + 24 * min(count, 3)]))
+        ends = [first + metadata + body for first, metadata, _, body in places]
+        if len(places) == min(count, 3) and [own[0] for own in places[1:]] == ends[:-1]:
+            return at
 
 
 def _write_records(path: Path) -> None:

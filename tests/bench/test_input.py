@@ -17,7 +17,7 @@ def command(tmp_path, *args: str) -> list[str]:
         "--data.cache-dir",
         str(tmp_path),
         "--data.dataset.num-train",
-        "48",
+        "16",
         "--data.dataset.num-test",
         "2",
     ]
@@ -27,14 +27,12 @@ def command(tmp_path, *args: str) -> list[str]:
 
 
 def test_every_case_has_a_row_with_its_stages(tmp_path, capsys):
-    args = ["--encoding", "pcm,flac", "--rate", "16000,32000", "--step-ms", "100"]
+    args = ["--rate", "16000,32000", "--step-ms", "100"]
     assert dispatch(command(tmp_path, *args)) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["encoding"], row["stored_hz"], row["model_hz"]) for row in rows] == [
         ("pcm", 16_000, 16_000),
         ("pcm", 32_000, 32_000),
-        ("flac", 16_000, 16_000),
-        ("flac", 32_000, 32_000),
         ("pcm", 32_000, 16_000),
     ]
     for row in rows:
@@ -42,10 +40,9 @@ def test_every_case_has_a_row_with_its_stages(tmp_path, capsys):
         assert row["cores_needed"] == pytest.approx(80 / row["clips_per_core_sec"])
         stages = set(STAGES) - (set() if row["stored_hz"] != row["model_hz"] else {"resample"})
         assert set(row["stages_us"]) == stages
-    assert rows[2]["bytes_per_clip"] < rows[0]["bytes_per_clip"]
     titles, lines = cells(rows)
     assert len(titles) == len(INPUT_COLUMNS)
-    assert len(lines) == 5
+    assert len(lines) == 3
 
 
 @pytest.mark.slow
@@ -54,6 +51,7 @@ def test_peers_read_the_same_records(tmp_path, capsys):
     assert dispatch(command(tmp_path, "--peer", "dataloader,grain", "--encoding", "pcm,flac")) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["impl"] for row in rows] == ["alm_jax", "dataloader", "grain"] * 2
+    assert rows[3]["bytes_per_clip"] < rows[0]["bytes_per_clip"]
 
 
 def test_an_unknown_peer_is_an_error(tmp_path, capsys):
