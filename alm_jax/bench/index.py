@@ -49,7 +49,7 @@ class VirtualClipsConfig(DatasetConfig):
     num_rows: int
     """Rows of the split ``train``."""
 
-    def read(self) -> Source:
+    def read(self, problems: list[str] | None = None) -> Source:
         """Raises UserError: there is nothing to build it from."""
         raise UserError(f"the index of {self.num_rows:,} virtual clips is written by `alm bench index`")
 

@@ -165,7 +165,7 @@ class OneFileConfig(DatasetConfig):
     path: str
     """The file."""
 
-    def read(self) -> Source:
+    def read(self, problems: list[str] | None = None) -> Source:
         audio = AudioFile(Path(self.path))
         common = {"captions": ("a sound",), "split": "train", "source": "a"}
         rows = [

@@ -132,7 +132,7 @@ class TonesConfig(DatasetConfig):
 
     num_rows: int = 120
 
-    def read(self) -> Source:
+    def read(self, problems: list[str] | None = None) -> Source:
         rows = []
         for i in range(self.num_rows):
             own = row(i)
