@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 MAX_TOKENIZER_CAPTIONS = 100_000
 """Captions that a tokenizer is trained on: all, or of a larger split as many, evenly spaced."""
-MAX_CHECKED_CAPTIONS = 2_000
+MAX_CHECKED_CAPTIONS = 500
 """Captions whose length is looked at when a data set is opened, likewise."""
 
 

@@ -243,7 +243,7 @@ def measure(num_rows: int, cache_dir: str) -> Row:
     load_tensorflow()
     config = _config(num_rows, cache_dir)
     prepare(_config(min(num_rows, 1_000), cache_dir), RATE_HZ)  # whatever is loaded late is loaded
-    before = resident_mb()
+    before, anonymous_before = resident_mb(), resident_mb("RssAnon")
     start, cpu_start = time.perf_counter(), time.process_time()
     prepared = prepare(config, RATE_HZ)
     fingerprint = prepared.fingerprint
@@ -251,6 +251,7 @@ def measure(num_rows: int, cache_dir: str) -> Row:
         "open_sec": time.perf_counter() - start,
         "open_cpu_sec": time.process_time() - cpu_start,
         "open_mb": resident_mb() - before,
+        "open_anonymous_mb": resident_mb("RssAnon") - anonymous_before,
         "kept_rows": len(prepared.split("long/train")),
         "fingerprint": fingerprint,
     }

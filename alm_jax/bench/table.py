@@ -157,6 +157,7 @@ INDEX_COLUMNS: Sequence[Column] = (
     ("open s", number("open_sec", 2)),
     ("open CPU s", number("open_cpu_sec", 2)),
     ("open MB", number("open_mb", 0)),
+    ("of them not mapped", number("open_anonymous_mb", 0)),
     ("resume at 10 s", number("resume_at_10_sec", 2)),
     ("resume at 10,000,000 s", number("resume_at_10000000_sec", 2)),
     ("growth MB", number("growth_mb", 1)),
