@@ -10,11 +10,9 @@ import soundfile
 from alm_jax.errors import DataError
 from data_pipelines.build import map_in_order
 from data_pipelines.captions import normalise_caption
-from data_pipelines.decode import MAX_RATE_HZ, MIN_RATE_HZ, as_file, read_audio
+from data_pipelines.decode import MAX_RATE_HZ, MIN_RATE_HZ, as_file, read_blocks
 from data_pipelines.source import Source, SourceRow, hash_file
 
-BLOCK_SEC = 600.0
-"""Longest stretch that is decoded at once."""
 NUM_PROBLEMS = 10
 """Problems that are kept word for word."""
 
@@ -139,18 +137,13 @@ def hear(row: SourceRow) -> Heard:
     content = row.audio.content()
     try:
         with soundfile.SoundFile(as_file(content)) as file:
-            rate_hz, num_channels, frames = file.samplerate, file.channels, file.frames
+            rate_hz, num_channels = file.samplerate, file.channels
     except (soundfile.SoundFileError, OSError):
-        rate_hz, num_channels, frames = 0, 0, 0
+        rate_hz, num_channels = 0, 0
     # What cannot be is read at a usual rate, for the reader to say why.
     asked_hz = rate_hz if MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ else 16_000
-    end = frames / asked_hz if row.end_sec is None else row.end_sec
-    num_samples, start = 0, row.start_sec
-    while True:
-        part = read_audio(content, asked_hz, start_sec=start, max_sec=min(BLOCK_SEC, max(end - start, 1e-3)))
-        num_samples, start = num_samples + len(part), start + BLOCK_SEC
-        if start >= end or start >= frames / asked_hz:
-            break
+    max_sec = None if row.end_sec is None else row.end_sec - row.start_sec
+    num_samples = sum(map(len, read_blocks(content, asked_hz, start_sec=row.start_sec, max_sec=max_sec)))
     return Heard(
         seconds=num_samples / asked_hz,
         rate_hz=rate_hz,
