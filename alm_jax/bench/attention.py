@@ -10,13 +10,8 @@ the units waiting.
 
 import argparse
 import json
-import math
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
-
-from alm_jax.bench.bundles import dump_options, read_listing
 
 
 def compile_attention(
@@ -78,37 +73,27 @@ def main() -> None:
     parser.add_argument("--causal", action="store_true", help="a token sees none after it")
     parser.add_argument("--masked", action="store_true", help="some keys are padding")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if options.impl == "flash":
-            os.environ["LIBTPU_INIT_ARGS"] = dump_options(Path(folder))
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        from alm_jax.bench.cycles import estimate_cycles
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from alm_jax.bench.cycles import estimate_cycles
+    from alm_jax.bench.kernel_cycles import kernel_cycles
 
-        compiled, counts = compile_attention(
-            options.topology,
-            options.impl,
-            length=options.length,
-            batch=options.batch,
-            dtype=options.dtype,
-            is_causal=options.causal,
-            is_masked=options.masked,
-        )
-        if compiled.error is not None:
-            raise SystemExit(compiled.error)
-        kernels = {
-            call.name: {
-                "grid": call.grid,
-                "bundles": (bundles := read_listing(Path(folder), call.name).count),
-                "cycles": bundles * math.prod(call.grid) * times,
-            }
-            for call, times in counts.kernels.items()
-        }
+    compiled, counts = compile_attention(
+        options.topology,
+        options.impl,
+        length=options.length,
+        batch=options.batch,
+        dtype=options.dtype,
+        is_causal=options.causal,
+        is_masked=options.masked,
+    )
+    if compiled.error is not None:
+        raise SystemExit(compiled.error)
     # The estimates leave the inside of kernels out.
-    around = estimate_cycles(compiled.text)
+    around, kernels = estimate_cycles(compiled.text), kernel_cycles(counts.kernels, options.topology)
     report = vars(options) | {
         "temp_bytes": compiled.memory.temp_bytes,
-        "cycles": (around.total if around else 0) + sum(kernel["cycles"] for kernel in kernels.values()),
-        "kernels": kernels,
+        "cycles": (around.total if around else 0) + kernels,
+        "kernel_cycles": kernels,
     }
     print(json.dumps(report))
 

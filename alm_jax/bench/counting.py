@@ -30,6 +30,8 @@ class KernelCall:
     """Its steps, along every axis."""
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
     """Dtype and shape of every input, prefetched scalars first."""
+    equation: Any = dataclasses.field(default=None, compare=False, repr=False)
+    """Its equation in the jaxpr, for `kernel_cycles` to compile it alone; not compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +189,7 @@ def _kernel(equation: Any) -> Mapping[KernelCall, int]:
     if not all(isinstance(size, int) for size in grid):
         return collections.Counter()
     inputs = tuple((str(x.aval.dtype), _shape(x)) for x in equation.invars)
-    return collections.Counter({KernelCall(params["name"] or "", tuple(grid), inputs): 1})
+    return collections.Counter({KernelCall(params["name"] or "", tuple(grid), inputs, equation): 1})
 
 
 def _pallas_flops(params: Mapping[str, Any]) -> float:

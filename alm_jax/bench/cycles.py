@@ -7,11 +7,8 @@ states it. Never quote it as speed.
 """
 
 import dataclasses
-import re
 
-from alm_jax.bench.hlo import Instruction, parse
-
-ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
+from alm_jax.bench.hlo import ESTIMATE, Instruction, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,35 +28,13 @@ def estimate_cycles(text: str) -> Cycles | None:
     if not ESTIMATE.search(text):
         return None
     module = parse(text)
-    known: dict[str, Cycles] = {}
-
-    def cost(name: str) -> Cycles:
-        if name in known:
-            return known[name]
-        total = products = unknown = 0
-        for line in module.computations.get(name, []):
-            found = ESTIMATE.search(line.text)
-            cycles = int(found.group(1)) if found else 0
-            total += cycles
-            products += cycles if _is_product(line) else 0
-            times, inner = 1, []
-            if line.opcode == "while":
-                trips = module.trip_count(line)
-                unknown += trips is None
-                times = 1 if trips is None else trips
-                inner = [cost(line.called("body") or "")]
-            elif line.opcode == "conditional":
-                inner = sorted((cost(branch) for branch in line.branches()), key=lambda c: c.total)[-1:]
-            elif line.opcode == "call":
-                inner = [cost(line.called("to_apply") or "")]
-            for part in inner:
-                total += times * part.total
-                products += times * part.products
-                unknown += part.num_unknown_loops
-        known[name] = Cycles(total, products, unknown)
-        return known[name]
-
-    return cost(module.entry)
+    total = products = unknown = 0
+    for line, times in module.walk():
+        cycles = times * (line.estimated_cycles or 0)
+        total += cycles
+        products += cycles if _is_product(line) else 0
+        unknown += line.opcode == "while" and module.trip_count(line) is None
+    return Cycles(total, products, unknown)
 
 
 def _is_product(line: Instruction) -> bool:

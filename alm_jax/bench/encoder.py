@@ -14,7 +14,7 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh
 
-from alm_jax.bench.counting import count_jaxpr
+from alm_jax.bench.counting import Counts, count_jaxpr
 from alm_jax.bench.figures import (
     UNMEASURED,
     Row,
@@ -236,15 +236,16 @@ def describe(case: EncoderCase, impl: str, num_devices: int, platform: str, topo
     }
 
 
-def _counted(case: EncoderCase, mesh: Mesh) -> tuple[Any, Row]:
-    """The traced pass, and what is known before it is compiled; FLOPs are those without rematerialisation."""
+def _counted(case: EncoderCase, mesh: Mesh) -> tuple[Any, Counts, Row]:
+    """The traced pass, its counts, and what is known before compiling; FLOPs are those without rematerialisation."""
     traced, variables = trace(case, mesh)
-    plain = traced if case.remat == "none" else trace(dataclasses.replace(case, remat="none"), mesh)[0]
+    counts = count_jaxpr(traced.jaxpr, num_devices=mesh.size)
+    flops = counts.flops
+    if case.remat != "none":
+        plain = trace(dataclasses.replace(case, remat="none"), mesh)[0]
+        flops = count_jaxpr(plain.jaxpr, num_devices=mesh.size).flops
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return traced, {
-        "parameters": parameters,
-        "flops": count_jaxpr(plain.jaxpr, num_devices=mesh.size).flops,
-    }
+    return traced, counts, {"parameters": parameters, "flops": flops}
 
 
 def compile_row(case: EncoderCase, topology: Topology) -> Row:
@@ -255,12 +256,12 @@ def compile_row(case: EncoderCase, topology: Topology) -> Row:
         raise UserError(f"a batch of {case.batch} does not divide over {mesh.size} devices")
     row = describe(case, OURS, mesh.size, topology.platform, topology.name)
     try:
-        traced, figures = _counted(case, mesh)
+        traced, counts, figures = _counted(case, mesh)
     except NotImplementedError as error:
         # cuDNN has no kernel for some shapes: odd lengths in training, for one.
         return row | {"error": " ".join(str(error).split())}
     row |= figures
-    return row | topology_figures(traced.lower(), topology, row["flops"])
+    return row | topology_figures(traced.lower(), topology, row["flops"], counts)
 
 
 def run_rows(case: EncoderCase, peers: Sequence[str], *, repeats: int) -> Iterator[Row]:
@@ -274,7 +275,7 @@ def run_rows(case: EncoderCase, peers: Sequence[str], *, repeats: int) -> Iterat
         raise UserError(f"there is no peer {unknown[0]!r} of an encoder: known are {', '.join(PEERS)}")
     platform = jax.default_backend()
     mesh = build_mesh(MeshConfig(), jax.devices()[:1])
-    traced, figures = _counted(case, mesh)
+    traced, _, figures = _counted(case, mesh)
     compiled = traced.lower().compile()
     rows = {OURS: describe(case, OURS, 1, platform, None) | figures | memory_figures(compiled)}
     passes: dict[str, Callable[[], Any]] = {OURS: jax_pass(case, compiled, mesh)}

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 
 from alm_jax.bench import resident
-from alm_jax.bench.chips import Chip, chip_of
+from alm_jax.bench.chips import chip_of
+from alm_jax.bench.counting import Counts
 from alm_jax.bench.cycles import estimate_cycles
+from alm_jax.bench.kernel_cycles import kernel_cycles
 from alm_jax.bench.memory import memory_of
 from alm_jax.bench.timing import Timing
 from alm_jax.bench.topology import Topology, compile_for
@@ -21,6 +23,7 @@ UNMEASURED: Row = {
     "rss_bytes": None,
     "flops": None,
     "estimated_cycles": None,
+    "kernel_cycles": None,
     "estimated_ms": None,
     "estimated_mfu": None,
     "step_ms": None,
@@ -56,26 +59,43 @@ def memory_figures(compiled: Any) -> Row:
     return {"temp_bytes": memory.temp_bytes, "peak_bytes": memory.peak_bytes}
 
 
-def topology_figures(lowered: Any, topology: Topology, flops: float) -> Row:
-    """What the compiler says of a program for devices that are not there; a failure is a figure."""
+def topology_figures(lowered: Any, topology: Topology, flops: float, counts: Counts) -> Row:
+    """What the compiler says of a program for devices that are not there; a failure is a figure.
+
+    ``flops`` are those of the model, ``counts`` those of the program as it is.
+    """
     compiled = compile_for(lowered, topology)
     row: Row = {"hbm_limit": topology.chip.hbm_bytes, "fits": compiled.fits, "error": compiled.error}
     if compiled.executable is not None:
         row |= memory_figures(compiled.executable)
-        row |= estimates(compiled.executable.as_text(), flops, topology.chip)
+        row |= estimates(compiled.executable.as_text(), flops, topology, counts)
     return row
 
 
-def estimates(text: str, flops: float, chip: Chip) -> Row:
-    """What the compiler's cycles come to; nothing where it estimates none."""
-    cycles = estimate_cycles(text)
+def estimates(text: str, flops: float, topology: Topology, counts: Counts) -> Row:
+    """What the compiler's cycles come to, its Pallas kernels' bundles included; nothing where it estimates none.
+
+    ``kernel_cycles`` is the kernels' part of ``estimated_cycles``.
+
+    Raises RuntimeError where the cycles are fewer than the model's FLOPs take at the chip's peak: then some of the
+    program was not read.
+    """
+    cycles, chip = estimate_cycles(text), topology.chip
     if cycles is None or chip.clock_hz is None:
         return {}
-    seconds = cycles.total / chip.clock_hz
+    kernels = kernel_cycles(counts.kernels, topology.name)
+    seconds = (cycles.total + kernels) / chip.clock_hz
+    mfu = flops / seconds / chip.peak_flops
+    if mfu > 1:
+        raise RuntimeError(
+            f"{cycles.total + kernels:,} estimated cycles for {flops:.4g} FLOPs are an MFU of {mfu:.0%}: the program's "
+            "text was not read to its end, or the FLOPs are not those of this program"
+        )
     return {
-        "estimated_cycles": cycles.total,
+        "estimated_cycles": cycles.total + kernels,
+        "kernel_cycles": kernels,
         "estimated_ms": 1e3 * seconds,
-        "estimated_mfu": flops / seconds / chip.peak_flops,
+        "estimated_mfu": mfu,
     }
 
 

@@ -3,10 +3,14 @@
 import dataclasses
 import functools
 import re
+from collections.abc import Iterator
 
 COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
 # No type holds a word directly before a parenthesis and after a space, so the first such word is the opcode.
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<type>.*?) (?P<opcode>[a-z][\w\-]*)\(")
+# A Pallas kernel's call prints its metadata over several lines, and one of those starts with "}" too.
+END = re.compile(r"^\}(, execution_thread=\"[^\"]*\")?$")
+ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
 CONSTANT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 TRIP_COUNT = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 
@@ -22,7 +26,29 @@ class Instruction:
     type: str
     """Its shape, or tuple of shapes, with layout."""
     text: str
-    """The whole line."""
+    """All that is printed of it: one line, or several of a Pallas kernel's call."""
+
+    @functools.cached_property
+    def operands(self) -> tuple[str, ...]:
+        """Names of the values that it reads."""
+        start = self.text.index(f" {self.opcode}(") + len(self.opcode) + 2
+        depth, end = 1, start
+        while depth and end < len(self.text):
+            depth += {"(": 1, ")": -1}.get(self.text[end], 0)
+            end += 1
+        return tuple(re.findall(r"%([\w.\-]+)", self.text[start : end - 1]))
+
+    @property
+    def op_name(self) -> str:
+        """Where in the traced function it comes from, ``jit(step)/.../dot_general``; may be empty."""
+        found = re.search(r'op_name="([^"]*)"', self.text)
+        return found.group(1) if found else ""
+
+    @property
+    def estimated_cycles(self) -> int | None:
+        """XLA:TPU's own estimate for one run; None where it writes none."""
+        found = ESTIMATE.search(self.text)
+        return int(found.group(1)) if found else None
 
     def takes(self, name: str) -> bool:
         """Whether the value of that name is its only operand."""
@@ -62,24 +88,54 @@ class Module:
         bounds = [int(bound) for line in condition for bound in CONSTANT.findall(line.text)]
         return max(bounds, default=None)
 
+    def walk(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
+        """Every instruction that runs, with how often it does: loops multiplied, the dearest branch of a choice.
+
+        A loop whose trips are not known counts once (`trip_count`). What a fusion holds inside is not walked.
+        """
+        for line in self.computations.get(self.entry if computation is None else computation, []):
+            yield line, times
+            if line.opcode == "while":
+                yield from self.walk(line.called("body") or "", times * (self.trip_count(line) or 1))
+            elif line.opcode == "conditional" and line.branches():
+                yield from self.walk(max(line.branches(), key=self._weight), times)
+            elif line.opcode == "call":
+                yield from self.walk(line.called("to_apply") or "", times)
+
+    def _weight(self, name: str) -> tuple[int, int]:
+        """Of the branches of a choice, by estimated cycles; where there are none, by length."""
+        lines = [line for line, _ in self.walk(name)]
+        return sum(line.estimated_cycles or 0 for line in lines), len(lines)
+
 
 @functools.lru_cache(maxsize=4)
 def parse(text: str) -> Module:
-    """The module that ``compiled.as_text()`` prints. Raises ValueError where it has no entry."""
+    """The module that ``compiled.as_text()`` prints. Raises ValueError where it has no entry or is cut off."""
     computations: dict[str, list[Instruction]] = {}
-    entry, current = None, None
+    entry: str | None = None
+    current: list[list[str]] | None = None
+    name = ""
     for line in text.splitlines():
         if current is None:
             head = COMPUTATION.match(line)
             if head:
-                current = computations.setdefault(head["name"], [])
-                entry = head["name"] if head["entry"] else entry
-        elif line.startswith("}"):
+                name, current = head["name"], []
+                entry = name if head["entry"] else entry
+        elif END.match(line):
+            computations[name] = [_instruction("\n".join(lines)) for lines in current]
             current = None
-        else:
-            found = INSTRUCTION.match(line)
-            if found:
-                current.append(Instruction(found["name"], found["opcode"], found["type"], line))
+        elif INSTRUCTION.match(line):
+            current.append([line])
+        elif current:
+            current[-1].append(line)
     if entry is None:
         raise ValueError("this text is no HLO module: it has no ENTRY computation")
+    if current is not None:
+        raise ValueError(f"this HLO module ends inside of its computation {name}")
     return Module(computations, entry, "is_scheduled=true" in text.split("\n", 1)[0])
+
+
+def _instruction(text: str) -> Instruction:
+    found = INSTRUCTION.match(text)
+    assert found is not None
+    return Instruction(found["name"], found["opcode"], found["type"], text)

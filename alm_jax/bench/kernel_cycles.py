@@ -1,66 +1,109 @@
-"""Cycles of the contrastive kernels in a program for a TPU: the bundles that the compiler scheduled, times tiles.
+"""Cycles of the Pallas kernels in a program for a TPU: the bundles that the compiler scheduled, times grid steps.
 
 XLA's cycle estimates (``cycles``) leave the inside of a Pallas kernel out. libtpu schedules it all the same, and
 ``bundles`` counts a body's instruction bundles, one a cycle where nothing stalls. So these cycles are an estimate as
 XLA's are, and like them they know nothing of memory that keeps the units waiting.
+
+    python -m alm_jax.bench.kernel_cycles v5e:2x2 kernel.bin
+
+compiles one kernel, as `jax.export` serialises it, and prints its bundles as a line of JSON. `kernel_cycles` runs this
+in a process of its own for each kernel, since libtpu takes the order to write listings when it is loaded.
 """
 
+import argparse
 import functools
 import json
 import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
+from alm_jax.bench.bundles import dump_options, read_listing
 from alm_jax.bench.counting import KernelCall
 
-PREFIX = "contrastive_"
-AUDIO, TEXT = 2, 3
-"""Where the embeddings are among a kernel's inputs, behind the group of columns and the scale."""
 TIMEOUT_SEC = 900
+SMALLEST = {"v4": "v4:2x2x1", "v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+"""The topology that a kernel is compiled for, which runs on one device, by kind."""
+CORES = {"v4": 2, "v5p": 2}
+"""Of kinds whose devices have several cores, which share out a parallel axis of the grid."""
 
 
-def kernel_cycles(kernels: Mapping[KernelCall, int], topology: str) -> int | None:
-    """Cycles of one device in all calls of ``kernels`` (``Counts.kernels``); None where one has no listing.
+def kernel_cycles(kernels: Mapping[KernelCall, int], topology: str) -> int:
+    """Cycles of one device in all calls of ``kernels`` (``Counts.kernels``).
 
-    Every tile is taken to run all bundles of its kernel, those too that only the first or the last tile of a row
-    needs. Compiles each kernel once, in a process of its own.
+    Every step of the grid is taken to run all bundles of its kernel, those too that only the first or the last step of
+    a row needs, or that a causal mask skips. Compiles each kernel once.
 
-    Raises RuntimeError where the compiler refuses a kernel, or cuts it into other tiles than the program does.
+    Raises RuntimeError where the compiler refuses a kernel.
     """
-    if not all(call.name.startswith(PREFIX) for call in kernels):
-        return None
-    return sum(times * _call_cycles(call, topology) for call, times in kernels.items())
+    return sum(times * call_cycles(call, topology) for call, times in kernels.items())
 
 
-def _call_cycles(call: KernelCall, topology: str) -> int:
-    (dtype, (rows, dim)), (_, (cols, _)) = call.inputs[AUDIO], call.inputs[TEXT]
-    listed = listing(topology, call.name.removeprefix(PREFIX), dim, dtype, rows, cols)
-    tile_rows, tile_cols, _ = listed["tile"]
-    cores, row_tiles, col_tiles = call.grid
-    # Columns that outgrow the VMEM are cut into groups, each a call.
-    if cores * row_tiles * tile_rows != rows or cols % (col_tiles * tile_cols):
-        raise RuntimeError(
-            f"{call.name} runs over {rows} x {cols} pairs in a grid of {call.grid}, and its listing is of tiles of "
-            f"{tile_rows} x {tile_cols}: they do not belong together"
-        )
-    return int(listed["bundles"]) * math.prod(call.grid[1:])
+def call_cycles(call: KernelCall, topology: str) -> int:
+    """Cycles of one device in one call of a kernel; see `kernel_cycles`."""
+    kind = topology.partition(":")[0]
+    semantics = getattr(call.equation.params["compiler_params"], "dimension_semantics", None) or ()
+    # An axis that `vmap` added stands first and has none.
+    named = zip(reversed(call.grid), reversed(semantics), strict=False)
+    parallel = math.prod(size for size, name in named if str(name).lower() == "parallel")
+    return _bundles(call, kind) * math.prod(call.grid) // math.gcd(parallel, CORES.get(kind, 1))
 
 
 @functools.cache
-def listing(topology: str, kernel: str, dim: int, dtype: str, rows: int, cols: int) -> Mapping[str, Any]:
-    """What ``python -m alm_jax.bench.bundles`` reports of a kernel.
-
-    libtpu takes the order to write listings when it is loaded, hence the process. Raises RuntimeError where it fails.
-    """
-    options = {"kernel": kernel, "dim": dim, "dtype": dtype, "rows": rows, "cols": cols}
-    command = [sys.executable, "-m", "alm_jax.bench.bundles", topology]
-    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=TIMEOUT_SEC, env=dict(os.environ), check=False
-    )
+def _bundles(call: KernelCall, kind: str) -> int:
+    """Bundles of a kernel's body, by libtpu in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "kernel.bin"
+        program.write_bytes(serialize_kernel(call))
+        command = [sys.executable, "-m", "alm_jax.bench.kernel_cycles", SMALLEST[kind], str(program)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_SEC, env=dict(os.environ), check=False
+        )
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command[1:])} failed: {done.stderr.strip()[-300:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        raise RuntimeError(f"the kernel {call.name!r} does not compile alone: {done.stderr.strip()[-300:]}")
+    return int(json.loads(done.stdout.strip().splitlines()[-1])["bundles"])
+
+
+def serialize_kernel(call: KernelCall) -> bytes:
+    """A program of that one call, for TPUs."""
+    import jax
+    from jax import export
+
+    equation = call.equation
+
+    # The listing is called by this function's name.
+    def alone(*arrays: jax.Array) -> list[jax.Array]:
+        return equation.primitive.bind(*arrays, **equation.params)
+
+    inputs = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars]
+    return bytes(export.export(jax.jit(alone), platforms=["tpu"])(*inputs).serialize())
+
+
+def main() -> None:
+    """Compiles one serialised kernel for a TPU that is not there and prints its bundles as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m alm_jax.bench.kernel_cycles", description=main.__doc__)
+    parser.add_argument("topology", help="v5e:1x1, v5p:2x2x1, v6e:2x2 or tpu7x:2x2x1")
+    parser.add_argument("program", type=Path, help="what serialize_kernel made")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LIBTPU_INIT_ARGS"] = dump_options(Path(folder))
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        # JAX starts here, not before.
+        import jax
+        from jax import export
+        from jax.sharding import SingleDeviceSharding
+
+        from alm_jax.bench.topology import resolve
+
+        exported = export.deserialize(options.program.read_bytes())
+        device = SingleDeviceSharding(resolve(options.topology).devices[0])
+        inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=device) for aval in exported.in_avals]
+        jax.jit(exported.call).trace(*inputs).lower().compile()
+        print(json.dumps({"bundles": read_listing(Path(folder), "alone").count}))
+
+
+if __name__ == "__main__":
+    main()

@@ -160,7 +160,7 @@ def compile_row(case: LossCase, impl: str, topology: Topology) -> Row:
 def cycle_figures(text: str, counts: Counts, topology: str) -> Row:
     """The compiler's estimate for its own operations, and what the bundles of the Pallas kernels come to on top of it.
 
-    ``kernel_cycles`` is that part of ``estimated_cycles``; without a figure for the kernels there is none for all.
+    ``kernel_cycles`` is that part of ``estimated_cycles``.
     """
     cycles = estimate_cycles(text)
     if cycles is None:
@@ -168,10 +168,7 @@ def cycle_figures(text: str, counts: Counts, topology: str) -> Row:
     if not counts.kernels:
         return {"estimated_cycles": cycles.total}
     kernels = kernel_cycles(counts.kernels, topology)
-    return {
-        "estimated_cycles": None if kernels is None else cycles.total + kernels,
-        "kernel_cycles": kernels,
-    }
+    return {"estimated_cycles": cycles.total + kernels, "kernel_cycles": kernels}
 
 
 def resolved_impl(case: LossCase, impl: str, num_devices: int, platform: str) -> str:

@@ -160,9 +160,9 @@ def compile_row(config: ExperimentConfig, topology: Topology) -> Row:
     row = describe(config, OURS, parallel.mesh.size, topology.platform, topology.name)
     row |= {"parameters": num_parameters(parallel), "mesh": mesh_text(parallel)}
     row["flops"] = model_flops(config, parallel.mesh)
-    lowered = parallel.trace_step(abstract_batch(config)).lower()
-    row |= topology_figures(lowered, topology, row["flops"])
-    return row
+    traced = parallel.trace_step(abstract_batch(config))
+    counts = count_jaxpr(traced.jaxpr, num_devices=parallel.mesh.size)
+    return row | topology_figures(traced.lower(), topology, row["flops"], counts)
 
 
 def run_rows(config: ExperimentConfig, peers: list[str], *, repeats: int) -> list[Row]:

@@ -1,5 +1,6 @@
 """Rows of `alm bench step`: what is counted, and what is compiled for devices that are not here."""
 
+import collections
 import dataclasses
 import importlib.util
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from alm_jax.bench import figures
 from alm_jax.bench import step as bench
 from alm_jax.bench.chips import CHIPS
+from alm_jax.bench.counting import Counts, KernelCall
 from alm_jax.bench.timing import Timing
-from alm_jax.bench.topology import resolve
+from alm_jax.bench.topology import Topology, resolve
 from alm_jax.errors import UserError
 from alm_jax.run.experiment import load_config
 from alm_jax.training.mesh import MeshConfig, build_mesh
@@ -48,16 +50,32 @@ def test_rematerialised_flops_are_no_model_flops(config):
     assert bench.count_jaxpr(traced.jaxpr).flops > 1.05 * plain
 
 
+COPY = (
+    "HloModule m, is_scheduled=true\n\nENTRY %e (p: f32[]) -> f32[] {\n"
+    '  ROOT %c = f32[] copy(%p), backend_config={"estimated_cycles":"3000"}\n}\n'
+)
+V5E = Topology("v5e:1x1", (), CHIPS["TPU v5 lite"])
+
+
 def test_an_estimate_is_cycles_by_the_clock():
-    text = (
-        "HloModule m, is_scheduled=true\n\nENTRY %e (p: f32[]) -> f32[] {\n"
-        '  ROOT %c = f32[] copy(%p), backend_config={"estimated_cycles":"3000"}\n}\n'
-    )
-    row = figures.estimates(text, 197e6, CHIPS["TPU v5 lite"])
+    row = figures.estimates(COPY, 197e6, V5E, Counts())
     assert row["estimated_cycles"] == 3000
     assert row["estimated_ms"] == pytest.approx(2e-3)
     assert row["estimated_mfu"] == pytest.approx(0.5)
-    assert figures.estimates(text, 1e6, CHIPS["NVIDIA H200"]) == {}
+    assert figures.estimates(COPY, 1e6, Topology("h200:1", (), CHIPS["NVIDIA H200"]), Counts()) == {}
+
+
+def test_the_bundles_of_kernels_are_part_of_an_estimate(monkeypatch):
+    monkeypatch.setattr(figures, "kernel_cycles", lambda kernels, topology: 1000 * len(kernels))
+    counts = Counts(kernels=collections.Counter({KernelCall("attention", (4,), ()): 1}))
+    row = figures.estimates(COPY, 197e6, V5E, counts)
+    assert (row["estimated_cycles"], row["kernel_cycles"]) == (4000, 1000)
+    assert row["estimated_mfu"] == pytest.approx(0.375)
+
+
+def test_more_than_a_chip_can_do_is_no_estimate():
+    with pytest.raises(RuntimeError, match="101%"):
+        figures.estimates(COPY, 1.01 * 394e6, V5E, Counts())
 
 
 def test_ratios_are_of_neighbouring_runs():

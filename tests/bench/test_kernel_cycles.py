@@ -1,14 +1,17 @@
-"""Cycles of kernels: a listing's bundles times the tiles of every call, and what has no listing."""
+"""Cycles of kernels: a listing's bundles times the tiles of every call."""
 
-import collections
+import importlib.util
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from alm_jax.bench import kernel_cycles as module
 from alm_jax.bench import loss as bench
-from alm_jax.bench.counting import Counts, KernelCall, count
+from alm_jax.bench.bundles import MACS_PER_CYCLE
+from alm_jax.bench.counting import Counts, count
 from alm_jax.losses.contrastive import kernel_tpu
 from alm_jax.losses.contrastive.sums import LogSumExp
 from alm_jax.losses.contrastive.tile_table import GENERATIONS, find_tiling
@@ -41,45 +44,58 @@ def counts(tiling) -> Counts:
     return count(loop)
 
 
-def list_as(monkeypatch, tile) -> list[tuple]:
-    """Puts a listing in the compiler's place; returns what it is asked for."""
-    asked: list[tuple] = []
+@pytest.fixture
+def listed(monkeypatch) -> list[str]:
+    """Puts a count of bundles in the compiler's place; the kinds that it is asked for."""
+    asked: list[str] = []
 
-    def listing(*args):
-        asked.append(args)
-        return {"tile": list(tile), "bundles": BUNDLES}
+    def bundles(call, kind):
+        asked.append(kind)
+        return BUNDLES
 
-    monkeypatch.setattr(module, "listing", listing)
+    monkeypatch.setattr(module, "_bundles", bundles)
     return asked
 
 
-def test_cycles_are_bundles_times_tiles_times_calls(monkeypatch, tiling, counts):
-    asked = list_as(monkeypatch, (tiling.rows, tiling.cols, tiling.chunk))
+def test_cycles_are_bundles_times_tiles_times_calls(listed, tiling, counts):
     num_tiles = (ROWS // tiling.rows) * (COLS // tiling.cols)
     assert num_tiles > 1
     assert module.kernel_cycles(counts.kernels, "v5e:2x2") == CALLS * num_tiles * BUNDLES
-    assert asked == [("v5e:2x2", "statistics", DIM, "bfloat16", ROWS, COLS)]
+    assert listed == ["v5e"]
     row = bench.cycle_figures(HLO, counts, "v5e:2x2")
     assert row == {
         "estimated_cycles": CALLS * num_tiles * BUNDLES + 7,
         "kernel_cycles": CALLS * num_tiles * BUNDLES,
     }
-
-
-def test_the_cores_of_a_device_run_side_by_side(monkeypatch):
-    list_as(monkeypatch, (512, 1024, 512))
-    inputs = (("int32", (1,)), ("float32", (1,)), ("bfloat16", (2048, DIM)), ("bfloat16", (4096, DIM)))
-    call = KernelCall("contrastive_gradients", (2, 2, 4), inputs)
-    assert module.kernel_cycles(collections.Counter({call: 1}), "v5p:2x2x1") == 2 * 4 * BUNDLES
-
-
-def test_a_listing_of_other_tiles_is_refused(monkeypatch, tiling, counts):
-    list_as(monkeypatch, (tiling.rows // 2, tiling.cols, tiling.chunk))
-    with pytest.raises(RuntimeError, match="do not belong together"):
-        module.kernel_cycles(counts.kernels, "v5e:2x2")
-
-
-def test_a_program_with_a_kernel_that_has_no_listing_has_no_estimate():
-    counts = Counts(kernels=collections.Counter({KernelCall("attention", (4,), ()): 1}))
-    assert bench.cycle_figures(HLO, counts, "v5e:2x2") == {"estimated_cycles": None, "kernel_cycles": None}
     assert bench.cycle_figures(HLO, Counts(), "v5e:2x2") == {"estimated_cycles": 7}
+
+
+@pytest.mark.usefixtures("listed")
+def test_the_cores_of_a_device_run_side_by_side():
+    def copy(source, target):
+        target[...] = source[...]
+
+    def call(semantics):
+        params = pltpu.CompilerParams(dimension_semantics=semantics)
+        spec = pl.BlockSpec((8, 128), lambda i, j: (i, j))
+        x = jax.ShapeDtypeStruct((32, 256), jnp.float32)
+        run = pl.pallas_call(
+            copy, x, grid=(4, 2), in_specs=[spec], out_specs=spec, compiler_params=params, name="copy"
+        )
+        return count(run, x).kernels
+
+    parallel, serial = call(("parallel", "arbitrary")), call(("arbitrary", "arbitrary"))
+    assert module.kernel_cycles(parallel, "v5p:2x2x1") == 4 * 2 * BUNDLES // 2
+    assert module.kernel_cycles(serial, "v5p:2x2x1") == 4 * 2 * BUNDLES
+    assert module.kernel_cycles(parallel, "v5e:2x2") == 4 * 2 * BUNDLES
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra `aot`)"
+)
+def test_a_kernel_is_compiled_alone(counts):
+    """That of the log-sum-exps: no fewer bundles than its products take on the matrix units."""
+    cycles = module.kernel_cycles(counts.kernels, "v5e:2x2")
+    bound = CALLS * ROWS * COLS * DIM / MACS_PER_CYCLE[DEVICE]
+    assert bound <= cycles <= 1.5 * bound
