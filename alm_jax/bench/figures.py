@@ -9,8 +9,7 @@ import jax
 from alm_jax.bench import resident
 from alm_jax.bench.chips import chip_of
 from alm_jax.bench.counting import Counts
-from alm_jax.bench.cycles import estimate_cycles
-from alm_jax.bench.kernel_cycles import kernel_cycles
+from alm_jax.bench.estimates import estimates
 from alm_jax.bench.memory import memory_of
 from alm_jax.bench.timing import Timing
 from alm_jax.bench.topology import Topology, compile_for
@@ -26,6 +25,13 @@ UNMEASURED: Row = {
     "kernel_cycles": None,
     "estimated_ms": None,
     "estimated_mfu": None,
+    "roofline_ms": None,
+    "roofline_mfu": None,
+    "hbm_bytes": None,
+    "collectives": None,
+    "largest": None,
+    "predicted_ms": None,
+    "predicted_mfu": None,
     "step_ms": None,
     "mfu": None,
     "times_ours": None,
@@ -70,33 +76,6 @@ def topology_figures(lowered: Any, topology: Topology, flops: float, counts: Cou
         row |= memory_figures(compiled.executable)
         row |= estimates(compiled.executable.as_text(), flops, topology, counts)
     return row
-
-
-def estimates(text: str, flops: float, topology: Topology, counts: Counts) -> Row:
-    """What the compiler's cycles come to, its Pallas kernels' bundles included; nothing where it estimates none.
-
-    ``kernel_cycles`` is the kernels' part of ``estimated_cycles``.
-
-    Raises RuntimeError where the cycles are fewer than the model's FLOPs take at the chip's peak: then some of the
-    program was not read.
-    """
-    cycles, chip = estimate_cycles(text), topology.chip
-    if cycles is None or chip.clock_hz is None:
-        return {}
-    kernels = kernel_cycles(counts.kernels, topology.name)
-    seconds = (cycles.total + kernels) / chip.clock_hz
-    mfu = flops / seconds / chip.peak_flops
-    if mfu > 1:
-        raise RuntimeError(
-            f"{cycles.total + kernels:,} estimated cycles for {flops:.4g} FLOPs are an MFU of {mfu:.0%}: the program's "
-            "text was not read to its end, or the FLOPs are not those of this program"
-        )
-    return {
-        "estimated_cycles": cycles.total + kernels,
-        "kernel_cycles": kernels,
-        "estimated_ms": 1e3 * seconds,
-        "estimated_mfu": mfu,
-    }
 
 
 def resident_bytes(function: Callable[..., Any], **arguments: Any) -> int | None:

@@ -112,8 +112,9 @@ def compile_row(case: FrontendCase, topology: Topology) -> Row:
         raise UserError(f"a batch of {case.batch} does not divide over {mesh.size} devices")
     traced = trace(case, mesh)
     row = describe(case, OURS, mesh.size, topology.platform, topology.name)
-    row["flops"] = count_jaxpr(traced.jaxpr, num_devices=mesh.size).flops
-    return row | topology_figures(traced.lower(), topology, row["flops"])
+    counts = count_jaxpr(traced.jaxpr, num_devices=mesh.size)
+    row["flops"] = counts.flops
+    return row | topology_figures(traced.lower(), topology, row["flops"], counts)
 
 
 def run_rows(case: FrontendCase, peers: Sequence[str], *, repeats: int) -> Iterator[Row]:

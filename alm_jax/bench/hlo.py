@@ -78,6 +78,13 @@ class Module:
     """The computation that runs first."""
     is_scheduled: bool
     """Whether the order is the compiler's schedule."""
+    num_partitions: int
+    """Devices that the program is cut over."""
+
+    @functools.cached_property
+    def types(self) -> dict[str, str]:
+        """Name of every value -> its shape, or tuple of shapes, with layout."""
+        return {line.name: line.type for lines in self.computations.values() for line in lines}
 
     def trip_count(self, loop: Instruction) -> int | None:
         """Trips of a ``while``: what the compiler states, else the bound its condition compares with."""
@@ -132,7 +139,11 @@ def parse(text: str) -> Module:
         raise ValueError("this text is no HLO module: it has no ENTRY computation")
     if current is not None:
         raise ValueError(f"this HLO module ends inside of its computation {name}")
-    return Module(computations, entry, "is_scheduled=true" in text.split("\n", 1)[0])
+    header = text.split("\n", 1)[0]
+    partitions = re.search(r"num_partitions=(\d+)", header)
+    return Module(
+        computations, entry, "is_scheduled=true" in header, int(partitions.group(1)) if partitions else 1
+    )
 
 
 def _instruction(text: str) -> Instruction:

@@ -25,7 +25,6 @@ from alm_jax.bench.figures import (
     resident_bytes,
     step_ms,
     times_ours,
-    topology_figures,
     utilisation,
 )
 from alm_jax.bench.timing import take_turns
@@ -34,11 +33,12 @@ from alm_jax.errors import UserError
 from alm_jax.interop.clap_config import config_to_clap, frontend_to_preprocessor
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives import build_objective
+from alm_jax.ops.attention import attention_form
 from alm_jax.run.config_json import to_json
 from alm_jax.run.experiment import ExperimentConfig, read_experiment
 from alm_jax.training.build import build_parallel
 from alm_jax.training.lora import add_adapters
-from alm_jax.training.mesh import AnyMesh, build_mesh, check_batch_size
+from alm_jax.training.mesh import AnyMesh, MeshConfig, build_mesh, check_batch_size
 from alm_jax.training.parallel import JitParallel
 from alm_jax.training.sharding import num_batch_shards
 from data_pipelines.config import MixtureConfig
@@ -133,13 +133,33 @@ def describe(
     }
 
 
-def model_flops(config: ExperimentConfig, mesh: AnyMesh) -> float:
-    """FLOPs of a step on one device, none of them done twice: rematerialisation is not counted."""
-    objective: Any = config.objective
-    model = dataclasses.replace(objective.model, remat="none")
-    plain = dataclasses.replace(config, objective=dataclasses.replace(objective, model=model))
-    traced = build(plain, mesh).trace_step(abstract_batch(plain))
-    return count_jaxpr(traced.jaxpr, num_devices=mesh.size).flops
+def model_flops(config: ExperimentConfig, num_devices: int) -> float:
+    """FLOPs of a step on one of ``num_devices``, none done twice: the model's own, however they are computed.
+
+    Counted in the step of one device with the reference forms of attention and losses, and without rematerialisation:
+    tiles that are padded and parts that are computed again are no work of the model's.
+    """
+    plain = dataclasses.replace(
+        config,
+        objective=_with_fields(config.objective, remat="none", impl="reference"),
+        training=dataclasses.replace(config.training, mesh=MeshConfig(data=1), num_microbatches=1),
+    )
+    mesh = build_mesh(plain.training.mesh, jax.devices("cpu")[:1])
+    with attention_form("reference"):
+        traced = build(plain, mesh).trace_step(abstract_batch(plain))
+    return count_jaxpr(traced.jaxpr).flops / num_devices
+
+
+def _with_fields(config: Any, **values: Any) -> Any:
+    """The dataclass with the fields of these names replaced, in it and in the dataclasses that it holds."""
+    changes = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in values:
+            changes[field.name] = values[field.name]
+        elif dataclasses.is_dataclass(value):
+            changes[field.name] = _with_fields(value, **values)
+    return dataclasses.replace(config, **changes)
 
 
 def num_parameters(parallel: JitParallel) -> int:
@@ -152,17 +172,6 @@ def mesh_text(parallel: JitParallel) -> str:
     return (
         " x ".join(f"{axis} {size}" for axis, size in parallel.mesh.shape.items() if size > 1) or "one device"
     )
-
-
-def compile_row(config: ExperimentConfig, topology: Topology) -> Row:
-    """The step of a config compiled for devices that are not there."""
-    parallel = build(config, mesh_of(config, topology))
-    row = describe(config, OURS, parallel.mesh.size, topology.platform, topology.name)
-    row |= {"parameters": num_parameters(parallel), "mesh": mesh_text(parallel)}
-    row["flops"] = model_flops(config, parallel.mesh)
-    traced = parallel.trace_step(abstract_batch(config))
-    counts = count_jaxpr(traced.jaxpr, num_devices=parallel.mesh.size)
-    return row | topology_figures(traced.lower(), topology, row["flops"], counts)
 
 
 def run_rows(config: ExperimentConfig, peers: list[str], *, repeats: int) -> list[Row]:
@@ -179,7 +188,7 @@ def run_rows(config: ExperimentConfig, peers: list[str], *, repeats: int) -> lis
     platform = jax.default_backend()
     rows = {OURS: describe(config, OURS, parallel.mesh.size, platform, None)}
     rows[OURS] |= {"parameters": num_parameters(parallel), "mesh": mesh_text(parallel)}
-    rows[OURS]["flops"] = model_flops(config, parallel.mesh)
+    rows[OURS]["flops"] = model_flops(config, parallel.mesh.size)
     rows[OURS] |= memory_figures(parallel.trace_step(abstract_batch(config)).lower().compile())
     passes: dict[str, Callable[[], Any]] = {OURS: jax_step(config, parallel)}
     for peer in peers:

@@ -76,13 +76,22 @@ def _gigaflop(row: Row) -> str:
     return "" if row["flops"] is None else f"{row['flops'] / 1e9:,.1f}"
 
 
+def _sent(row: Row) -> str:
+    sent = sum(group["sent_bytes"] for group in row.get("collectives") or [])
+    return f"{sent / 1e9:,.2f}" if sent else ""
+
+
 MEASURED: Sequence[Column] = (
     ("temp MiB", mebibytes("temp_bytes")),
     ("peak MiB", mebibytes("peak_bytes")),
     ("resident MiB", mebibytes("rss_bytes")),
     ("GFLOP", _gigaflop),
-    ("ms (estimate)", number("estimated_ms", 1)),
-    ("MFU (estimate)", number("estimated_mfu", 3)),
+    ("ms (XLA)", number("estimated_ms", 1)),
+    ("MFU (XLA)", number("estimated_mfu", 3)),
+    ("ms (roofline)", number("roofline_ms", 1)),
+    ("MFU (roofline)", number("roofline_mfu", 3)),
+    ("sent GB", _sent),
+    ("ms (predicted)", number("predicted_ms", 1)),
     ("ms min", milliseconds("min")),
     ("ms median", milliseconds("median")),
     ("ms spread", milliseconds("spread")),

@@ -4,6 +4,7 @@ The compilers are the real ones: they place every buffer, refuse what does not f
 speed needs the device. A name is a kind and a shape:
 
     v5e:16x16   v5e:2x4   v5p:4x4x4   v6e:16x16   v4:4x4x4   tpu7x:2x2x1        (libtpu, x86 Linux: extra `aot`)
+    v5e:16x16*4                                                                 (four such slices: mesh.num_slices 4)
     h100:8      h200:8                                                          (extra `cuda`)
 """
 
@@ -125,9 +126,10 @@ def read_name(name: str) -> tuple[int, Chip]:
     Raises UserError where the kind is not known, or the shape is none.
     """
     kind, _, shape = name.partition(":")
-    if kind not in DEVICE_KINDS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+    if kind not in DEVICE_KINDS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*(\*[1-9]\d*)?", shape):
         raise UserError(_unknown(name))
-    count = math.prod(map(int, shape.split("x"))) * DEVICES_PER_CHIP.get(kind, 1)
+    shape, _, slices = shape.partition("*")
+    count = math.prod(map(int, shape.split("x"))) * int(slices or 1) * DEVICES_PER_CHIP.get(kind, 1)
     chip = chip_of(DEVICE_KINDS[kind])
     assert chip is not None, f"{DEVICE_KINDS[kind]} is not in chips.py"
     return count, chip
@@ -167,12 +169,13 @@ def _tpu_devices(name: str, kind: str) -> Sequence[Any]:
     for key, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", ACCELERATORS[kind])
-    extra: dict[str, Any] = {}
+    one, _, slices = name.partition("*")
+    extra: dict[str, Any] = {"num_slices": int(slices)} if slices.isdigit() else {}
     if kind == "v4":
         # One device a chip, as on a real slice.
-        extra = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
+        extra |= {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name, **extra).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=one, **extra).devices
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
             f"libtpu knows no topology {name!r} ({_one_line(error)}): the shape is that of a slice, such as v5e:2x4, "

@@ -17,6 +17,8 @@ from typing import Any, get_args
 import jax
 
 from alm_jax.bench import encoder, frontend, step
+from alm_jax.bench.compiled_step import compile_row
+from alm_jax.bench.full_size import run_cases, write_table
 from alm_jax.bench.loss import LossSweep, run_sweep
 from alm_jax.bench.pictures import draw_memory, draw_throughput
 from alm_jax.bench.record import Recorder
@@ -35,6 +37,7 @@ USAGE = """usage: alm bench WHAT ...
   frontend   waveforms to features
   input      the input pipeline alone, stage by stage
   index      opening, filtering, mixing and resuming a data set of any length
+  full-size  the configs of published size on slices that are not here: docs/performance/full_size.md
   report     docs/benchmarks.md from the rows in docs/benchmarks/
 
   alm bench WHAT --help says more of each."""
@@ -49,6 +52,7 @@ def run(args: Sequence[str]) -> None:
         "frontend": bench_frontend,
         "input": bench_input,
         "index": bench_index,
+        "full-size": bench_full_size,
         "report": bench_report,
     }
     if args and args[0] in ("-h", "--help"):
@@ -161,7 +165,7 @@ def bench_step(args: Sequence[str]) -> None:
     elif own.peer:
         raise UserError("a peer runs in PyTorch on a device that is here, and a topology is not")
     else:
-        rows = [step.compile_row(config, topology)]
+        rows = [compile_row(config, topology)[0]]
     collect(rows, own.json, ["step", *args])
 
 
@@ -290,6 +294,24 @@ def reals(text: str) -> list[float]:
         return [float(part) for part in names(text)]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 2.5,10") from error
+
+
+def bench_full_size(args: Sequence[str]) -> None:
+    """``alm bench full-size``."""
+    parser = Parser(
+        "bench full-size",
+        "Compile configs of published size for slices that are not here, unless their rows are on disk; print all.",
+    )
+    parser.add_argument("--configs", type=Path, default=Path("configs"), help="folder of the configs")
+    parser.add_argument(
+        "--rows", type=Path, default=Path("docs/performance/full_size"), help="folder of the rows on disk"
+    )
+    parser.add_argument("--only", type=names, default=[], help="parts of names of cases: ltu_7b,v5p")
+    parser.add_argument("--no-compile", action="store_true", help="only print the table of what is there")
+    own = parser.parse_args(args)
+    for line in () if own.no_compile else run_cases(own.configs, own.rows, only=own.only):
+        print(line, file=sys.stderr, flush=True)
+    print(write_table(own.rows))
 
 
 def bench_report(args: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from alm_jax.nn.layout import constrain
 from alm_jax.nn.parameter import declare, ones, truncated_normal, zeros
 
 WeightNorm = Literal["none", "last", "window"]
@@ -47,16 +48,20 @@ class Conv(nn.Module):
         spatial = "WXYZ"[:num_axes]
         shape = (*self.window, x.shape[-1] // self.groups, self.features)
         kernel = _kernel(self, shape, self.axes, self.weight_norm, self.kernel_init)
+        kernel = kernel.astype(self.dtype)
+        if self.groups > 1:
+            # A kernel in groups that is cut would have the compiler gather rows and cut channels.
+            kernel = constrain(kernel, *[None] * kernel.ndim)
         y = lax.conv_general_dilated(
             x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            kernel,
             self.strides or (1,) * num_axes,
             self.padding or ((0, 0),) * num_axes,
             rhs_dilation=self.dilation,
             dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
             feature_group_count=self.groups,
         )
-        return _add_bias(self, y) if self.use_bias else y
+        return _lay_out(self, _add_bias(self, y) if self.use_bias else y)
 
 
 class ConvTranspose1d(nn.Module):
@@ -90,7 +95,7 @@ class ConvTranspose1d(nn.Module):
             lhs_dilation=(self.stride,),
             dimension_numbers=("NWC", "WOI", "NWC"),
         )
-        return _add_bias(self, y)
+        return _lay_out(self, _add_bias(self, y))
 
 
 def _kernel(
@@ -115,6 +120,10 @@ def _kernel(
 def _add_bias(module: "Conv | ConvTranspose1d", y: Array) -> Array:
     bias = declare(module, "bias", zeros, (module.features,), (module.axes[1],))
     return y + jnp.expand_dims(bias.astype(y.dtype), tuple(range(y.ndim - 1)))
+
+
+def _lay_out(module: "Conv | ConvTranspose1d", y: Array) -> Array:
+    return constrain(y, "batch", *[None] * (y.ndim - 2), module.axes[1])
 
 
 def conv_length(length: int, window: int, stride: int, padding: int = 0) -> int:

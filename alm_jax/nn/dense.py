@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from alm_jax.nn.layout import constrain
 from alm_jax.nn.parameter import declare, truncated_normal, zeros
 
 
@@ -44,7 +45,10 @@ class Dense(nn.Module):
         if self.use_bias:
             bias = declare(self, "bias", zeros, self.features, self.axes[num_contracted:])
             y = y + bias.astype(self.dtype)[None]
-        return y.reshape(*x.shape[: x.ndim - num_contracted], *self.features)
+        leading = x.shape[: x.ndim - num_contracted]
+        y = y.reshape(*leading, *self.features)
+        # The first axis is that of a batch's rows, wherever there is one; features alone have none.
+        return constrain(y, *("batch", *[None] * len(leading))[: len(leading)], *self.axes[num_contracted:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -88,4 +92,8 @@ class Embed(nn.Module):
         self.embedding = declare(self, "embedding", self.embedding_init, shape, self.axes)
 
     def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-        return jnp.take(self.embedding, ids, axis=0, mode="clip")
+        vectors = jnp.take(self.embedding, ids, axis=0, mode="clip")
+        # One axis alone is not that of a batch: positions, say.
+        return (
+            constrain(vectors, "batch", *[None] * (ids.ndim - 1), self.axes[1]) if ids.ndim > 1 else vectors
+        )

@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.errors import UserError
+from alm_jax.nn.layout import constrain
 from alm_jax.nn.parameter import declare, truncated_normal
 
 Output: TypeAlias = Literal["logits", "states", "last", "next"]
@@ -40,12 +41,13 @@ def project(
 ) -> Float[Array, "*B V"]:
     """states W, or states E^T with a ``tied`` table of embeddings; products in the states' dtype, float32 sums."""
     contracted = ((states.ndim - 1,), (1 if tied else 0,))
-    return lax.dot_general(
+    logits = lax.dot_general(
         states,
         kernel.astype(states.dtype),
         (contracted, ((), ())),
         preferred_element_type=jnp.promote_types(states.dtype, jnp.float32),
     )
+    return constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
 
 
 def head_kernel(config: Any, params: Any) -> tuple[Array, bool]:

@@ -40,6 +40,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from alm_jax.nn.layout import constrain_parameter
+
 truncated_normal = nn.initializers.truncated_normal(stddev=0.02)
 """The initialisation of BERT and Swin: N(0, 0.02), cut at two standard deviations."""
 KERNEL_INITS = {
@@ -61,4 +63,5 @@ def declare(
 ) -> Array:
     """The float32 parameter ``name`` of ``module``, a name for each of its axes."""
     # flax types the result as the box that holds the names; inside a module it is the array.
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)  # type: ignore[return-value]
+    param: Array = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    return constrain_parameter(param, axes)

@@ -1,18 +1,22 @@
 """The training step of a run, put together from its configs."""
 
 import functools
+import logging
 
 import jax
 
 from alm_jax.errors import UserError
 from alm_jax.objectives import Objective
+from alm_jax.training.compiler_options import compiler_options
 from alm_jax.training.loop import TrainingConfig
-from alm_jax.training.mesh import AnyMesh
+from alm_jax.training.mesh import AnyMesh, device_kind
 from alm_jax.training.optimizer import AdamWConfig, build_optimizer, learning_rate
 from alm_jax.training.parallel import PMAP_AXIS, JitParallel, Parallel, PmapParallel
 from alm_jax.training.state import init_state
 from alm_jax.training.step import build_train_step
 from alm_jax.training.trainable import freeze
+
+log = logging.getLogger(__name__)
 
 
 def check_parallelism(objective: Objective, training: TrainingConfig) -> None:
@@ -48,4 +52,7 @@ def build_parallel(
     )
     if training.parallelism == "pmap":
         return PmapParallel(init, step(axis_name=PMAP_AXIS))
-    return JitParallel(init, step(), objective, transformation, mesh)
+    options = compiler_options(training.compiler_preset, device_kind(mesh))
+    if options:
+        log.info("compiler options: %s", ", ".join(f"{name}={value}" for name, value in options.items()))
+    return JitParallel(init, step(), objective, transformation, mesh, options)

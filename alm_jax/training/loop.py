@@ -15,6 +15,7 @@ from alm_jax.errors import AlmError, DataError, PreemptedError
 from alm_jax.figures import Figure
 from alm_jax.ranges import PROBABILITY, Range
 from alm_jax.training.checkpoint_writer import CheckpointWriter
+from alm_jax.training.compiler_options import Preset
 from alm_jax.training.faults import StopRequest
 from alm_jax.training.mesh import MeshConfig
 from alm_jax.training.metrics import MetricsWriter
@@ -58,6 +59,9 @@ class TrainingConfig:
     language modelling, and refuses the rest."""
     mesh: MeshConfig = MeshConfig()
     """The device mesh (jit)."""
+    compiler_preset: Preset = "default"
+    """Options of XLA and libtpu for the step (jit): the compiler's own, or those that overlap traffic between devices
+    with computation (alm_jax/training/compiler_options.py), which a run prints."""
     log_every: int = 1
     """Steps between two records of metrics.jsonl."""
     eval_every: Annotated[int, Range(0)] = 0

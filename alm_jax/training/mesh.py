@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from alm_jax.errors import UserError
@@ -29,6 +30,9 @@ class MeshConfig:
     """Ways in which parameters and optimizer state are cut, along with the batch."""
     tensor: Annotated[int, Range(-1)] = 1
     """Ways in which the width of every layer is cut."""
+    num_slices: int = 1
+    """TPU slices that a data-centre network joins. They are copies along ``data``, so that gradients alone cross the
+    network, and ``fsdp`` and ``tensor`` stay inside of a slice."""
 
 
 def resolve_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
@@ -36,22 +40,62 @@ def resolve_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
     sizes = [config.data, config.fsdp, config.tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"mesh sizes are {sizes}: each must be positive, and at most one may be -1")
+    asked = " x ".join(map(str, sizes))
     fixed = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and num_devices % fixed == 0:
-        sizes[sizes.index(-1)] = num_devices // fixed
-    if math.prod(sizes) != num_devices:
+    if num_devices % fixed or (-1 not in sizes and fixed != num_devices):
+        given = " x ".join(
+            f"mesh.{name} {size}" for name, size in zip(AXES, sizes, strict=True) if size != -1
+        )
+        rest = (
+            f"set one of mesh.data, mesh.fsdp, mesh.tensor to -1 for all that are left, or let their product be "
+            f"{num_devices}"
+            if -1 not in sizes
+            else f"let {given} be one of {_listed(divisors(num_devices))}"
+        )
         raise UserError(
-            f"a mesh of data x fsdp x tensor = {' x '.join(map(str, sizes))} does not fit {num_devices} "
-            f"device(s): their product must be {num_devices}; set one of mesh.data, mesh.fsdp, mesh.tensor to -1"
+            f"a mesh of data x fsdp x tensor = {asked} does not fit {num_devices} device(s): {given} = {fixed}; {rest}"
+        )
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = num_devices // fixed
+    if config.num_slices < 1 or sizes[0] % config.num_slices:
+        raise UserError(
+            f"mesh.num_slices is {config.num_slices} and mesh.data {sizes[0]}: slices are copies along data, so it "
+            f"must be one of {_listed(divisors(sizes[0]))}"
         )
     return sizes[0], sizes[1], sizes[2]
+
+
+def divisors(number: int) -> list[int]:
+    """Those of a number, ascending."""
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over ``devices`` (default: all of them). Raises UserError where its shape does not fit."""
     devices = jax.devices() if devices is None else devices
     shape = resolve_shape(config, len(devices))
-    return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    kinds = (AxisType.Auto,) * len(AXES)
+    if config.num_slices == 1:
+        return jax.make_mesh(shape, AXES, devices=devices, axis_types=kinds)
+    found = {getattr(device, "slice_index", 0) for device in devices}
+    if len(found) != config.num_slices:
+        raise UserError(
+            f"mesh.num_slices is {config.num_slices}, and the devices are of {len(found)} slice(s): set it to "
+            f"{len(found)}"
+        )
+    inside = (shape[0] // config.num_slices, *shape[1:])
+    across = (config.num_slices, 1, 1)
+    grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices=list(devices))
+    return Mesh(grid, AXES, axis_types=kinds)
+
+
+def device_kind(mesh: AnyMesh) -> str:
+    """What JAX calls the devices of a mesh; empty where none need be there."""
+    return "" if isinstance(mesh, AbstractMesh) else str(mesh.devices.flat[0].device_kind)
 
 
 def abstract_mesh(config: MeshConfig, num_devices: int) -> AbstractMesh:

@@ -6,7 +6,7 @@ whose rows have nothing to do with each other, and contrastive learning, which l
 mapped axis (`Objective.pmap`); others are refused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -48,15 +48,18 @@ class Parallel(Protocol):
 def state_shardings(
     objective: Objective, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: AnyMesh
 ) -> TrainState:
-    """NamedSharding of every array of the state: moments and averages lie with their parameters."""
+    """NamedSharding of every array of the state.
+
+    Moments and averages lie as their parameters do, and are cut over ``data`` besides.
+    """
     params = sharding.parameter_shardings(objective.axes(), abstract.params, mesh)
-    trained = objective.trained(params)
+    cut = sharding.spread_shardings(objective.trained(params), objective.trained(abstract.params), mesh)
     whole = sharding.replicated(mesh)
     opt_state = optax.tree.map_params(
         optimizer,
         lambda _, cut: cut,
         abstract.opt_state,
-        trained,
+        cut,
         transform_non_params=lambda _: whole,
     )
     return TrainState(
@@ -64,7 +67,7 @@ def state_shardings(
         params=params,
         batch_stats=jax.tree.map(lambda _: whole, abstract.batch_stats),
         opt_state=opt_state,
-        ema_params=None if abstract.ema_params is None else trained,
+        ema_params=None if abstract.ema_params is None else cut,
         key=whole,
         num_skipped=whole,
     )
@@ -80,21 +83,35 @@ class JitParallel:
         objective: Objective,
         optimizer: optax.GradientTransformation,
         mesh: AnyMesh,
+        options: Mapping[str, str | bool] | None = None,
     ):
-        """Raises UserError where the mesh asks for cut parameters and cannot cut them."""
+        """``options`` are the compiler's for the step, by default none.
+
+        Raises UserError where the mesh asks for cut parameters and cannot cut them.
+        """
         abstract = jax.eval_shape(init_state)
         self.objective = objective
         # `init` and `step` want a mesh of devices; `abstract` does not.
         self.mesh: Any = mesh
         self.shardings = state_shardings(objective, optimizer, abstract, mesh)
-        sharding.check_sharded(abstract.params, self.shardings.params, mesh)
+        sharding.check_sharded(objective.axes(), abstract.params, self.shardings.params, mesh)
         self._abstract = abstract
         self._init = jax.jit(init_state, out_shardings=self.shardings)
+
+        update = sharding.update_layout(
+            objective.trained(self.shardings.params), objective.trained(abstract.params), mesh
+        )
+
+        def laid_out_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+            with sharding.layout(mesh):
+                return train_step(state, batch, update)
+
         self._step = jax.jit(
-            train_step,
+            laid_out_step,
             in_shardings=(self.shardings, sharding.batch_sharding(mesh)),
             out_shardings=(self.shardings, sharding.replicated(mesh)),
             donate_argnums=0,
+            compiler_options=dict(options) if options else None,
         )
 
     def init(self) -> TrainState:

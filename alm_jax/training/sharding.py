@@ -1,10 +1,12 @@
-"""Which array lives where: the one table from logical axis names to mesh axes.
+"""Which array lives where: the tables from logical axis names to mesh axes.
 
-Modules name the axes of their parameters; nothing else in the project builds a NamedSharding.
+Modules name the axes of their parameters and of their activations; nothing else in the project builds a NamedSharding.
 """
 
+import contextlib
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,10 +16,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from alm_jax.batch import BATCH_AXES
 from alm_jax.errors import UserError
 from alm_jax.nn.kv_cache import CACHE_AXES, KVCache
-from alm_jax.training.mesh import AnyMesh
+from alm_jax.nn.layout import Layout, use_layout
+from alm_jax.training.mesh import AnyMesh, divisors
 from alm_jax.types import PyTree
 
-RULES: dict[str, str | None] = {
+PARAMETER_RULES: dict[str, str | None] = {
     # The width of the residual stream is what every large array has: cutting it is FSDP.
     "embed": "fsdp",
     # Of convolutions, what the width is of transformers.
@@ -31,7 +34,18 @@ RULES: dict[str, str | None] = {
     # An LSTM's memory cells, with their gates: a step gathers the state.
     "state": "tensor",
 }
-"""Logical axis -> mesh axis. A name that is absent is kept whole on every device."""
+"""Logical axis of a parameter -> mesh axis. A name that is absent is kept whole on every device."""
+
+ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
+    # Rows stay where they are: what ``fsdp`` cuts is gathered for the layer that reads it, and given back.
+    "batch": BATCH_AXES,
+    # What the inner dimensions of parameters are cut over, their products are too.
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "vocab": ("tensor",),
+    "state": ("tensor",),
+}
+"""Logical axis of an activation -> mesh axes. A name that is absent is whole on every device that has the row."""
 
 
 def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
@@ -42,11 +56,31 @@ def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: A
     """
     spec: list[str | None] = []
     for name, size in zip(axes, shape, strict=True):
-        mesh_axis = RULES.get(name) if name is not None else None
+        mesh_axis = PARAMETER_RULES.get(name) if name is not None else None
         if mesh_axis in spec or mesh_axis is None or size % mesh.shape[mesh_axis]:
             mesh_axis = None
         spec.append(mesh_axis)
     return PartitionSpec(*spec)
+
+
+def activation_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
+    """The PartitionSpec of one activation; a dimension that its mesh axes do not divide is kept whole."""
+    spec: list[tuple[str, ...] | None] = []
+    for name, size in zip(axes, shape, strict=True):
+        cut = ACTIVATION_RULES.get(name, ()) if name is not None else ()
+        is_cut = cut and size % math.prod(mesh.shape[axis] for axis in cut) == 0
+        spec.append(cut if is_cut else None)
+    return PartitionSpec(*spec)
+
+
+def layout(mesh: AnyMesh) -> contextlib.AbstractContextManager[None]:
+    """The rules of ``mesh`` for the modules that are traced inside (`alm_jax.nn.layout`)."""
+    return use_layout(
+        Layout(
+            activations=lambda axes, shape: activation_spec(axes, shape, mesh),
+            parameters=lambda axes, shape: parameter_spec(axes, shape, mesh),
+        )
+    )
 
 
 def is_axes(leaf: Any) -> bool:
@@ -61,6 +95,60 @@ def parameter_shardings(axes: PyTree, abstract: PyTree, mesh: AnyMesh) -> PyTree
         axes,
         abstract,
         is_leaf=is_axes,
+    )
+
+
+def spread_spec(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
+    """``spec`` of a parameter, with the largest dimension that allows it cut over ``data`` besides.
+
+    ZeRO's first stage: Rajbhandari et al. 2019, https://arxiv.org/abs/1910.02054. Small arrays stay as they are:
+    cutting one costs more than its update.
+    """
+    ways = mesh.shape["data"]
+    if ways == 1 or math.prod(shape) < MIN_SPREAD_SIZE:
+        return spec
+    cuts = [() if cut is None else cut if isinstance(cut, tuple) else (cut,) for cut in spec]
+    for axis in sorted(range(len(shape)), key=lambda axis: -shape[axis]):
+        if shape[axis] % (ways * math.prod(mesh.shape[name] for name in cuts[axis])) == 0:
+            cuts[axis] = (*cuts[axis], "data")
+            break
+    return PartitionSpec(*(cut or None for cut in cuts))
+
+
+MIN_SPREAD_SIZE = 2**14
+"""Numbers of the smallest array whose moments are cut over ``data``."""
+
+
+def spread_shardings(shardings: PyTree, abstract: PyTree, mesh: AnyMesh) -> PyTree:
+    """NamedSharding of what the optimizer keeps of every trained parameter, from those of the parameters."""
+    return jax.tree.map(
+        lambda placed, leaf: NamedSharding(mesh, spread_spec(placed.spec, leaf.shape, mesh)),
+        shardings,
+        abstract,
+    )
+
+
+class UpdateLayout(NamedTuple):
+    """How a step lays out trained parameters, or anything shaped like them, around the optimizer's update."""
+
+    cut: Callable[[PyTree], PyTree]
+    """As the optimizer's state lies: every device updates its own part."""
+    whole: Callable[[PyTree], PyTree]
+    """As parameters lie."""
+
+
+UNCUT = UpdateLayout(cut=lambda tree: tree, whole=lambda tree: tree)
+"""On one device, and under ``pmap``."""
+
+
+def update_layout(shardings: PyTree, abstract: PyTree, mesh: AnyMesh) -> UpdateLayout:
+    """The layouts on ``mesh``, from shardings and shapes of the trained parameters."""
+    if mesh.size == 1:
+        return UNCUT
+    cut = spread_shardings(shardings, abstract, mesh)
+    return UpdateLayout(
+        cut=lambda tree: jax.lax.with_sharding_constraint(tree, cut),
+        whole=lambda tree: jax.lax.with_sharding_constraint(tree, shardings),
     )
 
 
@@ -115,17 +203,58 @@ def replicated_fraction(abstract: PyTree, shardings: PyTree) -> float:
 MAX_REPLICATED_FRACTION = 0.1
 
 
-def check_sharded(abstract: PyTree, shardings: PyTree, mesh: AnyMesh) -> None:
-    """Raises UserError where a mesh asks for cut parameters and most of them would be whole all the same."""
+def check_sharded(axes: PyTree, abstract: PyTree, shardings: PyTree, mesh: AnyMesh) -> None:
+    """Refuses a mesh that asks for cut parameters and cannot cut them, with the choices that it could.
+
+    Raises UserError where a mesh axis does not divide an axis that its rule names (heads, widths; a vocabulary is kept
+    whole instead), in a parameter of ``MIN_REFUSED_FRACTION`` of all bytes or more, or where more than
+    ``MAX_REPLICATED_FRACTION`` of the bytes would be whole on every device.
+    """
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return
+    total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    named = jax.tree.leaves_with_path(axes, is_leaf=is_axes)
+    for (path, names), leaf in zip(named, jax.tree.leaves(abstract), strict=True):
+        share = math.prod(leaf.shape) * leaf.dtype.itemsize / max(total, 1)
+        for name, size in zip(names, leaf.shape, strict=True):
+            axis = PARAMETER_RULES.get(name)
+            if (
+                axis is None
+                or name in KEPT_WHOLE
+                or share < MIN_REFUSED_FRACTION
+                or size % mesh.shape[axis] == 0
+            ):
+                continue
+            raise UserError(
+                f"mesh.{axis} is {mesh.shape[axis]}, which does not divide {size}, the {name} axis of "
+                f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(leaf.shape)}: choose one of "
+                f"{', '.join(map(str, _choices(axes, abstract, axis, mesh.size)))}"
+            )
     fraction = replicated_fraction(abstract, shardings)
     if fraction > MAX_REPLICATED_FRACTION:
         raise UserError(
             f"mesh {dict(mesh.shape)} asks for cut parameters, but {fraction:.0%} of their bytes would stay whole on "
             f"every device (at most {MAX_REPLICATED_FRACTION:.0%} may): choose fsdp and tensor that divide the model's "
-            "widths"
+            f"widths, such as fsdp {', '.join(map(str, _choices(axes, abstract, 'fsdp', mesh.size)))}"
         )
+
+
+MIN_REFUSED_FRACTION = 0.01
+"""Share of all bytes from which on a parameter that cannot be cut as its rule says is a mistake in the mesh."""
+KEPT_WHOLE = {"vocab", "joint"}
+"""Axes whose size is what it is (50,265 tokens): where the mesh does not divide them they are whole."""
+
+
+def _choices(axes: PyTree, abstract: PyTree, mesh_axis: str, num_devices: int) -> list[int]:
+    """Sizes of a mesh axis that divide all that its rules cut, and the number of devices."""
+    sizes = {num_devices}
+    for names, leaf in zip(jax.tree.leaves(axes, is_leaf=is_axes), jax.tree.leaves(abstract), strict=True):
+        sizes |= {
+            size
+            for name, size in zip(names, leaf.shape, strict=True)
+            if PARAMETER_RULES.get(name) == mesh_axis and name not in KEPT_WHOLE
+        }
+    return divisors(math.gcd(*sizes))
 
 
 def fetch(x: jax.Array) -> np.ndarray:

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from alm_jax.figures import Figure
 from alm_jax.objectives import Objective
 from alm_jax.training.accumulation import loss_and_gradients
+from alm_jax.training.sharding import UNCUT, UpdateLayout
 from alm_jax.training.state import TrainState
 from alm_jax.training.trainable import overlay
 from alm_jax.types import Metrics, PyTree
@@ -21,7 +22,7 @@ FIGURES = (
     Figure(name="num_skipped", label="steps skipped in a row", is_higher_better=False),
 )
 """What every step records beside its objective's figures."""
-TrainStep = Callable[[TrainState, dict[str, Array]], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def build_train_step(
@@ -37,26 +38,34 @@ def build_train_step(
 
     A loss or gradient that is not finite leaves parameters, statistics, optimizer and average as they
     were, and is counted in ``num_skipped``; the step number still advances, so that the data moves on.
+
+    The step takes a `UpdateLayout` too: how gradients, moments and averages are cut over devices for the update.
     """
 
-    def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: dict[str, Array], layout: UpdateLayout = UNCUT
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         loss, grads, batch_stats, metrics = loss_and_gradients(
             objective, state.variables, batch, key, num_microbatches=num_microbatches, axis_name=axis_name
         )
+        grads = layout.cut(grads)
         grad_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         def update(state: TrainState) -> TrainState:
-            trained = objective.trained(state.params)
+            trained = layout.cut(objective.trained(state.params))
             updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-            params = objective.project(overlay(state.params, optax.apply_updates(trained, updates)))
+            trained = layout.cut(optax.apply_updates(trained, updates))
+            params = objective.project(overlay(state.params, layout.whole(trained)))
             return dataclasses.replace(
                 state,
                 params=params,
                 batch_stats=batch_stats,
                 opt_state=opt_state,
-                ema_params=average(state.ema_params, objective.trained(params), ema_decay, state.step),
+                ema_params=average(
+                    state.ema_params, layout.cut(objective.trained(params)), ema_decay, state.step
+                ),
             )
 
         # A branch, not a select of every array: that would read old and new state side by side, and XLA would

@@ -8,9 +8,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from alm_jax.bench import figures
+from alm_jax.bench import estimates, figures
 from alm_jax.bench import step as bench
 from alm_jax.bench.chips import CHIPS
+from alm_jax.bench.compiled_step import compile_row
 from alm_jax.bench.counting import Counts, KernelCall
 from alm_jax.bench.timing import Timing
 from alm_jax.bench.topology import Topology, resolve
@@ -42,10 +43,10 @@ def test_batches_of_shapes_are_those_of_arrays(config):
 @pytest.mark.slow
 def test_rematerialised_flops_are_no_model_flops(config):
     mesh = build_mesh(MeshConfig(), jax.devices()[:1])
-    plain = bench.model_flops(config, mesh)
+    plain = bench.model_flops(config, 1)
     model = dataclasses.replace(config.objective.model, remat="block")
     remat = dataclasses.replace(config, objective=dataclasses.replace(config.objective, model=model))
-    assert bench.model_flops(remat, mesh) == plain
+    assert bench.model_flops(remat, 1) == plain
     traced = bench.build(remat, mesh).trace_step(bench.abstract_batch(remat))
     assert bench.count_jaxpr(traced.jaxpr).flops > 1.05 * plain
 
@@ -58,24 +59,24 @@ V5E = Topology("v5e:1x1", (), CHIPS["TPU v5 lite"])
 
 
 def test_an_estimate_is_cycles_by_the_clock():
-    row = figures.estimates(COPY, 197e6, V5E, Counts())
+    row = estimates.estimates(COPY, 197e6, V5E, Counts())
     assert row["estimated_cycles"] == 3000
     assert row["estimated_ms"] == pytest.approx(2e-3)
     assert row["estimated_mfu"] == pytest.approx(0.5)
-    assert figures.estimates(COPY, 1e6, Topology("h200:1", (), CHIPS["NVIDIA H200"]), Counts()) == {}
+    assert estimates.estimates(COPY, 1e6, Topology("h200:1", (), CHIPS["NVIDIA H200"]), Counts()) == {}
 
 
 def test_the_bundles_of_kernels_are_part_of_an_estimate(monkeypatch):
-    monkeypatch.setattr(figures, "kernel_cycles", lambda kernels, topology: 1000 * len(kernels))
+    monkeypatch.setattr(estimates, "call_cycles", lambda call, topology: 1000)
     counts = Counts(kernels=collections.Counter({KernelCall("attention", (4,), ()): 1}))
-    row = figures.estimates(COPY, 197e6, V5E, counts)
+    row = estimates.estimates(COPY, 197e6, V5E, counts)
     assert (row["estimated_cycles"], row["kernel_cycles"]) == (4000, 1000)
     assert row["estimated_mfu"] == pytest.approx(0.375)
 
 
 def test_more_than_a_chip_can_do_is_no_estimate():
     with pytest.raises(RuntimeError, match="101%"):
-        figures.estimates(COPY, 1.01 * 394e6, V5E, Counts())
+        estimates.estimates(COPY, 1.01 * 394e6, V5E, Counts())
 
 
 def test_ratios_are_of_neighbouring_runs():
@@ -113,7 +114,7 @@ def test_a_step_beside_its_peer(config, monkeypatch):
 @pytest.mark.slow
 @needs_libtpu
 def test_a_step_for_devices_that_are_not_here(config):
-    row = bench.compile_row(with_training(config, batch_size=64), resolve("v5e:2x2"))
+    row, _, _ = compile_row(with_training(config, batch_size=64), resolve("v5e:2x2"))
     assert row["error"] is None
     assert row["fits"]
     assert row["devices"] == 4

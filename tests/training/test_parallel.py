@@ -5,7 +5,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
 from training_batches import make_batch
 
 from alm_jax.errors import UserError
@@ -134,10 +133,25 @@ def test_mesh_shapes(config, devices, shape):
     assert resolve_shape(config, devices) == shape
 
 
-@pytest.mark.parametrize("config", [MeshConfig(data=3), MeshConfig(data=-1, fsdp=-1), MeshConfig(data=0)])
-def test_a_mesh_that_does_not_fit_says_so(config):
-    with pytest.raises(UserError, match="mesh"):
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (MeshConfig(data=3), "mesh.data 3 x mesh.fsdp 1 x mesh.tensor 1 = 3; set one of"),
+        (MeshConfig(tensor=3), "mesh.fsdp 1 x mesh.tensor 3 be one of 1, 2, 4, 8"),
+        (MeshConfig(data=-1, fsdp=-1), "at most one may be -1"),
+        (MeshConfig(data=0), "each must be positive"),
+        (MeshConfig(fsdp=2, num_slices=3), "must be one of 1, 2, 4"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_says_what_would(config, words):
+    with pytest.raises(UserError, match="mesh") as error:
         resolve_shape(config, 8)
+    assert words in str(error.value)
+
+
+def test_slices_that_are_not_there_are_a_mistake():
+    with pytest.raises(UserError, match="devices are of 1 slice"):
+        build_mesh(MeshConfig(num_slices=2))
 
 
 def test_a_batch_that_does_not_divide_says_which_would():
@@ -146,11 +160,27 @@ def test_a_batch_that_does_not_divide_says_which_would():
         check_batch_size(40, 2, 8)
 
 
-def test_a_mesh_that_cuts_nothing_is_refused():
-    mesh = build_mesh(MeshConfig(data=1, fsdp=8))
-    axes = {"kernel": ("embed", "mlp")}
-    abstract = {"kernel": jax.ShapeDtypeStruct((10, 16), np.float32)}
+@pytest.mark.parametrize(
+    ("mesh_config", "shape", "words"),
+    [
+        # 12 heads on 8 devices; the width is 96, and a norm is too small to matter.
+        (
+            MeshConfig(data=1, tensor=8),
+            (96, 3, 12, 8),
+            "does not divide 12, the heads axis .* one of 1, 2, 4$",
+        ),
+        (
+            MeshConfig(data=1, fsdp=8),
+            (100, 3, 12, 8),
+            "does not divide 100, the embed axis .* one of 1, 2, 4$",
+        ),
+        (MeshConfig(data=1, fsdp=8), None, "100% of their bytes"),
+    ],
+)
+def test_a_mesh_that_cannot_cut_is_refused_with_what_could(mesh_config, shape, words):
+    mesh = build_mesh(mesh_config)
+    axes = {"qkv": ("embed", "qkv", "heads", "head_dim")} if shape else {"kernel": ("patch", "joint")}
+    abstract = {name: jax.ShapeDtypeStruct(shape or (10, 16), np.float32) for name in axes}
     shardings = parameter_shardings(axes, abstract, mesh)
-    assert isinstance(shardings["kernel"], NamedSharding)
-    with pytest.raises(UserError, match="100% of their bytes"):
-        check_sharded(abstract, shardings, mesh)
+    with pytest.raises(UserError, match=words):
+        check_sharded(axes, abstract, shardings, mesh)

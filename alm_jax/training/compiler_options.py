@@ -1,0 +1,36 @@
+"""Options of XLA and libtpu for training steps, by generation of device: what overlaps traffic with computation.
+
+XLA's latency-hiding scheduler, and asynchronous collectives for it to move. Names and choices are those that MaxText
+gives libtpu for large models on the same generations (https://github.com/AI-Hypercomputer/maxtext, its benchmarks).
+"""
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+Preset: TypeAlias = Literal["default", "overlap"]
+"""``default``: the compiler's own choices. ``overlap``: `OVERLAP` of the device's kind, nothing on others."""
+
+_TPU = {
+    "xla_tpu_enable_latency_hiding_scheduler": "true",
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+    "xla_enable_async_all_gather": "true",
+}
+_GPU = {"xla_gpu_enable_latency_hiding_scheduler": True}
+OVERLAP: Mapping[str, Mapping[str, str | bool]] = {
+    "TPU v4": _TPU,
+    "TPU v5 lite": _TPU,
+    "TPU v5": _TPU,
+    "TPU v6 lite": _TPU,
+    "TPU7x": _TPU,
+    "NVIDIA H100 80GB HBM3": _GPU,
+    "NVIDIA H200": _GPU,
+}
+"""By ``device_kind``."""
+
+
+def compiler_options(preset: Preset, device_kind: str) -> dict[str, str | bool]:
+    """The options of a preset on devices of a kind; empty where it has none."""
+    return dict(OVERLAP.get(device_kind, {})) if preset == "overlap" else {}
