@@ -90,7 +90,7 @@ def collectives(text: str) -> list[Collective]:
 
 def _bodies(module: Module) -> Iterable[tuple[list[Instruction], int]]:
     """Every computation that runs and how often, each once: of loops and branches too."""
-    pending, total = [(module.entry, 1)], {}
+    pending, total = [(module.entry, 1)], dict[str, int]()
     while pending:
         name, times = pending.pop()
         total[name] = total.get(name, 0) + times

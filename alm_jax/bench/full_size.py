@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from alm_jax.bench.estimates import ASSUMPTIONS
+
 GIB = 2**30
 BFLOAT16 = ("--objective.model.compute-dtype", "bfloat16", "--objective.model.remat", "block")
 """For configs whose published recipe is float32 on GPUs."""
@@ -102,14 +104,34 @@ def run_cases(
         yield f"{case.name}: done"
 
 
+PAGE = f"""# Full-size configs on slices that are not here
+
+Written by `alm bench full-size` from the rows in [full_size/](full_size/). Nothing ran: state and batch (*held*) are
+known from shapes and shardings, the *peak* is the compiler's, and times are estimates.
+
+- *XLA* is the compiler's own estimate of computation, with the bundles of Pallas kernels, and never less than the bytes
+  to and from HBM at the chip's bandwidth. *roofline* is the sum, over all instructions, of the slowest of bytes, padded
+  products and vector operations ([pods.md](pods.md)). *predicted* is XLA's with the traffic that nothing hides, if
+  {ASSUMPTIONS}.
+- MFU is of the model's FLOPs: reference forms, nothing padded, nothing computed twice.
+- *sent* is what one chip receives in the collectives of a step; *hidden* is the share of their time with computation
+  beside it.
+
+The first command compiles what has no row yet, the second one config, by the model's own names:
+
+    alm bench full-size > docs/performance/full_size.md
+    alm compile configs/ltu_7b.py --topology v5e:16x16 --by-module
+
+"""
+
 TITLES = (
-    *("config", "on", "mesh", "rows a chip", "parameters", "peak GiB", "fits"),
+    *("config", "on", "mesh", "rows a chip", "parameters", "held GiB", "peak GiB", "fits"),
     *("ms XLA / roofline / predicted", "MFU XLA / roofline / predicted", "sent GB a chip", "hidden"),
 )
 
 
 def write_table(folder: Path, *, cases: Sequence[Case] = CASES) -> str:
-    """The table in Markdown: rows that are there, then the largest batches, then what has not been compiled."""
+    """The page in Markdown: rows that are there, then the largest batches, then what has not been compiled."""
     rows, searches, missing = [], [], []
     for case in cases:
         path = folder / f"{case.name}.json"
@@ -121,7 +143,7 @@ def write_table(folder: Path, *, cases: Sequence[Case] = CASES) -> str:
             searches.append(_search_line(case, found["rows"]))
         else:
             rows.append(_cells(found))
-    lines = [f"| {' | '.join(TITLES)} |", f"|{' --- |' * len(TITLES)}"]
+    lines = [PAGE + f"| {' | '.join(TITLES)} |", f"|{' --- |' * len(TITLES)}"]
     lines += [f"| {' | '.join(cells)} |" for cells in rows]
     if searches:
         lines += ["", "The largest batch that fits, to an eighth:", "", *searches]
@@ -150,6 +172,7 @@ def _cells(found: dict[str, Any]) -> list[str]:
         row["mesh"],
         f"{row['batch'] / row['devices']:g}",
         f"{found['parameters'] / 1e6:,.1f} M",
+        f"{found['total_bytes_per_chip'] / GIB:.2f}",
     ]
     if row["error"]:
         return [*head, "", "no" if row["fits"] is False else "?", *[""] * (len(TITLES) - len(head) - 2)]

@@ -311,7 +311,7 @@ def bench_full_size(args: Sequence[str]) -> None:
     own = parser.parse_args(args)
     for line in () if own.no_compile else run_cases(own.configs, own.rows, only=own.only):
         print(line, file=sys.stderr, flush=True)
-    print(write_table(own.rows))
+    print(write_table(own.rows), end="")
 
 
 def bench_report(args: Sequence[str]) -> None:

@@ -36,6 +36,8 @@ No parameter has one name twice, so a table of rules can never put two of its ax
 naming an axis once.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -63,5 +65,5 @@ def declare(
 ) -> Array:
     """The float32 parameter ``name`` of ``module``, a name for each of its axes."""
     # flax types the result as the box that holds the names; inside a module it is the array.
-    param: Array = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    param: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
     return constrain_parameter(param, axes)

@@ -28,7 +28,13 @@ STEP = {
         {"kind": "all-gather", "sent_bytes": 1e9, "ms": 10.0, "hidden_ms": 0.0},
     ],
 }
-FOUND = {"config": "ltu_7b", "topology": "v5e:16x16", "parameters": 6_831_400_000, "step": STEP}
+FOUND = {
+    "config": "ltu_7b",
+    "topology": "v5e:16x16",
+    "parameters": 6_831_400_000,
+    "total_bytes_per_chip": 2**30,
+    "step": STEP,
+}
 PAIR = (Case("ltu_7b", "v5e:16x16"), Case("ltu_7b", "v5e:16x16", ("--search-batch",)))
 
 

@@ -57,8 +57,10 @@ def compiled_pass(name: str, mesh_config: MeshConfig):
 
 
 def moves_rows(collective) -> bool:
-    """Whether an axis of what is sent counts rows, and it is no table's lookup: ids go to where the table's columns are,
-    and the vectors come back."""
+    """Whether an axis of what is sent counts rows, and it is no table's lookup.
+
+    For that ids go to where the table's columns are, and the vectors come back.
+    """
     if "_take" in collective.op_name and (
         collective.kind == "all-to-all" or collective.shape.startswith("s32")
     ):
