@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from alm_jax.nn.layout import constrain
+from alm_jax.nn.layout import constrain, constrain_parameter
 from alm_jax.nn.parameter import declare, truncated_normal, zeros
 
 
@@ -41,7 +41,10 @@ class Dense(nn.Module):
         kernel = declare(self, "kernel", init_kernel, (*inputs, *self.features), self.axes)
         # One leading axis: the gradient of the kernel then contracts one axis, without transposing copies.
         rows = x.reshape(-1, *inputs).astype(self.dtype)
-        y = multiply(rows, kernel.astype(self.dtype), num_contracted)
+        # Cut as the state is until the product reads it: so what is gathered, and the gradient that is added up over
+        # devices, have the dtype of the product.
+        kernel = constrain_parameter(kernel.astype(self.dtype), self.axes)
+        y = multiply(rows, kernel, num_contracted)
         if self.use_bias:
             bias = declare(self, "bias", zeros, self.features, self.axes[num_contracted:])
             y = y + bias.astype(self.dtype)[None]
