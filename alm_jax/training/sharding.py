@@ -5,7 +5,7 @@ Modules name the axes of their parameters and of their activations; nothing else
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -212,30 +212,20 @@ def check_sharded(axes: PyTree, abstract: PyTree, shardings: PyTree, mesh: AnyMe
     """
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return
-    total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    named = jax.tree.leaves_with_path(axes, is_leaf=is_axes)
-    for (path, names), leaf in zip(named, jax.tree.leaves(abstract), strict=True):
-        share = math.prod(leaf.shape) * leaf.dtype.itemsize / max(total, 1)
-        for name, size in zip(names, leaf.shape, strict=True):
-            axis = PARAMETER_RULES.get(name)
-            if (
-                axis is None
-                or name in KEPT_WHOLE
-                or share < MIN_REFUSED_FRACTION
-                or size % mesh.shape[axis] == 0
-            ):
-                continue
+    for path, name, size, shape in _large_cuts(axes, abstract):
+        axis = PARAMETER_RULES[name]
+        assert axis is not None
+        if size % mesh.shape[axis]:
             raise UserError(
-                f"mesh.{axis} is {mesh.shape[axis]}, which does not divide {size}, the {name} axis of "
-                f"{jax.tree_util.keystr(path, simple=True, separator='/')} {list(leaf.shape)}: choose one of "
-                f"{', '.join(map(str, _choices(axes, abstract, axis, mesh.size)))}"
+                f"mesh.{axis} is {mesh.shape[axis]}, which does not divide {size}, the {name} axis of {path} "
+                f"{list(shape)}: choose one of {_choices(axes, abstract, axis, mesh.size)}"
             )
     fraction = replicated_fraction(abstract, shardings)
     if fraction > MAX_REPLICATED_FRACTION:
         raise UserError(
             f"mesh {dict(mesh.shape)} asks for cut parameters, but {fraction:.0%} of their bytes would stay whole on "
             f"every device (at most {MAX_REPLICATED_FRACTION:.0%} may): choose fsdp and tensor that divide the model's "
-            f"widths, such as fsdp {', '.join(map(str, _choices(axes, abstract, 'fsdp', mesh.size)))}"
+            f"widths, such as fsdp {_choices(axes, abstract, 'fsdp', mesh.size)}"
         )
 
 
@@ -245,16 +235,23 @@ KEPT_WHOLE = {"vocab", "joint"}
 """Axes whose size is what it is (50,265 tokens): where the mesh does not divide them they are whole."""
 
 
-def _choices(axes: PyTree, abstract: PyTree, mesh_axis: str, num_devices: int) -> list[int]:
+def _large_cuts(axes: PyTree, abstract: PyTree) -> Iterator[tuple[str, str, int, tuple[int, ...]]]:
+    """Every axis that a mesh has to divide: path of its parameter, its name and size, and the parameter's shape."""
+    total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    named = jax.tree.leaves_with_path(axes, is_leaf=is_axes)
+    for (path, names), leaf in zip(named, jax.tree.leaves(abstract), strict=True):
+        if math.prod(leaf.shape) * leaf.dtype.itemsize < MIN_REFUSED_FRACTION * total:
+            continue
+        for name, size in zip(names, leaf.shape, strict=True):
+            if PARAMETER_RULES.get(name) is not None and name not in KEPT_WHOLE:
+                yield jax.tree_util.keystr(path, simple=True, separator="/"), name, size, leaf.shape
+
+
+def _choices(axes: PyTree, abstract: PyTree, mesh_axis: str, num_devices: int) -> str:
     """Sizes of a mesh axis that divide all that its rules cut, and the number of devices."""
-    sizes = {num_devices}
-    for names, leaf in zip(jax.tree.leaves(axes, is_leaf=is_axes), jax.tree.leaves(abstract), strict=True):
-        sizes |= {
-            size
-            for name, size in zip(names, leaf.shape, strict=True)
-            if PARAMETER_RULES.get(name) == mesh_axis and name not in KEPT_WHOLE
-        }
-    return divisors(math.gcd(*sizes))
+    cuts = _large_cuts(axes, abstract)
+    sizes = [size for _, name, size, _ in cuts if PARAMETER_RULES[name] == mesh_axis]
+    return ", ".join(map(str, divisors(math.gcd(num_devices, *sizes))))
 
 
 def fetch(x: jax.Array) -> np.ndarray:
