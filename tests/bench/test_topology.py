@@ -10,13 +10,15 @@ from alm_jax.bench import topology
 from alm_jax.bench.cycles import estimate_cycles
 from alm_jax.errors import UserError
 from alm_jax.training import sharding
+from alm_jax.training.compiler_options import compiler_options
+from alm_jax.training.mesh import MeshConfig
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra `aot`)"
 )
 
 
-@pytest.mark.parametrize("name", ["v9:2x2", "v5e-16", "h100:0", "h100:1x8", "h100"])
+@pytest.mark.parametrize("name", ["v9:2x2", "v5e-16", "h100:0", "h100:1x8", "h100", "v5e:2x2*0"])
 def test_a_name_that_is_none_is_told_so(name):
     with pytest.raises(UserError, match="topology"):
         topology.resolve(name)
@@ -51,6 +53,7 @@ def test_a_shape_that_is_none_is_told_so():
         ("v5p:2x2x1", 4, "TPU v5"),
         ("v6e:2x2", 4, "TPU v6 lite"),
         ("v4:2x2x1", 4, "TPU v4"),
+        ("v5e:2x2*2", 8, "TPU v5 lite"),
         ("tpu7x:2x2x1", 8, "TPU7x"),
     ],
 )
@@ -60,6 +63,26 @@ def test_every_generation_has_a_mesh_and_a_chip(name, num_devices, kind):
     assert found.mesh().size == num_devices
     assert found.chip.hbm_bytes >= 16 * 2**30
     assert topology.read_name(name) == (num_devices, found.chip)
+
+
+@needs_libtpu
+def test_slices_are_copies_along_data():
+    found = topology.resolve("v5e:2x2*2")
+    devices = found.mesh(MeshConfig(fsdp=2, tensor=2, num_slices=2)).devices
+    assert devices.shape == (2, 2, 2)
+    assert [{device.slice_index for device in copy.flat} for copy in devices] == [{0}, {1}]
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_the_options_of_every_generation_are_known_to_its_compiler(name):
+    found = topology.resolve(name)
+    options = compiler_options("overlap", found.devices[0].device_kind)
+    assert options
+    rows = sharding.batch_sharding(found.mesh())
+    x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+    lowered = jax.jit(lambda x: x @ x.T, in_shardings=rows, compiler_options=options).trace(x).lower()
+    assert topology.compile_for(lowered, found).error is None
 
 
 def lower(n, found):
