@@ -147,13 +147,9 @@ def resolve(name: str) -> Topology:
 
     Raises UserError where the kind or the shape is not known, or its compiler is not installed.
     """
+    read_name(name)
     kind, _, shape = name.partition(":")
-    if kind in ACCELERATORS:
-        devices = _tpu_devices(name, kind)
-    elif kind in CARDS:
-        devices = _cuda_devices(name, kind, shape)
-    else:
-        raise UserError(_unknown(name))
+    devices = _tpu_devices(name, kind) if kind in ACCELERATORS else _cuda_devices(name, kind, shape)
     chip = chip_of(devices[0].device_kind)
     assert chip is not None, f"{devices[0].device_kind} is not in chips.py"
     return Topology(name, tuple(devices), chip)
@@ -170,7 +166,7 @@ def _tpu_devices(name: str, kind: str) -> Sequence[Any]:
         os.environ.setdefault(key, value)
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", ACCELERATORS[kind])
     one, _, slices = name.partition("*")
-    extra: dict[str, Any] = {"num_slices": int(slices)} if slices.isdigit() else {}
+    extra: dict[str, Any] = {"num_slices": int(slices)} if slices else {}
     if kind == "v4":
         # One device a chip, as on a real slice.
         extra |= {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
