@@ -143,7 +143,7 @@ def _result(line: Instruction) -> tuple[str, float]:
         # Inputs come first, then results, then contexts.
         shapes = shapes[len(line.operands) : 2 * len(line.operands)]
     text = " ".join(f"{shape.dtype}[{','.join(map(str, shape.sizes))}]" for shape in shapes)
-    return text, sum(shape.num_bytes for shape in shapes)
+    return text, sum((shape.num_bytes for shape in shapes), 0.0)
 
 
 def _group_size(line: Instruction, module: Module) -> int:

@@ -10,7 +10,6 @@ operations; this one knows no stalls, and no overlap of one instruction with the
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from alm_jax.bench.chips import Chip
 from alm_jax.bench.hlo import Instruction, Module, parse
-from alm_jax.bench.shapes import Shape, shapes_of
+from alm_jax.bench.shapes import ITEMSIZE, Shape, shapes_of
 
 VECTOR_LANES = 8 * 128
 """Numbers of 32 bits in one vector register, of which a unit works on one a cycle."""
@@ -126,7 +125,7 @@ def cost_of(
         return Cost()
     if opcode.endswith("-start"):
         # A copy is read from HBM once or written to it once; a collective's traffic with HBM is that of its arrays.
-        return Cost(hbm_bytes=sum(shape.hbm_bytes for shape in shapes_of(line.type)), is_async=True)
+        return Cost(hbm_bytes=_hbm_bytes(line.type), is_async=True)
     if opcode == "custom-call" and "tpu_custom_call" in line.text:
         declared = re.search(r"operand_layout_constraints=\{(.*?)\}, [a-z_]+=", line.text, flags=re.DOTALL)
         inputs = [_plain(shape) for shape in shapes_of(declared.group(1))] if declared else []
@@ -147,15 +146,13 @@ def _bytes_at_top(module: Module, line: Instruction) -> float:
     """Bytes to and from HBM of an instruction outside of fusions."""
     written, read = _only_part(module, line)
     results = shapes_of(line.type)
-    total = sum(
-        result.hbm_bytes if part is None else min(part, result.hbm_bytes)
-        for result, part in zip(results, [*written, *[None] * len(results)], strict=False)
-    )
+    parts = zip(results, [*written, *[None] * len(results)], strict=False)
+    total = sum((one.hbm_bytes if part is None else min(part, one.hbm_bytes) for one, part in parts), 0.0)
     for index, name in enumerate(line.operands):
         operand = module.types.get(name)
         if operand is None:
             continue
-        whole = sum(shape.hbm_bytes for shape in shapes_of(operand))
+        whole = _hbm_bytes(operand)
         total += whole if read.get(index) is None else min(read[index] or 0.0, whole)
     return total
 
@@ -163,9 +160,9 @@ def _bytes_at_top(module: Module, line: Instruction) -> float:
 def _only_part(module: Module, line: Instruction) -> tuple[list[float | None], dict[int, float | None]]:
     """Of each result the bytes that are written, of each operand those that are read; None for all."""
     if line.opcode in READS_A_PART:
-        return [], {0: sum(shape.hbm_bytes for shape in shapes_of(line.type))}
+        return [], {0: _hbm_bytes(line.type)}
     if line.opcode == "dynamic-update-slice":
-        update = sum(shape.hbm_bytes for shape in shapes_of(module.types.get(line.operands[1], "")))
+        update = _hbm_bytes(module.types.get(line.operands[1], ""))
         return [update], {0: 0.0}
     if line.opcode != "fusion":
         return [], {}
@@ -193,7 +190,7 @@ def _bytes_read(module: Module, lines: list[Instruction], name: str) -> float | 
         if not places:
             continue
         if user.opcode in READS_A_PART and places == [0]:
-            total += sum(shape.padded_size * _itemsize(shape) for shape in shapes_of(user.type))
+            total += _padded_bytes(user.type)
         elif user.opcode == "dynamic-update-slice" and places == [0]:
             continue
         elif user.opcode == "bitcast":
@@ -221,11 +218,17 @@ def _bytes_written(module: Module, by_name: Mapping[str, Instruction], output: I
     if output.opcode != "dynamic-update-slice":
         return None
     update = module.types.get(output.operands[1], "")
-    return sum(shape.padded_size * _itemsize(shape) for shape in shapes_of(update))
+    return _padded_bytes(update)
 
 
-def _itemsize(shape: Shape) -> float:
-    return shape.num_bytes / max(math.prod(shape.sizes), 1)
+def _hbm_bytes(types: str) -> float:
+    """Of arrays that lie in HBM."""
+    return sum((shape.hbm_bytes for shape in shapes_of(types)), 0.0)
+
+
+def _padded_bytes(types: str) -> float:
+    """Wherever they lie: inside of a fusion nothing says where."""
+    return sum((shape.padded_size * ITEMSIZE[shape.dtype] for shape in shapes_of(types)), 0.0)
 
 
 def _compute(

@@ -5,12 +5,12 @@ import math
 import re
 
 ITEMSIZE = {
-    "pred": 1,
+    "pred": 1.0,
     **dict.fromkeys(("s4", "u4"), 0.5),
-    **dict.fromkeys(("s8", "u8", "f8e4m3fn", "f8e5m2"), 1),
-    **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2),
-    **dict.fromkeys(("f32", "s32", "u32"), 4),
-    **dict.fromkeys(("f64", "s64", "u64", "c64"), 8),
+    **dict.fromkeys(("s8", "u8", "f8e4m3fn", "f8e5m2"), 1.0),
+    **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2.0),
+    **dict.fromkeys(("f32", "s32", "u32"), 4.0),
+    **dict.fromkeys(("f64", "s64", "u64", "c64"), 8.0),
 }
 """Bytes of a number, by XLA's name of its type."""
 SHAPE = re.compile(r"\b(?P<dtype>" + "|".join(ITEMSIZE) + r")\[(?P<sizes>[\d,]*)\](?:\{(?P<layout>[^}]*)\})?")

@@ -51,9 +51,11 @@ def test_rematerialised_flops_are_no_model_flops(config):
     assert bench.count_jaxpr(traced.jaxpr).flops > 1.05 * plain
 
 
+# 1.2 MB read and written: 1.47 us at the bandwidth, and 2 us by XLA's cycles.
 COPY = (
-    "HloModule m, is_scheduled=true\n\nENTRY %e (p: f32[]) -> f32[] {\n"
-    '  ROOT %c = f32[] copy(%p), backend_config={"estimated_cycles":"3000"}\n}\n'
+    "HloModule m, is_scheduled=true\n\nENTRY %e (p: f32[150000]) -> f32[150000] {\n"
+    "  %p = f32[150000]{0:T(1024)} parameter(0)\n"
+    '  ROOT %c = f32[150000]{0:T(1024)} copy(%p), backend_config={"estimated_cycles":"3000"}\n}\n'
 )
 V5E = Topology("v5e:1x1", (), CHIPS["TPU v5 lite"])
 
@@ -63,6 +65,9 @@ def test_an_estimate_is_cycles_by_the_clock():
     assert row["estimated_cycles"] == 3000
     assert row["estimated_ms"] == pytest.approx(2e-3)
     assert row["estimated_mfu"] == pytest.approx(0.5)
+    assert row["roofline_ms"] == pytest.approx(1.47e-3, rel=5e-3)
+    assert row["predicted_ms"] == row["estimated_ms"]
+    assert row["collectives"] == []
     assert estimates.estimates(COPY, 1e6, Topology("h200:1", (), CHIPS["NVIDIA H200"]), Counts()) == {}
 
 
