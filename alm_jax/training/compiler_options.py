@@ -1,7 +1,7 @@
 """Options of XLA and libtpu for training steps, by generation of device: what overlaps traffic with computation.
 
-XLA's latency-hiding scheduler, and asynchronous collectives for it to move. Names and choices are those that MaxText
-gives libtpu for large models on the same generations (https://github.com/AI-Hypercomputer/maxtext, its benchmarks).
+XLA's latency-hiding scheduler, and asynchronous collectives for it to move. The names are those that MaxText gives
+libtpu for large models (https://github.com/AI-Hypercomputer/maxtext); tests/bench/test_topology.py asks the compiler.
 """
 
 from collections.abc import Mapping
@@ -12,16 +12,20 @@ Preset: TypeAlias = Literal["default", "overlap"]
 
 _TPU = {
     "xla_tpu_enable_latency_hiding_scheduler": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+    "xla_enable_async_all_gather": "true",
+}
+_V5E = {
+    **_TPU,
+    # libtpu refuses these together on v5p and v6e.
     "xla_tpu_enable_async_collective_fusion": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
-    "xla_tpu_overlap_compute_collective_tc": "true",
-    "xla_enable_async_all_gather": "true",
 }
 _GPU = {"xla_gpu_enable_latency_hiding_scheduler": True}
 OVERLAP: Mapping[str, Mapping[str, str | bool]] = {
     "TPU v4": _TPU,
-    "TPU v5 lite": _TPU,
+    "TPU v5 lite": _V5E,
     "TPU v5": _TPU,
     "TPU v6 lite": _TPU,
     "TPU7x": _TPU,

@@ -78,15 +78,15 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
     """The mesh over ``devices`` (default: all of them). Raises UserError where its shape does not fit."""
     devices = jax.devices() if devices is None else devices
     shape = resolve_shape(config, len(devices))
-    kinds = (AxisType.Auto,) * len(AXES)
-    if config.num_slices == 1:
-        return jax.make_mesh(shape, AXES, devices=devices, axis_types=kinds)
     found = {getattr(device, "slice_index", 0) for device in devices}
     if len(found) != config.num_slices:
         raise UserError(
             f"mesh.num_slices is {config.num_slices}, and the devices are of {len(found)} slice(s): set it to "
             f"{len(found)}"
         )
+    kinds = (AxisType.Auto,) * len(AXES)
+    if config.num_slices == 1:
+        return jax.make_mesh(shape, AXES, devices=devices, axis_types=kinds)
     inside = (shape[0] // config.num_slices, *shape[1:])
     across = (config.num_slices, 1, 1)
     grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices=list(devices))

@@ -53,7 +53,6 @@ def test_a_shape_that_is_none_is_told_so():
         ("v5p:2x2x1", 4, "TPU v5"),
         ("v6e:2x2", 4, "TPU v6 lite"),
         ("v4:2x2x1", 4, "TPU v4"),
-        ("v5e:2x2*2", 8, "TPU v5 lite"),
         ("tpu7x:2x2x1", 8, "TPU7x"),
     ],
 )
@@ -71,6 +70,9 @@ def test_slices_are_copies_along_data():
     devices = found.mesh(MeshConfig(fsdp=2, tensor=2, num_slices=2)).devices
     assert devices.shape == (2, 2, 2)
     assert [{device.slice_index for device in copy.flat} for copy in devices] == [{0}, {1}]
+    assert topology.read_name("v5e:2x2*2") == (8, found.chip)
+    with pytest.raises(UserError, match=r"devices are of 2 slice\(s\): set it to 2"):
+        found.mesh()
 
 
 @needs_libtpu
