@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from alm_jax.nn.layout import constrain
+from alm_jax.nn.layout import apply_by_rows, constrain
 from alm_jax.nn.parameter import declare, ones, truncated_normal, zeros
 
 WeightNorm = Literal["none", "last", "window"]
@@ -48,19 +48,21 @@ class Conv(nn.Module):
         spatial = "WXYZ"[:num_axes]
         shape = (*self.window, x.shape[-1] // self.groups, self.features)
         kernel = _kernel(self, shape, self.axes, self.weight_norm, self.kernel_init)
-        kernel = kernel.astype(self.dtype)
-        if self.groups > 1:
-            # A kernel in groups that is cut would have the compiler gather rows and cut channels.
-            kernel = constrain(kernel, *[None] * kernel.ndim)
-        y = lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel,
-            self.strides or (1,) * num_axes,
-            self.padding or ((0, 0),) * num_axes,
-            rhs_dilation=self.dilation,
-            dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-            feature_group_count=self.groups,
-        )
+
+        def convolve(x: Array, kernel: Array) -> Array:
+            return lax.conv_general_dilated(
+                x,
+                kernel,
+                self.strides or (1,) * num_axes,
+                self.padding or ((0, 0),) * num_axes,
+                rhs_dilation=self.dilation,
+                dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+                feature_group_count=self.groups,
+            )
+
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        # A convolution in groups is cut by its channels or not at all: the rows of all devices would be gathered.
+        y = apply_by_rows(convolve, x, kernel) if self.groups > 1 else convolve(x, kernel)
         return _lay_out(self, _add_bias(self, y) if self.use_bias else y)
 
 

@@ -40,7 +40,11 @@ class Dense(nn.Module):
 
         kernel = declare(self, "kernel", init_kernel, (*inputs, *self.features), self.axes)
         # One leading axis: the gradient of the kernel then contracts one axis, without transposing copies.
-        rows = x.reshape(-1, *inputs).astype(self.dtype)
+        leading = x.shape[: x.ndim - num_contracted]
+        # The first axis is that of a batch's rows, wherever there is one; features alone have none.
+        names = ("batch", *[None] * len(leading))[: len(leading)]
+        x = constrain(x.astype(self.dtype), *names, *self.axes[:num_contracted])
+        rows = x.reshape(-1, *inputs)
         # Cut as the state is until the product reads it: so what is gathered, and the gradient that is added up over
         # devices, have the dtype of the product.
         kernel = constrain_parameter(kernel.astype(self.dtype), self.axes)
@@ -48,10 +52,7 @@ class Dense(nn.Module):
         if self.use_bias:
             bias = declare(self, "bias", zeros, self.features, self.axes[num_contracted:])
             y = y + bias.astype(self.dtype)[None]
-        leading = x.shape[: x.ndim - num_contracted]
-        y = y.reshape(*leading, *self.features)
-        # The first axis is that of a batch's rows, wherever there is one; features alone have none.
-        return constrain(y, *("batch", *[None] * len(leading))[: len(leading)], *self.axes[num_contracted:])
+        return constrain(y.reshape(*leading, *self.features), *names, *self.axes[num_contracted:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

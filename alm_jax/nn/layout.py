@@ -59,8 +59,26 @@ def constrain_parameter(x: Array, axes: Axes) -> Array:
     return x if layout is None else _lay_out(x, layout.parameters, axes)
 
 
+def apply_by_rows(function: Callable[..., Array], x: Array, *whole: Array) -> Array:
+    """``function(x, *whole)``, whose result has the rank and the rows of ``x``, on each device for its own rows.
+
+    For what the partitioner cannot cut by rows alone. ``whole`` are arrays that every row needs, a kernel say.
+    """
+    layout = _LAYOUT.get()
+    if layout is None or not _is_cut():
+        return function(x, *whole)
+    rows = layout.activations(("batch", *[None] * (x.ndim - 1)), x.shape)
+    made: Array = jax.shard_map(function, in_specs=(rows, *[PartitionSpec()] * len(whole)), out_specs=rows)(
+        x, *whole
+    )
+    return made
+
+
 def _lay_out(x: Array, rule: Rule, axes: Axes) -> Array:
+    return lax.with_sharding_constraint(x, rule(axes, x.shape)) if _is_cut() else x
+
+
+def _is_cut() -> bool:
+    """Whether there is a mesh of several devices, none of whose axes is mapped already."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
-        return x
-    return lax.with_sharding_constraint(x, rule(axes, x.shape))
+    return not mesh.empty and mesh.size > 1 and AxisType.Manual not in mesh.axis_types

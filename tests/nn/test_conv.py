@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from alm_jax.nn.conv import Conv, ConvTranspose1d, conv_length
+from alm_jax.training import sharding
+from alm_jax.training.mesh import MeshConfig, build_mesh
 
 FLOAT32 = jnp.dtype("float32")
 
@@ -101,3 +103,19 @@ def test_parameters_stay_float32_and_carry_their_names():
     assert params["gain"].names == params["bias"].names == ("embed",)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {FLOAT32}
     assert conv.apply({"params": params}, x).dtype == jnp.bfloat16
+
+
+def test_a_convolution_in_groups_runs_on_each_device_for_its_rows():
+    module = Conv(8, (3,), ("channels_in", "channels"), jnp.dtype("float32"), padding=((1, 1),), groups=4)
+    x = jax.random.normal(jax.random.key(0), (8, 6, 8))
+    params = module.init(jax.random.key(1), x)
+    params = jax.tree.map(lambda leaf: leaf.value, params, is_leaf=lambda leaf: hasattr(leaf, "value"))
+
+    def loss(params, x):
+        return jnp.sum(jnp.square(module.apply(params, x)))
+
+    expected = jax.value_and_grad(loss, argnums=(0, 1))(params, x)
+    mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh), sharding.layout(mesh):
+        found = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)

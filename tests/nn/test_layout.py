@@ -35,9 +35,9 @@ def test_a_layer_on_a_mesh_names_its_kernel_and_what_it_makes():
     mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh), sharding.layout(mesh):
         found = constraints(project, X)
-    kernel, rows = P("fsdp", "tensor", None), P(("data", "fsdp"), None, ("tensor",), None)
-    # The kernel as the state holds it, in float32 and in the dtype of the product.
-    assert found == [kernel, kernel, rows]
+    kernel, rows = P("fsdp", "tensor", None), ("data", "fsdp")
+    # The kernel as the state holds it, in float32 and in the dtype of the product; what goes in and what comes out.
+    assert found == [kernel, P(rows, None, None), kernel, P(rows, None, ("tensor",), None)]
 
 
 def test_without_rules_or_on_one_device_or_on_mapped_axes_nothing_is_constrained():

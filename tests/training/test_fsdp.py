@@ -61,7 +61,7 @@ def moves_rows(collective) -> bool:
 
     For that ids go to where the table's columns are, and the vectors come back.
     """
-    if "_take" in collective.op_name and (
+    if ("_take" in collective.op_name or "_embed/" in collective.op_name) and (
         collective.kind == "all-to-all" or collective.shape.startswith("s32")
     ):
         return False
