@@ -7,7 +7,7 @@ Front-end, model and recipe (AdamW with b2 0.95, learning rate 2e-4 x 512 / 256,
 cosine, weight decay 1e-4, a batch of 512) are those of the released scripts for AudioSet's 2 million clips, of which
 one epoch is 3,900 steps. The data set here is ESC-50; point `data.dataset` at your own.
 
-State and batch take 2.03 GiB of a chip's 16.
+State and batch take 1.02 GiB of a chip's 16.
 """
 
 import os

@@ -9,7 +9,7 @@ mapper reads CLAP's joint embedding (1024), this one the audio tower's own vecto
 projection. The released training data is not public, and neither are its steps; the data set here is ESC-50, of
 which templates make captions: point `data.dataset` at AudioCaps or Clotho.
 
-State and batch take 1.48 GiB of a chip's 16.
+State and batch take 1.03 GiB of a chip's 16.
 """
 
 import os

@@ -9,7 +9,7 @@ mapper of their own; the mapper reads the tower's vector (768), not its projecti
 million pairs in batches of 384 there; 512 here, which 256 chips divide. `ALM_MODELS_DIR` has `ms_clap_2023`, what
 `alm import` makes of the released CLAP, and `gpt2`, the folder of the Hub. The data set here is ESC-50.
 
-State and batch take 1.51 GiB of a chip's 16.
+State and batch take 1.02 GiB of a chip's 16.
 """
 
 import os

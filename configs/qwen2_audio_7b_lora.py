@@ -8,7 +8,7 @@ language model stand still; ChatML; the published recipe trains whole models, an
 `ALM_MODELS_DIR` has `qwen2-audio-7b`, the folder of the Hub with its tokenizer. Filling is masked, as in the
 released model, so that short recordings make few vectors (25 a second). The data set here is ESC-50.
 
-State and batch take 1.05 GiB of a chip's 16.
+State and batch take 1.02 GiB of a chip's 16.
 """
 
 import os
