@@ -316,7 +316,11 @@ class Prepared:
             [dataclasses.asdict(prompt) for prompt in config.prompts],
         ]
         if isinstance(config.dataset, MixtureConfig):
-            lines += [config.dataset.mode, [[part.name, part.weight] for part in config.dataset.parts]]
+            lines += [
+                config.dataset.mode,
+                config.dataset.temperature,
+                [[part.name, part.weight] for part in config.dataset.parts],
+            ]
         for name in (config.train_split, config.eval_split):
             for stretch in self.split(name).stretches:
                 records = stretch.audio.records

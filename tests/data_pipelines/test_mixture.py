@@ -15,6 +15,7 @@ from data_pipelines.datasets.esc50 import Esc50Config
 from data_pipelines.datasets.fsdd import FsddConfig
 from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
 from data_pipelines.mixture import schedule, share_out
+from data_pipelines.order import make_order
 from data_pipelines.pipeline import eval_batches, train_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.prepared import Prepared
@@ -230,6 +231,7 @@ def test_the_fingerprint_covers_the_mixture(config):
         config,
         dataclasses.replace(config, dataset=dataclasses.replace(dataset, mode="turns")),
         with_parts(many, dataclasses.replace(few, weight=2)),
+        dataclasses.replace(config, dataset=dataclasses.replace(dataset, temperature=2.0)),
         with_parts(few, many),
         with_parts(many, dataclasses.replace(few, prompt=many.prompt)),
         with_parts(many, dataclasses.replace(few, name="fewer")),
@@ -238,6 +240,20 @@ def test_the_fingerprint_covers_the_mixture(config):
     ]
     assert len({prepare(variant, 16_000).fingerprint for variant in variants}) == len(variants)
     assert prepare(config, 16_000).fingerprint == prepare(config, 16_000).fingerprint
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 1e9])
+def test_a_temperature_shares_by_size(config, temperature):
+    """40 and 15 recordings: shares in the proportion of their roots, to a part in a thousand; epochs say how often."""
+    dataset = dataclasses.replace(config.dataset, temperature=temperature)
+    prepared = prepare(dataclasses.replace(config, dataset=dataset), 16_000)
+    order = make_order(prepared, prepared.split("train"), batch_size=10, seed=0)
+    shares = np.array([40, 15]) ** (1 / temperature)
+    rows = order.plan.rows_per_period
+    np.testing.assert_allclose(rows / rows.sum(), shares / shares.sum(), atol=1e-3)
+    period = len(order.plan)
+    assert order.epochs(period) == {"many": rows[0] / 40, "few": rows[1] / 15}
+    assert order.epochs(0) == {"many": 0.0, "few": 0.0}
 
 
 def test_classes_of_the_same_name_are_one_class(make_esc, make_fsdd, tmp_path):
