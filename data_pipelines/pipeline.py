@@ -28,7 +28,7 @@ from alm_jax.errors import AlmError, UserError
 from data_pipelines.order import Order, make_order
 from data_pipelines.prepared import Prepared, Split
 from data_pipelines.prompts import encode_answers
-from data_pipelines.sampling import draw_below, draw_bits, draw_order
+from data_pipelines.sampling import draw_order, draw_question, example_rng
 from data_pipelines.tensorflow_cpu import load_tensorflow
 from data_pipelines.text import encode, pad_id
 
@@ -38,7 +38,6 @@ _PREFETCHED_BATCHES = 2
 _PADDING = -1
 _ALIGNMENT_BYTES = 64  # of a tensor
 # What is drawn for an example, each of random bits of its own.
-_CAPTION, _WINDOW, _NEGATIVES, _QUESTION = range(4)
 
 
 def train_batches(
@@ -177,7 +176,11 @@ class _Reader:
         room = np.maximum(0, self.split.lengths(wanted) - size)
         starts = room // 2
         if self.seed is not None:
-            starts = draw_below(draw_bits(self.seed, epochs[real], wanted, _WINDOW), room + 1)
+            for place in np.flatnonzero(room).tolist():
+                row = int(wanted[place])
+                rng = example_rng(self.seed, int(epochs[real[place]]), row)
+                rng.integers(len(self.split.captions(row)))  # the caption is drawn first
+                starts[place] = rng.integers(int(room[place]) + 1)
         for row, pcm in zip(real.tolist(), self.split.read_windows(wanted, starts, size), strict=True):
             audio[row, : len(pcm)] = pcm
             num_samples[row] = len(pcm)
@@ -194,8 +197,15 @@ class _Reader:
         parts = self.split.parts(indices[real]).tolist()
         drawn = np.zeros(len(real), np.int64)
         if self.seed is not None:
-            counts = np.array([len(self.prepared.prompts[part].ids) for part in parts])
-            drawn = draw_below(draw_bits(self.seed, epochs[real], indices[real], _QUESTION), counts)
+            drawn = np.array(
+                [
+                    draw_question(
+                        self.seed, int(epochs[row]), int(indices[row]), len(self.prepared.prompts[part].ids)
+                    )
+                    for row, part in zip(real.tolist(), parts, strict=True)
+                ],
+                np.int64,
+            )
         for row, part, number in zip(real.tolist(), parts, drawn.tolist(), strict=True):
             prompts = self.prepared.prompts[part]
             ids[row], mask[row] = prompts.ids[number], prompts.mask[number]
@@ -248,18 +258,17 @@ class _Reader:
         real = np.flatnonzero(indices != _PADDING)
         rows = self.split.find_rows(indices[real])
         captions = [stretch.captions(row) for stretch, row in rows]
-        drawn, orders = np.zeros(len(real), np.int64), np.zeros(len(real), np.uint64)
-        if self.seed is not None:
-            counts = np.array([len(own) for own in captions], np.int64)
-            drawn = draw_below(draw_bits(self.seed, epochs[real], indices[real], _CAPTION), counts)
-            orders = draw_bits(self.seed, epochs[real], indices[real], _NEGATIVES)
         for number, place in enumerate((real * (1 + most)).tolist()):
-            texts[place] = captions[number][int(drawn[number])]
+            own, key = captions[number], (int(epochs[real[number]]), int(indices[real[number]]))
+            drawn = (
+                0 if self.seed is None or len(own) == 1 else example_rng(self.seed, *key).integers(len(own))
+            )
+            texts[place] = own[int(drawn)]
             if most:
                 stretch, row = rows[number]
                 wrong = stretch.index.value("negatives", row)
                 if self.seed is not None:
-                    wrong = [wrong[i] for i in draw_order(int(orders[number]), len(wrong))]
+                    wrong = [wrong[i] for i in draw_order(self.seed, *key, len(wrong))]
                 texts[place + 1 : place + 1 + len(wrong[:most])] = wrong[:most]
         return texts
 

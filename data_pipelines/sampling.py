@@ -17,7 +17,6 @@ rank correlation of 0.7; 8 rounds leave none. And it uses 8 bits of each of its 
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt64
 
 from data_pipelines.tensorflow_cpu import load_tensorflow
 
@@ -48,32 +47,19 @@ def part_seed(seed: int, part: int) -> int:
     return int(np.random.SeedSequence([seed, part]).generate_state(1, np.uint64)[0])
 
 
-def draw_bits(
-    seed: int, epochs: Int[np.ndarray, " B"], indices: Int[np.ndarray, " B"], stream: int
-) -> UInt64[np.ndarray, " B"]:
-    """64 random bits for each example in each epoch, a function of the arguments; ``stream`` says what for."""
-    bits = _hash_array(np.full(len(indices), seed, np.uint64))
-    for keys in (epochs, indices):
-        bits = _hash_array(bits ^ keys.astype(np.uint64))
-    return _hash_array(bits ^ np.uint64(stream))
+def example_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Generator of what is drawn for one example in one epoch: first its caption, then where its window starts."""
+    return np.random.default_rng([seed, epoch, index])
 
 
-def draw_below(bits: UInt64[np.ndarray, " B"], limits: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-    """Whole numbers from 0 to below each limit, made of random bits; limits are below 2^32."""
-    return ((bits >> np.uint64(32)) * limits.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+def draw_order(seed: int, epoch: int, index: int, count: int) -> list[int]:
+    """A permutation of an example's ``count`` wrong captions, from a stream that its caption does not share."""
+    return example_rng(seed, epoch, index).spawn(1)[0].permutation(count).tolist()
 
 
-def draw_order(bits: int, count: int) -> Int[np.ndarray, " n"]:
-    """A permutation of ``count`` things, made of 64 random bits."""
-    return np.argsort(_hash_array(np.uint64(bits) ^ np.arange(count, dtype=np.uint64)), kind="stable")
-
-
-def _hash_array(x: UInt64[np.ndarray, " B"]) -> UInt64[np.ndarray, " B"]:
-    """As `_hash`, of NumPy arrays."""
-    x = x + np.uint64(_INCREMENT)
-    for shift, factor in _ROUNDS_OF_HASH:
-        x = (x ^ x >> np.uint64(shift)) * np.uint64(factor)
-    return x ^ x >> np.uint64(31)
+def draw_question(seed: int, epoch: int, index: int, count: int) -> int:
+    """Which of ``count`` questions is asked of an example, from a stream of its own."""
+    return 0 if count == 1 else int(example_rng(seed, epoch, index).spawn(2)[1].integers(count))
 
 
 def _hash(x: Any) -> Any:
