@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipelines.sampling import draw_order, draw_question, example_indices, example_rng
+from data_pipelines.sampling import _hash, draw_order, draw_question, example_indices, example_rng
 from data_pipelines.tensorflow_cpu import load_tensorflow
 
 
