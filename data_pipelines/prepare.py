@@ -58,6 +58,7 @@ logger = logging.getLogger(__name__)
 
 MAX_TOKENIZER_CAPTIONS = 100_000
 """Captions that a tokenizer is trained on: all, or of a larger split as many, evenly spaced."""
+_RUN_ROWS = 50
 MAX_CHECKED_CAPTIONS = 500
 """Captions whose length is looked at when a data set is opened, likewise."""
 
@@ -374,7 +375,11 @@ def _sample_captions(split: Split, most: int) -> list[str]:
     """Captions of a split in order: all, or of a large one those of evenly spaced recordings, about ``most``."""
     per_recording = max(1.0, split.num_captions / max(1, sum(len(s.index) for s in split.stretches)))
     num_rows = min(len(split), max(1, int(most / per_recording)))
-    rows = np.arange(num_rows) * len(split) // num_rows
+    # Neighbours lie on the same pages of the index: a few long runs map less of it than many single rows.
+    num_runs = -(-num_rows // _RUN_ROWS)
+    first = np.arange(num_runs) * len(split) // num_runs
+    rows = np.unique((first[:, None] + np.arange(_RUN_ROWS)).ravel())
+    rows = rows[rows < len(split)]
     return [caption for stretch, row in split.find_rows(rows) for caption in stretch.captions(row)]
 
 

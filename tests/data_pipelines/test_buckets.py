@@ -145,6 +145,8 @@ def test_building_training_and_resuming_from_s3(s3, make_esc, tmp_path):
         args += ["--data.train-split", "fold1", "--data.eval-split", "fold2", "--training.batch-size", "8"]
         args += ["--data.cache-dir", "s3://data/prepared", "--data.local-dir", str(tmp_path / machine)]
         args += [
+            "--optimizer.warmup-steps",
+            "1",
             "--training.num-steps",
             "6",
             "--training.save-every",
