@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from alm_jax.cli import generate, language_modeling
 from alm_jax.cli.main import dispatch
+from alm_jax.evaluation.evaluators.answers import Answers, write_split
 from alm_jax.interop.qwen2_audio import QWEN2_AUDIO
 from alm_jax.models import qwen2_audio
 from alm_jax.models.generation import Beam, Greedy, Sample
+from alm_jax.run.evaluate import RunEvaluation
 from alm_jax.run.experiment import load_config
+from alm_jax.run.generate import choose_strategy
 from alm_jax.run.load import load_model
 from alm_jax.run.session import Session, restore_run
 from alm_jax.run.workdir import TOKENIZER
@@ -57,8 +59,8 @@ def write(folder, capsys, *args):
 def test_answers_are_those_of_the_evaluation(folder, files, capsys):
     written = write(folder, capsys, "--audio", *files)
     session, state = restore_run(folder / "run")
-    (batch,) = language_modeling.placed_batches(session, "test")
-    answers = language_modeling.answer(session, session.model_variables(state), batch)
+    evaluation = RunEvaluation(session, split="test")
+    answers = write_split(evaluation.model(state), evaluation.split_of(Answers()))
     assert [found["text"] for found in written] == answers[: len(files)]
     assert [found["audio"] for found in written] == list(map(str, files))
     assert {found["prompt"] for found in written} == {"what is this?"}
@@ -90,9 +92,9 @@ def test_beams_find_likelier_texts_and_draws_repeat_by_their_seed(folder, files,
 
 
 def test_options_say_how_tokens_are_chosen():
-    assert generate.choose_strategy(None, None, None, None) == Greedy()
-    assert generate.choose_strategy(3, None, None, None) == Beam(num_beams=3)
-    assert generate.choose_strategy(None, 0.7, None, 0.9) == Sample(temperature=0.7, top_p=0.9)
+    assert choose_strategy(None, None, None, None) == Greedy()
+    assert choose_strategy(3, None, None, None) == Beam(num_beams=3)
+    assert choose_strategy(None, 0.7, None, 0.9) == Sample(temperature=0.7, top_p=0.9)
 
 
 @pytest.mark.parametrize(
