@@ -28,7 +28,7 @@ from tokenizers import (
     trainers,
 )
 
-from alm_jax.errors import UserError
+from alm_jax.errors import UserError, as_user_error
 from data_pipelines.config import TokenizerConfig
 
 _BPE_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -46,10 +46,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file}: no such tokenizer; expected a tokenizer.json, or a folder that holds one")
-    try:
+    with as_user_error(f"{file}: not a tokenizer that the tokenizers library reads"):
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(f"{file}: not a tokenizer that the tokenizers library reads: {error}") from error
     tokenizer.no_truncation()
     pad_id(tokenizer)
     return tokenizer

@@ -13,6 +13,7 @@ from alm_jax.encoders import family
 from alm_jax.encoders.audio.ast import FAMILY, NANO, Ast, AstConfig
 from alm_jax.errors import UserError
 from alm_jax.interop.entry import Entry, Path, fused_qkv, linear, norm
+from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
 from alm_jax.ops.frontends import AstSpec, ClipSpec, compute_features
@@ -81,23 +82,31 @@ def _archive_entries(config: AstConfig) -> Iterator[Entry]:
 
 def read_ast_config(fields: Mapping[str, Any]) -> AstConfig:
     """config.json of an ASTModel or ASTForAudioClassification, absent fields at transformers' defaults."""
-    for name, expected in (("hidden_act", "gelu"), ("qkv_bias", True)):
-        if fields.get(name, expected) != expected:
-            raise UserError(f"{name} is {fields[name]!r}; our AST computes {expected!r} alone")
-    eps = float(fields.get("layer_norm_eps", 1e-12))
-    has_head = "ASTForAudioClassification" in fields.get("architectures", ())
-    labels = fields.get("id2label")
-    num_labels = len(labels) if labels is not None else fields.get("num_labels", 2)
+    fields = Fields.of(fields)
+    fields.only({"hidden_act": "gelu", "qkv_bias": True}, "our AST")
+    eps = fields.number("layer_norm_eps", 1e-12, above=0.0)
+    has_head = "ASTForAudioClassification" in fields.words("architectures")
+    num_labels = len(fields.section("id2label")) or fields.size("num_labels", 2)
+    width, num_mels, num_frames = (
+        fields.size("hidden_size", 768),
+        fields.size("num_mel_bins", 128),
+        fields.size("max_length", 1024),
+    )
+    patch_size = fields.size("patch_size", 16)
+    if patch_size > min(num_mels, num_frames):
+        raise fields.error(
+            "patch_size", f"at most the {num_mels} mel bins and {num_frames} frames", patch_size
+        )
     return AstConfig(
-        num_frames=fields.get("max_length", 1024),
-        num_mels=fields.get("num_mel_bins", 128),
-        patch_size=fields.get("patch_size", 16),
-        time_stride=fields.get("time_stride", 10),
-        frequency_stride=fields.get("frequency_stride", 10),
-        width=fields.get("hidden_size", 768),
-        num_layers=fields.get("num_hidden_layers", 12),
-        num_heads=fields.get("num_attention_heads", 12),
-        mlp_dim=fields.get("intermediate_size", 3072),
+        num_frames=num_frames,
+        num_mels=num_mels,
+        patch_size=patch_size,
+        time_stride=fields.size("time_stride", 10),
+        frequency_stride=fields.size("frequency_stride", 10),
+        width=width,
+        num_layers=fields.size("num_hidden_layers", 12),
+        num_heads=fields.divisor("num_attention_heads", 12, of=width),
+        mlp_dim=fields.size("intermediate_size", 3072),
         layer_norm_eps=eps,
         num_classes=num_labels if has_head else None,
         head_norm_eps=eps,

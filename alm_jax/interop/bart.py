@@ -10,6 +10,7 @@ from alm_jax.encoders import family
 from alm_jax.encoders.text.bart import FAMILY, NANO, POSITION_OFFSET, BartConfig
 from alm_jax.errors import UserError
 from alm_jax.interop.entry import Entry, Path, embedding, fused_qkv, linear, norm
+from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
 from alm_jax.interop.safetensors_io import Arrays
@@ -53,28 +54,29 @@ def read_bart_config(fields: Mapping[str, Any]) -> BartConfig:
     Raises:
         UserError: embeddings are scaled, the activation is another, or encoder and decoder differ but in depth.
     """
-    for name, expected in (("activation_function", "gelu"), ("scale_embedding", False)):
-        if fields.get(name, expected) != expected:
-            raise UserError(f"{name} is {fields[name]!r}; our BART computes {expected!r} alone")
-    sizes = {}
+    fields = Fields.of(fields)
+    fields.only({"activation_function": "gelu", "scale_embedding": False}, "our BART")
+    width, sizes = fields.size("d_model", 1024), {}
     for name, default in (("attention_heads", 16), ("ffn_dim", 4096)):
-        encoder, decoder = (fields.get(f"{stack}_{name}", default) for stack in ("encoder", "decoder"))
+        encoder, decoder = (fields.size(f"{stack}_{name}", default) for stack in ("encoder", "decoder"))
         if encoder != decoder:
             raise UserError(
-                f"encoder_{name} is {encoder} and decoder_{name} is {decoder}; in our BART both are one number"
+                f"{fields.place}: encoder_{name} is {encoder} and decoder_{name} is {decoder}; in our BART both are "
+                "one number"
             )
         sizes[name] = encoder
+    fields.divisor("encoder_attention_heads", 16, of=width)
     return BartConfig(
-        vocab_size=fields.get("vocab_size", 50265),
-        width=fields.get("d_model", 1024),
-        num_layers=fields.get("encoder_layers", 12),
-        num_decoder_layers=fields.get("decoder_layers", 12),
+        vocab_size=fields.size("vocab_size", 50265),
+        width=width,
+        num_layers=fields.size("encoder_layers", 12),
+        num_decoder_layers=fields.size("decoder_layers", 12),
         num_heads=sizes["attention_heads"],
         mlp_dim=sizes["ffn_dim"],
-        max_positions=fields.get("max_position_embeddings", 1024),
-        dropout=float(fields.get("dropout", 0.1)),
-        pad_id=fields.get("pad_token_id", 1),
-        start_id=fields.get("decoder_start_token_id", 2),
+        max_positions=fields.size("max_position_embeddings", 1024),
+        dropout=fields.rate("dropout", 0.1),
+        pad_id=fields.token_id("pad_token_id", 1),
+        start_id=fields.token_id("decoder_start_token_id", 2),
     )
 
 

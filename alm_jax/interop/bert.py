@@ -10,8 +10,8 @@ import numpy as np
 
 from alm_jax.encoders import family
 from alm_jax.encoders.text.bert import FAMILY, NANO, BertConfig
-from alm_jax.errors import UserError
 from alm_jax.interop.entry import Entry, Path, embedding, fused_qkv, linear, norm
+from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
 from alm_jax.interop.safetensors_io import Arrays
@@ -43,9 +43,12 @@ def bert_entries(config: BertConfig, *, prefix: str = "", path: Path = ("params"
         yield from linear(f"{prefix}pooler.dense", (*path, "pooler"), width, width)
 
 
+POSITION_IDS = "embeddings.position_ids"
+
+
 def position_ids(config: BertConfig) -> Arrays:
     """0, 1, 2, ..., which early releases of transformers wrote into every file and later ones leave out."""
-    return {"embeddings.position_ids": np.arange(config.max_positions)[None, :]}
+    return {POSITION_IDS: np.arange(config.max_positions)[None, :]}
 
 
 def infer_bert_config(
@@ -68,22 +71,22 @@ def infer_bert_config(
 
 def read_bert_config(fields: Mapping[str, Any]) -> BertConfig:
     """config.json of a BertModel or RobertaModel, absent fields at transformers' defaults."""
-    is_roberta = fields.get("model_type") == "roberta"
-    for name, expected in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
-        if fields.get(name, expected) != expected:
-            raise UserError(f"{name} is {fields[name]!r}; our BERT computes {expected!r} alone")
+    fields = Fields.of(fields)
+    is_roberta = fields.word("model_type", "bert") == "roberta"
+    fields.only({"hidden_act": "gelu", "position_embedding_type": "absolute"}, "our BERT")
+    width = fields.size("hidden_size", 768)
     return BertConfig(
-        vocab_size=fields.get("vocab_size", 50265 if is_roberta else 30522),
-        width=fields.get("hidden_size", 768),
-        num_layers=fields.get("num_hidden_layers", 12),
-        num_heads=fields.get("num_attention_heads", 12),
-        mlp_dim=fields.get("intermediate_size", 3072),
-        max_positions=fields.get("max_position_embeddings", 512),
+        vocab_size=fields.size("vocab_size", 50265 if is_roberta else 30522),
+        width=width,
+        num_layers=fields.size("num_hidden_layers", 12),
+        num_heads=fields.divisor("num_attention_heads", 12, of=width),
+        mlp_dim=fields.size("intermediate_size", 3072),
+        max_positions=fields.size("max_position_embeddings", 512),
         positions="roberta" if is_roberta else "bert",
-        num_token_types=fields.get("type_vocab_size", 2),
-        layer_norm_eps=float(fields.get("layer_norm_eps", 1e-12)),
-        dropout=float(fields.get("hidden_dropout_prob", 0.1)),
-        pad_id=fields.get("pad_token_id", 1 if is_roberta else 0),
+        num_token_types=fields.size("type_vocab_size", 2),
+        layer_norm_eps=fields.number("layer_norm_eps", 1e-12, above=0.0),
+        dropout=fields.rate("hidden_dropout_prob", 0.1),
+        pad_id=fields.token_id("pad_token_id", 1 if is_roberta else 0),
     )
 
 
@@ -113,7 +116,7 @@ def _format(name: str, architecture: str) -> Format:
         abstract=functools.partial(family.abstract, FAMILY),
         entries=bert_entries,
         buffers=position_ids,
-        optional=lambda config: frozenset(position_ids(config)),
+        optional=lambda _: frozenset({POSITION_IDS}),
         architectures=(architecture,),
         read_config=read_bert_config,
         write_config=write_bert_config,

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from tokenizers import Tokenizer
 
-from alm_jax.errors import UserError
+from alm_jax.errors import UserError, as_user_error
 from alm_jax.interop.clap_config import (
     clap_to_config,
     config_to_clap,
@@ -21,7 +20,9 @@ from alm_jax.interop.clap_config import (
     tokenizer_to_transformers,
 )
 from alm_jax.interop.clap_weights import CLAP
-from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
+from alm_jax.interop.folder import read_fields
+from alm_jax.interop.format import PREPROCESSOR, arrays_to_variables, variables_to_arrays
+from alm_jax.interop.model_files import need_file
 from alm_jax.interop.safetensors_io import cast_floats, read_weights, write_weights
 from alm_jax.models.two_towers import TwoTowersConfig, Variables, encode_audio, encode_text
 from alm_jax.ops.frontends import FusionSpec, compute_features, compute_fusion, fit_clips
@@ -73,13 +74,13 @@ def import_clap(folder: str | Path) -> tuple[TwoTowersConfig, Variables, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected an exported model (config.json, ...)")
-    processor_file = folder / "processor_config.json"  # what ClapProcessor.save_pretrained writes since v5
-    if processor_file.is_file():
-        preprocessor = _read_json(processor_file).get("feature_extractor", {})
-    else:
-        preprocessor = _read_json(folder / "preprocessor_config.json")
-    config = clap_to_config(_read_json(folder / "config.json"), preprocessor)
-    tokenizer_path = folder / "tokenizer.json"
+    fields = read_fields(folder)
+    if PREPROCESSOR not in fields:
+        raise UserError(
+            f"{folder / 'preprocessor_config.json'}: no such file; expected a folder for ClapModel"
+        )
+    config = clap_to_config(fields, fields.section(PREPROCESSOR))
+    tokenizer_path = need_file(folder, "tokenizer.json", "the tokenizer of a ClapModel")
     _read_tokenizer(tokenizer_path)
     variables = arrays_to_variables(CLAP, config, cast_floats(read_weights(folder), np.float32))
     return config, variables, tokenizer_path
@@ -167,22 +168,8 @@ def _compute_logits(
         return np.asarray(compute(variables, jnp.asarray(padded)))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; expected a folder that ClapModel can load") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
-    return content
-
-
 def _read_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a tokenizer.json")
-    try:
+    with as_user_error(f"{path}: not a tokenizer that the tokenizers library reads"):
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path}: not a tokenizer that the tokenizers library reads ({error})") from error

@@ -1,6 +1,5 @@
 """The JSON files of a ClapModel folder, both ways: of the model, the preprocessor and the tokenizer."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +9,15 @@ from alm_jax.encoders.audio.htsat import HtsatConfig
 from alm_jax.encoders.audio.htsat_fusion import HtsatFusionConfig
 from alm_jax.encoders.text.bert import BertConfig
 from alm_jax.errors import UserError
+from alm_jax.interop.fields import Fields
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.nn.feature_fusion import REDUCTION
 from alm_jax.ops.frontends import ClapSpec, ClipSpec, FusionSpec, TorchlibrosaSpec, TowerSpec
 from alm_jax.ops.frontends.clip import Pad
 
 _PAD_NAMES: dict[Pad, str] = {"repeat_pad": "repeatpad", "repeat": "repeat", "zero": "pad"}
+_MOST_STAGES = 8
+_LARGEST_TRANSFORM = 1 << 16
 # RoBERTa's and BERT's names, in the order of roles below.
 _ROLES = ("bos_token", "cls_token", "eos_token", "sep_token", "unk_token", "pad_token", "mask_token")
 _ROBERTA_TOKENS = ("<s>", "<s>", "</s>", "</s>", "<unk>", "<pad>", "<mask>")
@@ -111,66 +113,67 @@ def clap_to_config(clap: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> 
     Raises:
       UserError: the model uses what our towers do not have; lists it.
     """
-    audio = _Reader("audio_config", clap.get("audio_config", {}))
-    text = _Reader("text_config", clap.get("text_config", {}))
-    top = _Reader("config", clap)
-    patch_size = _as_pair(audio("patch_size", 4))[0]
-    embed_dim = audio("patch_embeds_hidden_size", 96)
-    depths = tuple(audio("depths", (2, 2, 6, 2)))
-    expected: list[tuple[_Reader, str, Any, Any]] = [
-        (audio, "fusion_type", None, None),
-        (audio, "aff_block_r", REDUCTION, REDUCTION),
-        (audio, "hidden_act", "gelu", "gelu"),
-        (audio, "enable_patch_layer_norm", True, True),
-        (audio, "patch_embed_input_channels", 1, 1),
-        (audio, "layer_norm_eps", 1e-5, 1e-5),
-        (audio, "patch_size", patch_size, patch_size),
-        (audio, "patch_stride", patch_size, patch_size),
-        (audio, "hidden_size", 768, embed_dim * 2 ** (len(depths) - 1)),
-        (text, "hidden_act", "gelu", "gelu"),
-        (text, "position_embedding_type", "absolute", "absolute"),
-        (top, "projection_hidden_act", "relu", "relu"),
-    ]
-    problems = [
-        f"{reader.name}.{field} is {reader(field, default)!r}, expected {value!r}"
-        for reader, field, default, value in expected
-        if reader(field, default) != value and _as_pair(reader(field, default)) != _as_pair(value)
-    ]
-    if problems:
-        raise UserError("this ClapModel is not one that alm_jax computes:\n  " + "\n  ".join(problems))
-    frontend, is_fused = preprocessor_to_frontend(preprocessor), audio("enable_fusion", False)
+    top = Fields.of(clap)
+    audio, text = top.section("audio_config"), top.section("text_config")
+    patch_size = _as_one(audio, "patch_size", 4)
+    embed_dim = audio.size("patch_embeds_hidden_size", 96)
+    depths = audio.sizes("depths", (2, 2, 6, 2))
+    widths = [embed_dim * 2**stage for stage in range(min(len(depths), _MOST_STAGES))]
+    if len(depths) > _MOST_STAGES:
+        raise audio.error("depths", f"at most {_MOST_STAGES} stages")
+    num_heads = audio.sizes("num_attention_heads", (4, 8, 16, 32), length=len(depths))
+    if any(width % heads for width, heads in zip(widths, num_heads, strict=True)):
+        raise audio.error("num_attention_heads", f"divisors of the stages' widths, {widths}", num_heads)
+    _as_one(audio, "patch_stride", patch_size, expected=patch_size)
+    audio.only(
+        {
+            "fusion_type": None,
+            "aff_block_r": REDUCTION,
+            "hidden_act": "gelu",
+            "enable_patch_layer_norm": True,
+            "patch_embed_input_channels": 1,
+            "layer_norm_eps": 1e-5,
+        },
+        "our HTSAT",
+    )
+    if audio.size("hidden_size", 768) != widths[-1]:
+        raise audio.error("hidden_size", f"{widths[-1]}, the width of the last stage")
+    text.only({"hidden_act": "gelu", "position_embedding_type": "absolute"}, "our RoBERTa")
+    top.only({"projection_hidden_act": "relu"}, "our projection")
+    frontend, is_fused = preprocessor_to_frontend(preprocessor), audio.flag("enable_fusion", False)
     if isinstance(frontend, FusionSpec) != is_fused:
         raise UserError(
-            f"audio_config.enable_fusion is {is_fused} and preprocessor_config.truncation that of a "
+            f"{audio.place}: enable_fusion is {is_fused} and preprocessor_config.truncation that of a "
             f"{type(frontend).__name__}; 'fusion' belongs to a model with feature fusion, 'rand_trunc' to one without"
         )
+    text_width = text.size("hidden_size", 768)
     return TwoTowersConfig(
         frontend=frontend,
         audio=(HtsatFusionConfig if is_fused else HtsatConfig)(
-            spec_size=audio("spec_size", 256),
+            spec_size=audio.size("spec_size", 256),
             patch_size=patch_size,
-            num_mels=audio("num_mel_bins", 64),
+            num_mels=audio.size("num_mel_bins", 64),
             embed_dim=embed_dim,
             depths=depths,
-            num_heads=tuple(audio("num_attention_heads", (4, 8, 16, 32))),
-            window_size=audio("window_size", 8),
-            mlp_ratio=float(audio("mlp_ratio", 4.0)),
-            use_qkv_bias=audio("qkv_bias", True),
-            drop_path_rate=float(audio("drop_path_rate", 0.0)),
+            num_heads=num_heads,
+            window_size=audio.size("window_size", 8),
+            mlp_ratio=audio.number("mlp_ratio", 4.0, above=0.0),
+            use_qkv_bias=audio.flag("qkv_bias", True),
+            drop_path_rate=audio.rate("drop_path_rate", 0.0),
         ),
         text=BertConfig(
-            vocab_size=text("vocab_size", 50265),
-            width=text("hidden_size", 768),
-            num_layers=text("num_hidden_layers", 12),
-            num_heads=text("num_attention_heads", 12),
-            mlp_dim=text("intermediate_size", 3072),
-            max_positions=text("max_position_embeddings", 514),
-            num_token_types=text("type_vocab_size", 1),
-            layer_norm_eps=float(text("layer_norm_eps", 1e-12)),
-            dropout=float(text("hidden_dropout_prob", 0.1)),
-            pad_id=text("pad_token_id", 1),
+            vocab_size=text.size("vocab_size", 50265),
+            width=text_width,
+            num_layers=text.size("num_hidden_layers", 12),
+            num_heads=text.divisor("num_attention_heads", 12, of=text_width),
+            mlp_dim=text.size("intermediate_size", 3072),
+            max_positions=text.size("max_position_embeddings", 514),
+            num_token_types=text.size("type_vocab_size", 1),
+            layer_norm_eps=text.number("layer_norm_eps", 1e-12, above=0.0),
+            dropout=text.rate("hidden_dropout_prob", 0.1),
+            pad_id=text.token_id("pad_token_id", 1),
         ),
-        embed_dim=top("projection_dim", 512),
+        embed_dim=top.size("projection_dim", 512),
     )
 
 
@@ -232,24 +235,25 @@ def preprocessor_to_frontend(preprocessor: Mapping[str, Any]) -> ClapSpec | Fusi
     Raises:
       UserError: it truncates or pads in a way of which nothing is known.
     """
-    read = _Reader("preprocessor_config", preprocessor)
-    truncation = read("truncation", "fusion")
-    if truncation not in ("rand_trunc", "fusion"):
-        raise UserError(
-            f"preprocessor_config.truncation is {truncation!r}, expected 'rand_trunc' or 'fusion'"
-        )
+    fields = Fields.of(preprocessor)
+    truncation = fields.word("truncation", "fusion", among=("rand_trunc", "fusion"))
     pads = {theirs: ours for ours, theirs in _PAD_NAMES.items()}
-    padding = read("padding", "repeatpad")
-    if padding not in pads:
-        raise UserError(f"preprocessor_config.padding is {padding!r}, expected one of {sorted(pads)}")
+    sample_rate_hz, n_fft = fields.size("sampling_rate", 48000), fields.size("fft_window_size", 1024, least=2)
+    if max(n_fft, fields.size("feature_size", 64)) > _LARGEST_TRANSFORM:
+        raise fields.error(
+            "fft_window_size", f"at most {_LARGEST_TRANSFORM} samples, and as many mel bands", n_fft
+        )
     return (FusionSpec if truncation == "fusion" else ClapSpec)(
-        sample_rate_hz=read("sampling_rate", 48000),
-        n_fft=read("fft_window_size", 1024),
-        hop_samples=read("hop_length", 480),
-        num_mels=read("feature_size", 64),
-        fmin_hz=float(read("frequency_min", 0)),
-        fmax_hz=float(read("frequency_max", 14000)),
-        clip=ClipSpec(clip_sec=float(read("max_length_s", 10)), pad=pads[padding]),
+        sample_rate_hz=sample_rate_hz,
+        n_fft=n_fft,
+        hop_samples=fields.size("hop_length", 480),
+        num_mels=fields.size("feature_size", 64),
+        fmin_hz=fields.number("frequency_min", 0.0),
+        fmax_hz=fields.number("frequency_max", 14000.0),
+        clip=ClipSpec(
+            clip_sec=fields.number("max_length_s", 10.0, above=0.0),
+            pad=pads[fields.word("padding", "repeatpad", among=tuple(pads))],
+        ),
     )
 
 
@@ -288,17 +292,13 @@ def tokenizer_to_transformers(tokens: Mapping[str, str], text: BertConfig) -> di
     }
 
 
-def _as_pair(value: Any) -> tuple[Any, ...]:
-    """4 and [4, 4] mean the same."""
-    return tuple(value) if isinstance(value, list | tuple) else (value, value)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-    """Fields of a JSON object, with a default for those absent."""
-
-    name: str
-    fields: Mapping[str, Any]
-
-    def __call__(self, field: str, default: Any) -> Any:
-        return self.fields.get(field, default)
+def _as_one(fields: Fields, name: str, default: int, *, expected: int | None = None) -> int:
+    """A size that may be written as itself or as a pair of two equal ones."""
+    if isinstance(fields.get(name), list | tuple):
+        first, second = fields.sizes(name, (default, default), length=2)
+        size = first if first == second else 0
+    else:
+        size = fields.size(name, default)
+    if not size or expected not in (None, size):
+        raise fields.error(name, f"{expected or 'one size'}, for both axes")
+    return size

@@ -11,6 +11,7 @@ from alm_jax.encoders import family
 from alm_jax.encoders.text.clip_text import FAMILY, NANO, ClipTextConfig
 from alm_jax.errors import UserError
 from alm_jax.interop.entry import Entry, Path, embedding, fused_qkv, linear, norm
+from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
 from alm_jax.interop.safetensors_io import Arrays
@@ -48,20 +49,19 @@ def projected_entries(config: ClipTextConfig) -> Iterator[Entry]:
 
 
 def _read(fields: Mapping[str, Any], *, is_projected: bool) -> ClipTextConfig:
-    if fields.get("hidden_act", "quick_gelu") != "quick_gelu":
-        raise UserError(
-            f"hidden_act is {fields['hidden_act']!r}; our CLIP text tower computes 'quick_gelu' alone"
-        )
-    end_id = fields.get("eos_token_id", 49407)
+    fields = Fields.of(fields)
+    fields.only({"hidden_act": "quick_gelu"}, "our CLIP text tower")
+    end_id = fields.token_id("eos_token_id", 49407)
+    width = fields.size("hidden_size", 512)
     return ClipTextConfig(
-        vocab_size=fields.get("vocab_size", 49408),
-        width=fields.get("hidden_size", 512),
-        num_layers=fields.get("num_hidden_layers", 12),
-        num_heads=fields.get("num_attention_heads", 8),
-        mlp_dim=fields.get("intermediate_size", 2048),
-        max_positions=fields.get("max_position_embeddings", 77),
-        layer_norm_eps=float(fields.get("layer_norm_eps", 1e-5)),
-        embed_dim=fields.get("projection_dim", 512) if is_projected else None,
+        vocab_size=fields.size("vocab_size", 49408),
+        width=width,
+        num_layers=fields.size("num_hidden_layers", 12),
+        num_heads=fields.divisor("num_attention_heads", 8, of=width),
+        mlp_dim=fields.size("intermediate_size", 2048),
+        max_positions=fields.size("max_position_embeddings", 77),
+        layer_norm_eps=fields.number("layer_norm_eps", 1e-5, above=0.0),
+        embed_dim=fields.size("projection_dim", 512) if is_projected else None,
         end_id=None if end_id == _LARGEST_ID else end_id,
     )
 
@@ -102,7 +102,7 @@ def _format(name: str, architecture: str, prefix: str, *, is_projected: bool) ->
         abstract=functools.partial(family.abstract, FAMILY),
         entries=projected_entries if is_projected else clip_text_entries,
         buffers=buffers,
-        optional=lambda config: frozenset(buffers(config)),
+        optional=lambda _: frozenset({f"{prefix}embeddings.position_ids"}),
         architectures=(architecture,),
         read_config=functools.partial(_read, is_projected=is_projected),
         write_config=write_clip_text_config,

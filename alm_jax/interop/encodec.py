@@ -8,8 +8,8 @@ import numpy as np
 
 from alm_jax.encoders import family
 from alm_jax.encoders.audio.encodec import FAMILY, NANO, EncodecConfig
-from alm_jax.errors import UserError
 from alm_jax.interop.entry import WEIGHT_NORM_FORMER, Entry, Path
+from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
 
@@ -104,30 +104,25 @@ _FIXED = {
 
 def read_encodec_config(fields: Mapping[str, Any]) -> EncodecConfig:
     """config.json of an EncodecModel, absent fields at transformers' defaults."""
-    for name, expected in _FIXED.items():
-        if fields.get(name, expected) != expected:
-            raise UserError(
-                f"{name} is {fields[name]!r}; our EnCodec, the one of 24 kHz, computes {expected!r} alone"
-            )
-    width = fields.get("hidden_size", 128)
-    if (fields.get("codebook_dim") or width) != width:
-        raise UserError(
-            f"codebook_dim {fields['codebook_dim']} is not hidden_size {width}; our EnCodec has one for both"
-        )
+    fields = Fields.of(fields)
+    fields.only(_FIXED, "our EnCodec, the one of 24 kHz,")
+    width = fields.size("hidden_size", 128)
+    if (fields.size_or_none("codebook_dim") or width) != width:
+        raise fields.error("codebook_dim", f"hidden_size, {width}: our EnCodec has one for both")
     return EncodecConfig(
-        sample_rate_hz=fields.get("sampling_rate", 24000),
-        num_filters=fields.get("num_filters", 32),
-        strides=tuple(reversed(fields.get("upsampling_ratios", (8, 5, 4, 2)))),
-        num_residual_layers=fields.get("num_residual_layers", 1),
-        dilation_growth=fields.get("dilation_growth_rate", 2),
-        window=fields.get("kernel_size", 7),
-        last_window=fields.get("last_kernel_size", 7),
-        residual_window=fields.get("residual_kernel_size", 3),
-        compress=fields.get("compress", 2),
-        num_lstm_layers=fields.get("num_lstm_layers", 2),
+        sample_rate_hz=fields.size("sampling_rate", 24000),
+        num_filters=fields.size("num_filters", 32),
+        strides=tuple(reversed(fields.sizes("upsampling_ratios", (8, 5, 4, 2)))),
+        num_residual_layers=fields.size("num_residual_layers", 1),
+        dilation_growth=fields.size("dilation_growth_rate", 2),
+        window=fields.size("kernel_size", 7),
+        last_window=fields.size("last_kernel_size", 7),
+        residual_window=fields.size("residual_kernel_size", 3),
+        compress=fields.size("compress", 2),
+        num_lstm_layers=fields.size("num_lstm_layers", 2),
         width=width,
-        codebook_size=fields.get("codebook_size", 1024),
-        bandwidths_kbps=tuple(float(x) for x in fields.get("target_bandwidths", (1.5, 3, 6, 12, 24))),
+        codebook_size=fields.size("codebook_size", 1024),
+        bandwidths_kbps=fields.numbers("target_bandwidths", (1.5, 3.0, 6.0, 12.0, 24.0)),
     )
 
 

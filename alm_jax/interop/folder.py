@@ -8,14 +8,15 @@ from typing import Any
 
 from alm_jax.errors import UserError
 from alm_jax.interop import hub
+from alm_jax.interop.fields import Fields, read_object, show
 from alm_jax.interop.format import PREPROCESSOR, Format, arrays_to_variables, variables_to_arrays
 from alm_jax.interop.formats import FORMATS, format_of_architecture
+from alm_jax.interop.model_files import CONFIG, find_file, find_files, need_file
 from alm_jax.interop.safetensors_io import INDEX, WEIGHTS, Arrays, cast_floats, read_weights, write_weights
 from alm_jax.interop.sentence_bert import SENTENCE_BERT, import_sentence_bert
 from alm_jax.interop.torch_archive import find_tensors, read_tensors, read_torch_archive
 from alm_jax.types import PyTree
 
-CONFIG = "config.json"
 PICKLED_WEIGHTS = "pytorch_model.bin"
 
 
@@ -61,12 +62,11 @@ def import_model(
 
 def _import_folder(folder: Path, dtype: str | None, layout: Format | None) -> ImportedModel:
     files = {
-        path.name: path
-        for pattern in hub.FILES
-        for path in sorted(folder.glob(pattern))
-        if path.suffix != ".safetensors" and path.name != INDEX
+        name: path
+        for name, path in find_files(folder, hub.FILES).items()
+        if path.suffix != ".safetensors" and not name.endswith(".index.json")
     }
-    if layout is None and (folder / "modules.json").is_file():
+    if layout is None and "modules.json" in files:
         layout = SENTENCE_BERT
     if layout is SENTENCE_BERT:
         config, variables, _ = import_sentence_bert(folder)
@@ -85,11 +85,11 @@ def _import_folder(folder: Path, dtype: str | None, layout: Format | None) -> Im
     )
 
 
-def _find_layout(folder: Path, fields: Mapping[str, Any]) -> Format:
-    architectures = fields.get("architectures") or []
+def _find_layout(folder: Path, fields: Fields) -> Format:
+    architectures = fields.words("architectures")
     if len(architectures) != 1:
         raise UserError(
-            f"{folder / CONFIG} names the architectures {architectures}, expected one; say which format it is: "
+            f"{folder / CONFIG} names the architectures {show(architectures)}, expected one; say which format it is: "
             f"{', '.join(name for name, layout in FORMATS.items() if layout.architectures)}"
         )
     return format_of_architecture(architectures[0])
@@ -97,10 +97,13 @@ def _find_layout(folder: Path, fields: Mapping[str, Any]) -> Format:
 
 def _read_arrays(folder: Path) -> Arrays:
     """The weights of a folder, safetensors before pickled ones."""
-    pickled = folder / PICKLED_WEIGHTS
-    if pickled.is_file() and not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
+    pickled = find_file(folder, PICKLED_WEIGHTS)
+    if pickled is None or any(find_file(folder, name) for name in (WEIGHTS, INDEX)):
+        return read_weights(folder)
+    try:
         return read_tensors(find_tensors(read_torch_archive(pickled)))
-    return read_weights(folder)
+    except UserError as error:
+        raise UserError(f"{pickled}: {error}" if str(pickled) not in str(error) else str(error)) from error
 
 
 def _import_archive(path: Path, dtype: str | None, layout: Format | None) -> ImportedModel:
@@ -171,26 +174,15 @@ def writable(config: Any) -> list[str]:
     ]
 
 
-def read_fields(folder: Path) -> dict[str, Any]:
+def read_fields(folder: Path) -> Fields:
     """config.json, and in it as `PREPROCESSOR` the object of preprocessor_config.json where there is one.
 
     Raises UserError where config.json is missing, or one of them is no JSON object.
     """
-    fields = _read_object(folder / CONFIG)
-    if (folder / "processor_config.json").is_file():  # what processors of transformers write since version 5
-        fields[PREPROCESSOR] = _read_object(folder / "processor_config.json").get("feature_extractor", {})
-    elif (folder / "preprocessor_config.json").is_file():
-        fields[PREPROCESSOR] = _read_object(folder / "preprocessor_config.json")
+    fields = read_object(need_file(folder, CONFIG, "the folder of a model"))
+    # What processors of transformers write since version 5 comes first.
+    if (processor := find_file(folder, "processor_config.json")) is not None:
+        return fields | {PREPROCESSOR: read_object(processor).section("feature_extractor")}
+    if (preprocessor := find_file(folder, "preprocessor_config.json")) is not None:
+        return fields | {PREPROCESSOR: read_object(preprocessor)}
     return fields
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; expected the folder of a model") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
-    return content

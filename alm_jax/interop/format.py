@@ -1,6 +1,7 @@
 """A published checkpoint layout as data, and the two functions that carry any of them in and out."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from alm_jax.interop.entry import Entry, Path
 from alm_jax.interop.safetensors_io import Arrays
 from alm_jax.types import PyTree
 
+_MISSING_ENTRIES = 10_000
+"""A config may ask for this many arrays more than twice those of the file, and each that is missing is named."""
 PREPROCESSOR = "preprocessor_config"
 """Among the fields that `Format.read_config` gets: the object of preprocessor_config.json, where a folder has one."""
 
@@ -92,9 +95,9 @@ def arrays_to_variables(layout: Format, config: Any, arrays: Mapping[str, np.nda
         UserError: keys are missing, unknown or misshapen, a buffer contradicts the config, or parts of one of our
             arrays differ in dtype; lists them.
     """
-    entries, buffers = list(layout.entries(config)), layout.buffers(config)
     arrays = rename_former(layout, arrays)
-    check_keys(layout, config, entries, buffers, arrays)
+    entries = _bounded_entries(layout, config, len(arrays))
+    check_keys(layout, config, entries, arrays)
     dtypes: dict[Path, np.dtype] = {}
     for entry in entries:
         found = arrays[entry.key].dtype
@@ -114,6 +117,18 @@ def arrays_to_variables(layout: Format, config: Any, arrays: Mapping[str, np.nda
     return variables
 
 
+def _bounded_entries(layout: Format, config: Any, num_arrays: int) -> list[Entry]:
+    """Every entry, where there are not many more than arrays: a config may ask for a thousand million layers."""
+    limit = 2 * num_arrays + _MISSING_ENTRIES
+    entries = list(itertools.islice(layout.entries(config), limit + 1))
+    if len(entries) > limit:
+        raise UserError(
+            f"not weights in the format {layout.name} with this config: it asks for more than {limit} arrays, and the "
+            f"file has {num_arrays}; check its numbers of layers"
+        )
+    return entries
+
+
 def rename_former(layout: Format, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     """``arrays`` under the names that ``layout`` knows; a former name whose new one is there too stays, a stranger."""
     renamed = {}
@@ -126,32 +141,32 @@ def rename_former(layout: Format, arrays: Mapping[str, np.ndarray]) -> Mapping[s
 
 
 def check_keys(
-    layout: Format,
-    config: Any,
-    entries: Iterable[Entry],
-    buffers: Arrays,
-    arrays: Mapping[str, np.ndarray],
+    layout: Format, config: Any, entries: Iterable[Entry], arrays: Mapping[str, np.ndarray]
 ) -> None:
     """Raises UserError with every key of ``arrays`` that is missing, unknown, misshapen or contradictory."""
     shapes = {entry.key: entry.shape for entry in entries}
     copies, optional = layout.copies(config), layout.optional(config)
     required = shapes.keys() | (copies.keys() - optional)
-    known = required | optional | buffers.keys()
     problems = [f"missing {key}" for key in sorted(required - arrays.keys())]
-    problems += [
-        f"unknown {key}"
-        for key in sorted(arrays.keys() - known)
-        if not any(re.fullmatch(pattern, key) for pattern in layout.ignored)
-    ]
     for key in sorted((shapes.keys() | copies.keys()) & arrays.keys()):
         expected = shapes[copies.get(key, key)]
         if arrays[key].shape != expected:
             problems.append(f"{key} has shape {arrays[key].shape}, the config says {expected}")
+    # Buffers are as large as the config says, so they are made only where the arrays are as large.
+    buffers = {} if problems else layout.buffers(config)
+    known = required | optional | buffers.keys()
+    unknown = [
+        f"unknown {key}"
+        for key in sorted(arrays.keys() - known)
+        if not any(re.fullmatch(pattern, key) for pattern in layout.ignored)
+        and not (problems and arrays[key].dtype.kind in "iub")
+    ]
     for key in sorted((buffers.keys() - layout.unread(config)) & arrays.keys()):
         if not np.array_equal(arrays[key], buffers[key]):
             problems.append(f"{key} is not what the config implies")
+    problems += unknown
     if problems:
-        listed = "\n  ".join(problems[:20] + ["..."] * (len(problems) > 20))
+        listed = "\n  ".join([*(problem[:300] for problem in problems[:20]), *["..."] * (len(problems) > 20)])
         raise UserError(
             f"not weights in the format {layout.name} with this config ({len(problems)} problems):\n  {listed}\n"
             "check that the config and the weights belong together"

@@ -10,6 +10,7 @@ from alm_jax.encoders import family
 from alm_jax.encoders.text.gpt2 import FAMILY, NANO, Gpt2Config
 from alm_jax.errors import UserError
 from alm_jax.interop.entry import Entry, Index, Path, embedding, norm
+from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.llama import causal_lm_parity
 
@@ -59,27 +60,29 @@ def read_gpt2_config(fields: Mapping[str, Any]) -> Gpt2Config:
     Raises:
         UserError: the model is not one that ours computes, or has several rates of dropout.
     """
-    for name, expected in (
-        ("activation_function", "gelu_new"),
-        ("scale_attn_weights", True),
-        ("scale_attn_by_inverse_layer_idx", False),
-        ("add_cross_attention", False),
-        ("tie_word_embeddings", True),
-    ):
-        if fields.get(name, expected) != expected:
-            raise UserError(f"{name} is {fields[name]!r}; our GPT-2 computes {expected!r} alone")
-    rates = {float(fields.get(name, 0.1)) for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    fields = Fields.of(fields)
+    fixed = {
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    }
+    fields.only(fixed, "our GPT-2")
+    rates = {fields.rate(name, 0.1) for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
     if len(rates) > 1:
-        raise UserError(f"resid_pdrop, embd_pdrop and attn_pdrop are {sorted(rates)}; our GPT-2 has one rate")
-    width = fields.get("n_embd", 768)
+        raise UserError(
+            f"{fields.place}: resid_pdrop, embd_pdrop and attn_pdrop are {sorted(rates)}; our GPT-2 has one rate"
+        )
+    width = fields.size("n_embd", 768)
     return Gpt2Config(
-        vocab_size=fields.get("vocab_size", 50257),
+        vocab_size=fields.size("vocab_size", 50257),
         width=width,
-        num_layers=fields.get("n_layer", 12),
-        num_heads=fields.get("n_head", 12),
-        mlp_dim=fields.get("n_inner") or 4 * width,
-        max_positions=fields.get("n_positions", 1024),
-        layer_norm_eps=float(fields.get("layer_norm_epsilon", 1e-5)),
+        num_layers=fields.size("n_layer", 12),
+        num_heads=fields.divisor("n_head", 12, of=width),
+        mlp_dim=fields.size_or_none("n_inner") or 4 * width,
+        max_positions=fields.size("n_positions", 1024),
+        layer_norm_eps=fields.number("layer_norm_epsilon", 1e-5, above=0.0),
         dropout=rates.pop(),
     )
 

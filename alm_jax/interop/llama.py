@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from alm_jax.encoders.family import Family
 from alm_jax.encoders.text.llama import FAMILY, NANO, LlamaConfig
 from alm_jax.errors import UserError
 from alm_jax.interop.entry import Entry, Path, embedding, linear, norm
+from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
 from alm_jax.nn.rotary import RopeScaling
@@ -73,28 +75,28 @@ def read_rope(fields: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     Raises:
         UserError: the rotations are of a kind that we do not compute.
     """
-    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-    theta = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError("partial_rotary_factor is not 1; our rotary positions turn whole heads alone")
+    fields = Fields.of(fields)
+    rope = fields.section("rope_parameters") or fields.section("rope_scaling")
+    theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0, above=0.0), above=0.0)
+    kind = rope.word("rope_type", rope.word("type", "default"), among=("default", "llama3"))
+    rope.only({"partial_rotary_factor": 1.0}, "our rotary positions")
     if kind == "default":
-        return float(theta), None
-    if kind != "llama3":
-        raise UserError(f"rotary positions are of type {kind!r}; ours are 'default' or 'llama3'")
-    return float(theta), RopeScaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_max_positions=rope["original_max_position_embeddings"],
+        return theta, None
+    scaling = RopeScaling(
+        factor=rope.number("factor", math.nan, above=0.0),
+        low_freq_factor=rope.number("low_freq_factor", math.nan, above=0.0),
+        high_freq_factor=rope.number("high_freq_factor", math.nan, above=0.0),
+        original_max_positions=rope.size("original_max_position_embeddings", 0),
     )
+    if scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise rope.error("high_freq_factor", f"more than low_freq_factor, {scaling.low_freq_factor:g}")
+    return theta, scaling
 
 
 def read_llama_config(fields: Mapping[str, Any]) -> LlamaConfig:
     """config.json of a LlamaForCausalLM, absent fields at transformers' defaults."""
-    for name, expected in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-        if fields.get(name, expected) != expected:
-            raise UserError(f"{name} is {fields[name]!r}; our Llama computes {expected!r} alone")
+    fields = Fields.of(fields)
+    fields.only({"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}, "our Llama")
     return LlamaConfig(**read_shape(fields, dataclasses.asdict(LlamaConfig())))
 
 
@@ -104,27 +106,35 @@ def read_shape(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     Raises:
         UserError: heads are not of the width divided by their number.
     """
-    width = fields.get("hidden_size", defaults["width"])
-    num_heads = fields.get("num_attention_heads", defaults["num_heads"])
-    head_dim = fields.get("head_dim") or width // num_heads
+    fields = Fields.of(fields)
+    width = fields.size("hidden_size", defaults["width"])
+    num_heads = fields.divisor("num_attention_heads", defaults["num_heads"], of=width)
+    head_dim = fields.size_or_none("head_dim") or width // num_heads
     if head_dim != width // num_heads:
         raise UserError(
-            f"head_dim is {head_dim}, but hidden_size {width} has {num_heads} heads of {width // num_heads}; our heads "
-            "share the width"
+            f"{fields.place}: head_dim is {head_dim}, but hidden_size {width} has {num_heads} heads of "
+            f"{width // num_heads}; our heads share the width"
         )
+    if head_dim % 2:
+        raise fields.error(
+            "num_attention_heads", f"heads of {width} that are even, for rotary positions", num_heads
+        )
+    num_kv_heads = fields.size_or_none("num_key_value_heads") or num_heads
+    if num_heads % num_kv_heads:
+        raise fields.error("num_key_value_heads", f"a divisor of the {num_heads} heads", num_kv_heads)
     theta, scaling = read_rope(fields)
     return {
-        "vocab_size": fields.get("vocab_size", defaults["vocab_size"]),
+        "vocab_size": fields.size("vocab_size", defaults["vocab_size"]),
         "width": width,
-        "num_layers": fields.get("num_hidden_layers", defaults["num_layers"]),
+        "num_layers": fields.size("num_hidden_layers", defaults["num_layers"]),
         "num_heads": num_heads,
-        "num_kv_heads": fields.get("num_key_value_heads") or num_heads,
-        "mlp_dim": fields.get("intermediate_size", defaults["mlp_dim"]),
-        "max_positions": fields.get("max_position_embeddings", defaults["max_positions"]),
-        "rms_norm_eps": float(fields.get("rms_norm_eps", 1e-6)),
+        "num_kv_heads": num_kv_heads,
+        "mlp_dim": fields.size("intermediate_size", defaults["mlp_dim"]),
+        "max_positions": fields.size("max_position_embeddings", defaults["max_positions"]),
+        "rms_norm_eps": fields.number("rms_norm_eps", 1e-6, above=0.0),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "tied_head": bool(fields.get("tie_word_embeddings", False)),
+        "tied_head": fields.flag("tie_word_embeddings", False),
     }
 
 

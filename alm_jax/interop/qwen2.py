@@ -8,7 +8,7 @@ from typing import Any
 from alm_jax.encoders import family
 from alm_jax.encoders.text.llama import QWEN2 as FAMILY
 from alm_jax.encoders.text.llama import QWEN2_NANO, LlamaConfig, Qwen2Config
-from alm_jax.errors import UserError
+from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.llama import (
     causal_lm_parity,
@@ -33,10 +33,10 @@ _DEFAULTS = {
 
 def read_qwen2_config(fields: Mapping[str, Any]) -> Qwen2Config:
     """config.json of a Qwen2ForCausalLM, absent fields at transformers' defaults."""
-    for name, expected in (("hidden_act", "silu"), ("use_sliding_window", False)):
-        if fields.get(name, expected) != expected:
-            raise UserError(f"{name} is {fields[name]!r}; our Qwen2 computes {expected!r} alone")
-    return Qwen2Config(**read_shape({"num_key_value_heads": 32, **fields}, _DEFAULTS))
+    fields = Fields.of(fields)
+    fields.only({"hidden_act": "silu", "use_sliding_window": False}, "our Qwen2")
+    given = {"num_key_value_heads": fields.get("num_key_value_heads", 32)}
+    return Qwen2Config(**read_shape(fields | given, _DEFAULTS))
 
 
 def write_qwen2_config(config: LlamaConfig) -> dict[str, Any]:

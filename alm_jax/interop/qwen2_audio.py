@@ -14,6 +14,7 @@ from alm_jax.encoders import family
 from alm_jax.encoders.audio.whisper import WhisperEncoderConfig
 from alm_jax.errors import UserError
 from alm_jax.interop.entry import Entry, linear
+from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.llama import llama_entries, tied_copies, widen
 from alm_jax.interop.parity import Parity, RealInputs
@@ -36,25 +37,23 @@ def qwen2_audio_entries(config: Qwen2AudioConfig) -> Iterator[Entry]:
 
 def read_qwen2_audio_config(fields: Mapping[str, Any]) -> Qwen2AudioConfig:
     """config.json of a Qwen2AudioForConditionalGeneration, absent fields at transformers' defaults."""
-    audio = fields.get("audio_config") or {}
-    for name, expected in (("activation_function", "gelu"), ("scale_embedding", False)):
-        if audio.get(name, expected) != expected:
-            raise UserError(
-                f"audio_config's {name} is {audio[name]!r}; our encoder computes {expected!r} alone"
-            )
+    fields = Fields.of(fields)
+    audio = fields.section("audio_config")
+    audio.only({"activation_function": "gelu", "scale_embedding": False}, "our encoder")
+    width = audio.size("d_model", 1280)
     return Qwen2AudioConfig(
         encoder=WhisperEncoderConfig(
-            num_mels=audio.get("num_mel_bins", 128),
-            max_positions=audio.get("max_source_positions", 1500),
-            width=audio.get("d_model", 1280),
-            num_layers=audio.get("encoder_layers", 32),
-            num_heads=audio.get("encoder_attention_heads", 20),
-            mlp_dim=audio.get("encoder_ffn_dim", 5120),
+            num_mels=audio.size("num_mel_bins", 128),
+            max_positions=audio.size("max_source_positions", 1500),
+            width=width,
+            num_layers=audio.size("encoder_layers", 32),
+            num_heads=audio.divisor("encoder_attention_heads", 20, of=width),
+            mlp_dim=audio.size("encoder_ffn_dim", 5120),
             pool_size=2,
             compat=True,
         ),
-        language_model=read_qwen2_config(fields.get("text_config") or {}),
-        audio_token_id=fields.get("audio_token_index", 151646),
+        language_model=read_qwen2_config(fields.section("text_config")),
+        audio_token_id=fields.token_id("audio_token_index", 151646),
     )
 
 

@@ -14,12 +14,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from alm_jax.errors import UserError
+from alm_jax.errors import UserError, as_user_error
+from alm_jax.interop.fields import read_object, show
+from alm_jax.interop.model_files import find_file, need_file
 
 Arrays: TypeAlias = dict[str, np.ndarray]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_DTYPES = ("BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "F64")
 SHARD_BYTES = 5_000_000_000
 """Largest file that `write_weights` makes, as the Hub advises; an array larger than this has a file of its own."""
 
@@ -28,17 +31,24 @@ def read_safetensors(path: str | Path) -> Arrays:
     """All arrays of one file, in the dtypes of the file (bfloat16 is ml_dtypes').
 
     Raises:
-      UserError: there is no such file, or it is truncated or not safetensors.
+      UserError: there is no such file, it is truncated or not safetensors, or has an array of a dtype that no weights
+        of ours have.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the weights as safetensors")
-    try:
-        return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise UserError(
-            f"{path}: not a readable safetensors file ({error}); copy or export it again"
-        ) from error
+    with (
+        as_user_error(f"{path}: not a readable safetensors file; copy or export it again"),
+        safetensors.safe_open(path, framework="numpy") as file,
+    ):
+        names = list(file.keys())
+        for name in names:
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in _DTYPES:
+                raise UserError(
+                    f"{path}: {name:.200} has the dtype {dtype}; weights of ours are one of {', '.join(_DTYPES)}"
+                )
+        return {name: file.get_tensor(name) for name in names}
 
 
 def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -54,19 +64,18 @@ def read_weights(folder: str | Path) -> Arrays:
       UserError: there are no weights, a file is missing or damaged, or index and files do not belong together.
     """
     folder = Path(folder)
-    if not (folder / INDEX).is_file():
-        return read_safetensors(folder / WEIGHTS)
-    try:
-        places: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / INDEX}: not an index of safetensors files ({error!r}); copy it again"
-        ) from error
+    index = find_file(folder, INDEX)
+    if index is None:
+        return read_safetensors(need_file(folder, WEIGHTS, "the weights as safetensors"))
+    places = read_object(index).section("weight_map")
+    for key, place in places.items():
+        if not isinstance(place, str) or Path(place).name != place:
+            raise UserError(
+                f"{index}: {key:.200} lies in {show(place)}; expected the name of a file of its own folder"
+            )
     arrays: Arrays = {}
     for name in sorted(set(places.values())):
-        if Path(name).name != name:
-            raise UserError(f"{folder / INDEX} names {name!r}; expected files of its own folder")
-        shard = read_safetensors(folder / name)
+        shard = read_safetensors(need_file(folder, name, f"a part of the weights that {INDEX} names"))
         stated = {key for key, place in places.items() if place == name}
         if shard.keys() != stated:
             raise UserError(
@@ -74,6 +83,8 @@ def read_weights(folder: str | Path) -> Arrays:
                 "models: copy the folder again"
             )
         arrays |= shard
+    if not arrays:
+        raise UserError(f"{index}: weight_map names no file of weights; copy it again")
     return arrays
 
 

@@ -7,7 +7,6 @@ is in the file and never used: it is not read, and not written.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,16 @@ from alm_jax.encoders import family
 from alm_jax.encoders.text.bert import FAMILY, NANO, BertConfig
 from alm_jax.errors import UserError
 from alm_jax.interop.bert import (
+    POSITION_IDS,
     bert_entries,
     bert_parity,
     position_ids,
     read_bert_config,
     write_bert_config,
 )
+from alm_jax.interop.fields import Fields, read_json, read_object, show
 from alm_jax.interop.format import Format, arrays_to_variables
+from alm_jax.interop.model_files import CONFIG, need_file
 from alm_jax.interop.safetensors_io import cast_floats, read_weights
 from alm_jax.types import PyTree
 
@@ -42,7 +44,7 @@ SENTENCE_BERT = Format(
     abstract=functools.partial(family.abstract, FAMILY),
     entries=bert_entries,
     buffers=position_ids,
-    optional=lambda config: frozenset(position_ids(config)),
+    optional=lambda _: frozenset({POSITION_IDS}),
     architectures=("BertModel",),
     read_config=_read_config,
     write_config=write_bert_config,
@@ -67,40 +69,34 @@ def import_sentence_bert(folder: str | Path) -> tuple[BertConfig, PyTree, Path]:
         UserError: a file is missing or unreadable, or the folder is no BERT with the mean over tokens.
     """
     folder = Path(folder)
-    modules = _read_json(folder / "modules.json")
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    what = "the folder of a sentence encoder"
+    modules_file = need_file(folder, "modules.json", what)
+    listed = read_json(modules_file)
+    if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
+        raise UserError(f"{modules_file}: holds {show(listed)}, expected a list of objects")
+    modules = [Fields(f"{modules_file}: module {i}", module) for i, module in enumerate(listed)]
+    kinds = [module.word("type", "").rpartition(".")[2] for module in modules]
     if kinds not in _KINDS:
         raise UserError(
-            f"{folder / 'modules.json'} lists {kinds}; a sentence encoder of ours is {' or '.join(map(str, _KINDS))}"
+            f"{modules_file} lists {show(kinds)}; a sentence encoder of ours is {' or '.join(map(str, _KINDS))}"
         )
-    pooling_file = folder / modules[1]["path"] / "config.json"
-    pooling = _read_json(pooling_file)
+    transformer, pooling_path = (module.word("path", "") for module in modules[:2])
+    pooling_file = need_file(folder, f"{pooling_path}/{CONFIG}", what)
+    pooling = read_object(pooling_file)
     modes = sorted(key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True)
     if modes != [_MEAN]:
         raise UserError(
-            f"{pooling_file} has {modes or 'no pooling mode'}; our sentence encoder has {_MEAN} alone"
+            f"{pooling_file} has {show(modes) if modes else 'no pooling mode'}; our sentence encoder has {_MEAN} alone"
         )
-    root = folder / modules[0]["path"]
-    fields = _read_json(root / "config.json")
-    if fields.get("model_type") != "bert":
-        raise UserError(
-            f"{root / 'config.json'} is a {fields.get('model_type')!r}; our sentence encoder is a 'bert'"
-        )
-    tokenizer_path = root / "tokenizer.json"
-    if not tokenizer_path.is_file():
-        raise UserError(f"{tokenizer_path}: no such file; expected the tokenizer of a sentence encoder")
+    # Below, so that a path that leads out of the folder is refused by `need_file`.
+    config_file = need_file(folder, f"{transformer}/{CONFIG}" if transformer else CONFIG, what)
+    fields = read_object(config_file)
+    fields.word("model_type", "", among=("bert",))
+    root = config_file.parent
+    tokenizer_path = need_file(root, "tokenizer.json", "the tokenizer of a sentence encoder")
     config = _read_config(fields)
     return (
         config,
         arrays_to_variables(SENTENCE_BERT, config, cast_floats(read_weights(root), np.float32)),
         tokenizer_path,
     )
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; expected the folder of a sentence encoder") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error

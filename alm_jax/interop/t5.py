@@ -16,8 +16,8 @@ from alm_jax.encoders.text.t5 import (
     T5EncoderConfig,
     encoder_config,
 )
-from alm_jax.errors import UserError
 from alm_jax.interop.entry import Entry, Path, embedding, linear, norm
+from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
 from alm_jax.interop.safetensors_io import Arrays
@@ -81,22 +81,21 @@ def _stack(config: T5EncoderConfig, stack: str, num_layers: int) -> Iterator[Ent
 
 def read_t5_encoder_config(fields: Mapping[str, Any]) -> T5EncoderConfig:
     """config.json of any T5 to its encoder, absent fields at transformers' defaults."""
-    mlp = fields.get("feed_forward_proj", "relu")
-    if mlp not in _MLPS:
-        raise UserError(f"feed_forward_proj is {mlp!r}; our T5 computes {sorted(_MLPS)}")
+    fields = Fields.of(fields)
+    mlp = fields.word("feed_forward_proj", "relu", among=tuple(_MLPS))
     return T5EncoderConfig(
-        vocab_size=fields.get("vocab_size", 32128),
-        width=fields.get("d_model", 512),
-        num_layers=fields.get("num_layers", 6),
-        num_heads=fields.get("num_heads", 8),
-        head_dim=fields.get("d_kv", 64),
-        mlp_dim=fields.get("d_ff", 2048),
+        vocab_size=fields.size("vocab_size", 32128),
+        width=fields.size("d_model", 512),
+        num_layers=fields.size("num_layers", 6),
+        num_heads=fields.size("num_heads", 8),
+        head_dim=fields.size("d_kv", 64),
+        mlp_dim=fields.size("d_ff", 2048),
         mlp=_MLPS[mlp],  # type: ignore[arg-type]
-        num_buckets=fields.get("relative_attention_num_buckets", 32),
-        max_distance=fields.get("relative_attention_max_distance", 128),
-        rms_norm_eps=float(fields.get("layer_norm_epsilon", 1e-6)),
-        dropout=float(fields.get("dropout_rate", 0.1)),
-        pad_id=fields.get("pad_token_id", 0),
+        num_buckets=fields.size("relative_attention_num_buckets", 32, least=4),
+        max_distance=fields.size("relative_attention_max_distance", 128),
+        rms_norm_eps=fields.number("layer_norm_epsilon", 1e-6, above=0.0),
+        dropout=fields.rate("dropout_rate", 0.1),
+        pad_id=fields.token_id("pad_token_id", 0),
     )
 
 
@@ -106,12 +105,13 @@ def read_t5_config(fields: Mapping[str, Any]) -> T5Config:
     transformers 5 says that every head is tied, and keeps what the published configs say in scale_decoder_outputs:
     states are scaled for a tied head, and not for one with a matrix of its own.
     """
+    fields = Fields.of(fields)
     encoder = read_t5_encoder_config(fields)
-    num_decoder_layers = fields.get("num_decoder_layers")
+    num_decoder_layers = fields.size_or_none("num_decoder_layers")
     return T5Config(
         **{field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)},
         num_decoder_layers=encoder.num_layers if num_decoder_layers is None else num_decoder_layers,
-        tied_head=fields.get("scale_decoder_outputs", fields.get("tie_word_embeddings", True)),
+        tied_head=fields.flag("scale_decoder_outputs", fields.flag("tie_word_embeddings", True)),
     )
 
 
@@ -150,10 +150,12 @@ def _copies(config: T5EncoderConfig) -> dict[str, str]:
     }
 
 
+_UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+
+
 def _unread(config: T5Config) -> Arrays:
     """A table of positions for cross-attention, which the first T5's files have and no code reads."""
-    key = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-    return {key: np.zeros((config.num_buckets, config.num_heads), np.float32)}
+    return {_UNREAD: np.zeros((config.num_buckets, config.num_heads), np.float32)}
 
 
 T5_ENCODER = Format(
@@ -173,9 +175,9 @@ T5 = Format(
     abstract=functools.partial(family.abstract, FAMILY),
     entries=t5_entries,
     buffers=_unread,
-    unread=lambda config: frozenset(_unread(config)),
+    unread=lambda _: frozenset({_UNREAD}),
     copies=_copies,
-    optional=lambda config: frozenset(_copies(config)) | frozenset(_unread(config)),
+    optional=lambda config: frozenset(_copies(config)) | {_UNREAD},
     architectures=("T5ForConditionalGeneration",),
     read_config=read_t5_config,
     write_config=write_t5_config,

@@ -2,27 +2,30 @@
 
 Such a file is a pickle, which can name any function of Python and have it called. This reader knows a short list of
 names: those of which tensors are made, and those of configs and numbers that trainers keep beside the weights, which
-become objects that hold nothing. Any other name is refused before anything is done with it. Both layouts are read: the
-ZIP file of PyTorch 1.6 and later, and the one before it.
+become objects that hold nothing. Any other name is refused, and none is imported. Both layouts are read: the ZIP file
+of PyTorch 1.6 and later, and the one before it. Nothing that the file claims is believed beyond its size: members are
+stored and not compressed, and a tensor is no larger than the numbers that it views.
 """
 
-import collections
 import dataclasses
+import functools
 import io
-import math
-import pickle
+import mmap
+import operator
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
-from alm_jax.errors import UserError
+from alm_jax.errors import UserError, as_user_error
+from alm_jax.interop.pickled import Name, Opaque, read_pickle
 from alm_jax.interop.safetensors_io import Arrays
 
-_DTYPES: dict[str, Any] = {
+_STORAGES: dict[str, Any] = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -34,20 +37,75 @@ _DTYPES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# What trainers keep beside the weights. None of it is imported: every name stands for an object that holds nothing.
+WEIGHT_DTYPES = frozenset(np.dtype(kind) for kind in _STORAGES.values())
+"""Dtypes of the weights and counters that a format of ours may have."""
+_OTHER_STORAGES: dict[str, Any] = {
+    "ComplexFloatStorage": np.complex64,
+    "ComplexDoubleStorage": np.complex128,
+    "UntypedStorage": np.uint8,
+}
+_DTYPES: dict[str, Any] = {
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
+    "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+    "float8_e8m0fnu": ml_dtypes.float8_e8m0fnu,
+}
+"""Those that have no storage of their own; PyTorch names them beside untyped bytes."""
+_PYTHON_2 = {"__builtin__": "builtins"}
+# What stands beside the weights: trainers' options, and all else that `torch.load(weights_only=True)` takes. None of
+# it is imported: every name stands for an object that holds nothing.
 _OPAQUE_MODULES = ("argparse", "omegaconf", "numpy", "pathlib", "typing")
-_OPAQUE_NAMES = {
-    ("_codecs", "encode"),
-    ("builtins", "dict"),
-    ("builtins", "int"),
-    ("builtins", "list"),
-    ("builtins", "set"),
-    ("builtins", "str"),
-    ("torch", "device"),
-    ("torch", "Size"),
+_STORAGE_NAMES = (*_STORAGES, *_OTHER_STORAGES, "QInt32Storage", "QInt8Storage", "QUInt8Storage")
+_NAMES: dict[str, tuple[str, ...]] = {
+    "_codecs": ("encode",),
+    "builtins": ("bytearray", "complex", "dict", "frozenset", "int", "list", "set", "str"),
+    "collections": ("OrderedDict", "defaultdict", "Counter"),
+    "torch": (
+        *("Size", "Tensor", "device"),
+        *_STORAGE_NAMES,
+        *_DTYPES,
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64", "bfloat16"),
+        *("complex32", "complex64", "complex128", "float4_e2m1fn_x2"),
+        *(
+            "bits16",
+            "bits1x8",
+            "bits2x4",
+            "bits4x2",
+            "bits8",
+            "qint32",
+            "qint8",
+            "quint2x4",
+            "quint4x2",
+            "quint8",
+        ),
+        *(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)),
+        *(f"per_{what}_{kind}" for what in ("channel", "tensor") for kind in ("affine", "symmetric")),
+        "per_channel_affine_float_qparams",
+    ),
+    "torch.cuda": _STORAGE_NAMES,
+    "torch.storage": ("UntypedStorage", "TypedStorage"),
+    "torch.nn.parameter": ("Parameter",),
+    "torch.serialization": ("_get_layout",),
+    "torch._tensor": ("_rebuild_from_type_v2",),
+    "torch._utils": (
+        *("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"),
+        *("_rebuild_parameter", "_rebuild_parameter_with_state"),
+        # Their objects hold nothing.
+        *("_rebuild_device_tensor_from_cpu_tensor", "_rebuild_device_tensor_from_numpy"),
+        *("_rebuild_meta_tensor_no_storage", "_rebuild_nested_tensor", "_rebuild_qtensor"),
+        *("_rebuild_sparse_tensor", "_rebuild_wrapper_subclass"),
+    ),
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_SHARED = 4
+"""Tensors may view the same numbers, as tied weights do: all of them together are not read into more than this many
+times the bytes that the file holds of them, besides `_FREE_BYTES`."""
+_FREE_BYTES = 1 << 26
 
 
 @dataclasses.dataclass(eq=False)
@@ -58,10 +116,16 @@ class _Storage:
     size: int
     load: Callable[[], bytes] | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the numbers."""
+        return self.size * self.dtype.itemsize
+
     def read(self) -> np.ndarray:
-        """Every number, flat."""
-        content = b"" if self.load is None else self.load()
-        if len(content) != self.size * self.dtype.itemsize:
+        """Every number, flat. Raises UserError where the file does not hold them."""
+        with as_user_error("a storage cannot be read; copy the file again"):
+            content = b"" if self.load is None else self.load()
+        if len(content) != self.num_bytes:
             raise UserError(
                 f"a storage has {len(content)} bytes, expected {self.size} of {self.dtype}; copy the file again"
             )
@@ -78,105 +142,115 @@ class ArchiveTensor:
     strides: tuple[int, ...]
     """In elements."""
 
-    def read(self) -> np.ndarray:
-        """Its numbers. Raises UserError where the file does not hold them."""
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its numbers."""
+        return self.storage.dtype
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return int(functools.reduce(operator.mul, self.shape, 1))
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its numbers."""
+        return self.size * self.dtype.itemsize
+
+    def check(self) -> None:
+        """Raises UserError where it lies outside of its storage, or is larger."""
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        if math.prod(self.shape) and not (
-            self.offset >= 0 and min(self.strides, default=0) >= 0 and last < self.storage.size
-        ):
+        is_inside = self.offset >= 0 and min(self.strides, default=0) >= 0 and last < self.storage.size
+        if min(self.shape, default=0) < 0 or (self.size and not is_inside):
             raise UserError(
                 f"a tensor of shape {self.shape} lies outside of its storage; copy the file again"
             )
-        flat = self.storage.read()
+        if self.size > self.storage.size:
+            raise UserError(
+                f"a tensor of shape {self.shape} repeats the {self.storage.size} numbers of its storage; save it "
+                "whole, as tensor.contiguous()"
+            )
+
+    def read(self) -> np.ndarray:
+        """Its numbers. Raises UserError where the file does not hold them."""
+        self.check()
+        return self.view(self.storage.read())
+
+    def view(self, flat: np.ndarray) -> np.ndarray:
+        """A copy of its numbers out of all of its storage's."""
         strides = [step * flat.itemsize for step in self.strides]
         view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False)
         little = flat.dtype.newbyteorder("=")
         return np.ascontiguousarray(view).reshape(self.shape).astype(little, copy=True)
 
 
-class Opaque:
-    """In place of an object that is no tensor and no plain Python value; remembers nothing."""
+class _Maker:
+    """What stands for the objects of an archive."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        """What the pickle would add to a list."""
-
-    def extend(self, items: Any) -> None:
-        """What the pickle would add to a list."""
-
-    def add(self, item: Any) -> None:
-        """What the pickle would add to a set."""
-
-
-class _Reader(pickle.Unpickler):
-    """An unpickler that knows a list of names, and gives each its own meaning."""
-
-    def __init__(self, file: Any, make_storage: Callable[[str, np.dtype, int], _Storage]):
-        super().__init__(file)
+    def __init__(self, file_bytes: int, make_storage: Callable[[str, np.dtype, int], _Storage]):
+        self._file_bytes = file_bytes
         self._make_storage = make_storage
 
-    def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name of the pickle. Raises UserError for one that is not on the list."""
-        module = {"__builtin__": "builtins"}.get(module, module)  # Python 2's, which old protocols write
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module, name) == ("collections", "defaultdict"):
-            return _Dict
-        if (module, name) in (
-            ("torch._utils", "_rebuild_tensor"),
-            ("torch._utils", "_rebuild_tensor_v2"),
-        ):
-            return self._rebuild_tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return self._rebuild_parameter
-        if module == "torch" and name in _DTYPES:
-            return _StorageKind(name)
+    def check(self, name: Name) -> None:
+        """Raises UserError for a name that is not on the list."""
+        module = _PYTHON_2.get(name.module, name.module)
         # A dotted name reaches into what a module has imported itself, where anything may be.
-        if "." not in name and (
-            module.partition(".")[0] in _OPAQUE_MODULES or (module, name) in _OPAQUE_NAMES
+        if "." in name.name or not (
+            module.partition(".")[0] in _OPAQUE_MODULES or name.name in _NAMES.get(module, ())
         ):
-            return type(name, (Opaque,), {})
-        raise UserError(
-            f"the archive asks for {module}.{name}, which no weights are made of; nothing of it was run. Where you "
-            "trust it, load it with PyTorch and save its state dict alone"
-        )
+            raise UserError(
+                f"the archive asks for {name.module}.{name.name}, which no weights are made of; nothing of it was run. "
+                "Where you trust it, load it with PyTorch and save its state dict alone"
+            )
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def call(self, called: Name, arguments: tuple[Any, ...]) -> Any:
+        """A tensor, a dict, or an object that holds nothing."""
+        match called.module, called.name:
+            case "collections", _:
+                content = arguments[0] if arguments else {}
+                if isinstance(content, list):  # of pairs, as old protocols write it
+                    content = {key: value for key, value in content if isinstance(key, str)}
+                return dict(content) if isinstance(content, dict) else {}
+            case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2":
+                return _make_tensor(*arguments[:4])
+            case "torch._utils", "_rebuild_tensor_v3":
+                storage, dtype = arguments[0], arguments[6]
+                if not isinstance(dtype, Name) or dtype.name not in _DTYPES:
+                    return Opaque()
+                kind = np.dtype(_DTYPES[dtype.name]).newbyteorder(storage.dtype.byteorder)
+                typed = _Storage(kind, storage.num_bytes // kind.itemsize, storage.load)
+                return _make_tensor(typed, *arguments[1:4])
+            case "torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state":
+                return arguments[0]
+            case "torch._tensor", "_rebuild_from_type_v2":
+                function, _, inner = arguments[:3]
+                return self.call(function, tuple(inner)) if isinstance(function, Name) else Opaque()
+        return Opaque()
+
+    def load(self, where: Any) -> _Storage:
         """The storage that a tensor is a view of."""
-        if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
-            raise UserError(f"the archive refers to {pid!r:.60}, expected a storage")
-        _, kind, key, _, size = pid[:5]
-        if not isinstance(kind, _StorageKind) or (len(pid) > 5 and pid[5] is not None):
+        if not (isinstance(where, tuple) and len(where) >= 5 and where[0] == "storage"):
+            raise UserError("the archive refers to something that is no storage; save its state dict anew")
+        _, kind, key, _, size = where[:5]
+        kinds = _STORAGES | _OTHER_STORAGES
+        if not isinstance(kind, Name) or kind.name not in kinds or (len(where) > 5 and where[5] is not None):
             raise UserError("the archive has a storage of a kind that is not read; save its state dict anew")
-        return self._make_storage(str(key), np.dtype(_DTYPES[kind.name]), int(size))
-
-    @staticmethod
-    def _rebuild_tensor(storage: _Storage, offset: int, shape: Any, strides: Any, *_: Any) -> ArchiveTensor:
-        return ArchiveTensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
-
-    @staticmethod
-    def _rebuild_parameter(tensor: ArchiveTensor, *_: Any) -> ArchiveTensor:
-        return tensor
+        dtype = np.dtype(kinds[kind.name])
+        if not 0 <= int(size) * dtype.itemsize <= self._file_bytes:
+            raise UserError(
+                f"the archive says that a storage has {size} numbers of {dtype}, more than the file's "
+                f"{self._file_bytes} bytes; copy it again"
+            )
+        return self._make_storage(str(key), dtype, int(size))
 
 
-@dataclasses.dataclass(frozen=True)
-class _StorageKind:
-    name: str
-
-
-class _Dict(dict[Any, Any]):
-    """A defaultdict, whose factory is not called."""
-
-    def __init__(self, *_: Any):
-        super().__init__()
+def _make_tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> ArchiveTensor:
+    if not isinstance(storage, _Storage):
+        raise TypeError(f"a tensor of a {type(storage).__name__}")
+    tensor = ArchiveTensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+    if len(tensor.shape) != len(tensor.strides):
+        raise UserError(f"a tensor has the shape {tensor.shape} and the strides {tensor.strides}")
+    return tensor
 
 
 def read_torch_archive(path: str | Path) -> Any:
@@ -189,33 +263,46 @@ def read_torch_archive(path: str | Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected an archive of torch.save")
     try:
-        return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        with as_user_error("not an archive of torch.save, or a damaged one; copy it again"):
+            return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # a damaged pickle raises anything
-        raise UserError(
-            f"{path}: not an archive of torch.save, or a damaged one ({type(error).__name__}: {error}); copy it again"
-        ) from error
 
 
 def _read_zip(path: Path) -> Any:
+    file_bytes = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+        members = {member.filename: member for member in archive.infolist()}
+        pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise UserError("a ZIP file, but not one of torch.save (no data.pkl)")
         root = pickles[0].removesuffix("data.pkl")
-        order = archive.read(f"{root}byteorder") if f"{root}byteorder" in names else b"little"
-        content = archive.read(pickles[0])
+        order = _read_member(archive, members, f"{root}byteorder", file_bytes)
+        content = _read_member(archive, members, pickles[0], file_bytes)
 
     def make(key: str, dtype: np.dtype, size: int) -> _Storage:
         def load() -> bytes:
             with zipfile.ZipFile(path) as archive:
-                return archive.read(f"{root}data/{key}")
+                return _read_member(archive, members, f"{root}data/{key}", file_bytes)
 
         return _Storage(dtype.newbyteorder(">") if order == b"big" else dtype, size, load)
 
-    return _Reader(io.BytesIO(content), make).load()
+    maker = _Maker(file_bytes, make)
+    return read_pickle(io.BytesIO(content), maker)
+
+
+def _read_member(
+    archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name: str, file_bytes: int
+) -> bytes:
+    """The bytes of a member, none where it is missing. Raises UserError where it would be larger than the file."""
+    member = members.get(name)
+    if member is None:
+        return b""
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size > file_bytes:
+        raise UserError(
+            f"{name} is compressed, or larger than the file; torch.save stores everything as it is: save it anew"
+        )
+    return archive.read(member)
 
 
 def _read_legacy(path: Path) -> Any:
@@ -225,25 +312,32 @@ def _read_legacy(path: Path) -> Any:
     def make(key: str, dtype: np.dtype, size: int) -> _Storage:
         return storages.setdefault(key, _Storage(dtype, size))
 
-    with path.open("rb") as file:
-        if _Reader(file, make).load() != _LEGACY_MAGIC or _Reader(file, make).load() != _LEGACY_PROTOCOL:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        maker = _Maker(len(content), make)
+
+        def read() -> Any:
+            return read_pickle(content, maker)
+
+        if read() != _LEGACY_MAGIC or read() != _LEGACY_PROTOCOL:
             raise UserError("not an archive of torch.save")
-        system = _Reader(file, make).load()
-        if not system.get("little_endian", True):
+        if not read().get("little_endian", True):
             raise UserError("written on a big-endian machine; load it with PyTorch and save it anew")
-        result = _Reader(file, make).load()
-        for key in _Reader(file, make).load():
-            size = int.from_bytes(file.read(8), "little")
+        result = read()
+        for key in read():
+            size = int.from_bytes(content.read(8), "little")
             storage = storages[str(key)]
-            content = file.read(size * storage.dtype.itemsize)
-            storage.load = lambda content=content: content  # type: ignore[misc]
+            if size != storage.size:
+                raise UserError(f"the storage {key!s:.20} has {size} numbers, expected {storage.size}")
+            numbers = content.read(storage.num_bytes)
+            storage.load = lambda numbers=numbers: numbers  # type: ignore[misc]
     return result
 
 
 def find_tensors(archive: Any, entry: tuple[str, ...] = (), prefix: str = "") -> dict[str, ArchiveTensor]:
     """The tensors of the state dict at ``entry``, by key without ``prefix``; empty where there is none.
 
-    Keys without the prefix, and values that are no tensors, are left out: they are the trainer's.
+    Keys without the prefix, values that are no tensors, and tensors of a dtype that no weights have (complex, unsigned,
+    float8) are left out: they are the trainer's.
     """
     for name in entry:
         if not isinstance(archive, Mapping) or name not in archive:
@@ -254,12 +348,22 @@ def find_tensors(archive: Any, entry: tuple[str, ...] = (), prefix: str = "") ->
     return {
         key.removeprefix(prefix): value
         for key, value in archive.items()
-        if isinstance(key, str) and key.startswith(prefix) and isinstance(value, ArchiveTensor)
+        if isinstance(key, str)
+        and key.startswith(prefix)
+        and isinstance(value, ArchiveTensor)
+        and value.dtype.newbyteorder("=") in WEIGHT_DTYPES
     }
 
 
 def read_tensors(tensors: Mapping[str, ArchiveTensor]) -> Arrays:
-    """Their numbers. Raises UserError where the file does not hold them."""
+    """Their numbers. Raises UserError where the file does not hold them, or they repeat what it holds many times."""
+    storages = {id(tensor.storage): tensor.storage for tensor in tensors.values()}
+    total, held = (sum(part.num_bytes for part in parts.values()) for parts in (tensors, storages))
+    if total > _SHARED * held + _FREE_BYTES:
+        raise UserError(
+            f"the tensors are {total} bytes of which the file holds {held}: many are views of the same numbers; save "
+            "them whole, as tensor.clone()"
+        )
     arrays: Arrays = {}
     for key, tensor in tensors.items():
         try:

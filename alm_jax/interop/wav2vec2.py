@@ -11,8 +11,8 @@ import numpy as np
 
 from alm_jax.encoders import family
 from alm_jax.encoders.audio.wav2vec2 import FAMILY, NANO, Wav2Vec2Config, compute_state_mask
-from alm_jax.errors import UserError
 from alm_jax.interop.entry import WEIGHT_NORM_FORMER, Entry, fused_qkv, linear, norm
+from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
 from alm_jax.types import PyTree
@@ -75,24 +75,26 @@ def read_wav2vec2_config(fields: Mapping[str, Any]) -> Wav2Vec2Config:
 
     The result treats padding as the released code does (``compat``).
     """
-    for name, expected in _FIXED.items():
-        if fields.get(name, expected) != expected:
-            raise UserError(f"{name} is {fields[name]!r}; our wav2vec 2.0 computes {expected!r} alone")
+    fields = Fields.of(fields)
+    fields.only(_FIXED, "our wav2vec 2.0")
+    width = fields.size("hidden_size", 768)
+    channels = fields.sizes("conv_dim", (512,) * 7)
+    masks = [fields.number("mask_time_prob", 0.05) > 0, fields.number("mask_feature_prob", 0.0) > 0]
     return Wav2Vec2Config(
-        conv_channels=tuple(fields.get("conv_dim", (512,) * 7)),
-        conv_windows=tuple(fields.get("conv_kernel", (10, 3, 3, 3, 3, 2, 2))),
-        conv_strides=tuple(fields.get("conv_stride", (5, 2, 2, 2, 2, 2, 2))),
-        conv_bias=fields.get("conv_bias", False),
-        conv_norm=fields.get("feat_extract_norm", "group"),
-        width=fields.get("hidden_size", 768),
-        num_layers=fields.get("num_hidden_layers", 12),
-        num_heads=fields.get("num_attention_heads", 12),
-        mlp_dim=fields.get("intermediate_size", 3072),
-        pre_norm=fields.get("do_stable_layer_norm", False),
-        position_window=fields.get("num_conv_pos_embeddings", 128),
-        position_groups=fields.get("num_conv_pos_embedding_groups", 16),
-        layer_norm_eps=float(fields.get("layer_norm_eps", 1e-5)),
-        has_mask_embed=fields.get("mask_time_prob", 0.05) > 0 or fields.get("mask_feature_prob", 0.0) > 0,
+        conv_channels=channels,
+        conv_windows=fields.sizes("conv_kernel", (10, 3, 3, 3, 3, 2, 2), length=len(channels)),
+        conv_strides=fields.sizes("conv_stride", (5, 2, 2, 2, 2, 2, 2), length=len(channels)),
+        conv_bias=fields.flag("conv_bias", False),
+        conv_norm=fields.word("feat_extract_norm", "group", among=("group", "layer")),  # type: ignore[arg-type]
+        width=width,
+        num_layers=fields.size("num_hidden_layers", 12),
+        num_heads=fields.divisor("num_attention_heads", 12, of=width),
+        mlp_dim=fields.size("intermediate_size", 3072),
+        pre_norm=fields.flag("do_stable_layer_norm", False),
+        position_window=fields.size("num_conv_pos_embeddings", 128),
+        position_groups=fields.divisor("num_conv_pos_embedding_groups", 16, of=width),
+        layer_norm_eps=fields.number("layer_norm_eps", 1e-5, above=0.0),
+        has_mask_embed=any(masks),
         compat=True,
     )
 

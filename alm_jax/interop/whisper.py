@@ -14,6 +14,7 @@ from alm_jax.encoders.audio.whisper import WhisperEncoderConfig
 from alm_jax.encoders.text.whisper_decoder import FAMILY, VARIANTS, WhisperConfig
 from alm_jax.errors import UserError
 from alm_jax.interop.entry import Entry, Path, embedding, linear, norm
+from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
 from alm_jax.ops.frontends import ClipSpec, WhisperSpec, compute_features
@@ -128,31 +129,32 @@ def _entries(names: _Names, prefix: str, config: WhisperConfig) -> Iterator[Entr
 
 def read_whisper_config(fields: Mapping[str, Any]) -> WhisperConfig:
     """config.json of a WhisperModel or WhisperForConditionalGeneration, absent fields at transformers' defaults."""
-    for name, expected in (
-        ("activation_function", "gelu"),
-        ("scale_embedding", False),
-        ("tie_word_embeddings", True),
-    ):
-        if fields.get(name, expected) != expected:
-            raise UserError(f"{name} is {fields[name]!r}; our Whisper computes {expected!r} alone")
-    heads, mlp_dim = fields.get("encoder_attention_heads", 6), fields.get("encoder_ffn_dim", 1536)
+    fields = Fields.of(fields)
+    fixed = {"activation_function": "gelu", "scale_embedding": False, "tie_word_embeddings": True}
+    fields.only(fixed, "our Whisper")
+    width = fields.size("d_model", 384)
+    heads, mlp_dim = (
+        fields.divisor("encoder_attention_heads", 6, of=width),
+        fields.size("encoder_ffn_dim", 1536),
+    )
     if (fields.get("decoder_attention_heads", 6), fields.get("decoder_ffn_dim", 1536)) != (heads, mlp_dim):
         raise UserError(
-            f"encoder and decoder have different heads or feed-forward sizes ({heads}, {mlp_dim} in the encoder); our "
+            f"{fields.place}: encoder and decoder have different heads or feed-forward sizes ({heads}, {mlp_dim} in "
+            "the encoder); our "
             "Whisper has the same in both, as every published one"
         )
     return WhisperConfig(
         encoder=WhisperEncoderConfig(
-            num_mels=fields.get("num_mel_bins", 80),
-            max_positions=fields.get("max_source_positions", 1500),
-            width=fields.get("d_model", 384),
-            num_layers=fields.get("encoder_layers", 4),
+            num_mels=fields.size("num_mel_bins", 80),
+            max_positions=fields.size("max_source_positions", 1500),
+            width=width,
+            num_layers=fields.size("encoder_layers", 4),
             num_heads=heads,
             mlp_dim=mlp_dim,
         ),
-        vocab_size=fields.get("vocab_size", 51865),
-        num_layers=fields.get("decoder_layers", 4),
-        max_text_positions=fields.get("max_target_positions", 448),
+        vocab_size=fields.size("vocab_size", 51865),
+        num_layers=fields.size("decoder_layers", 4),
+        max_text_positions=fields.size("max_target_positions", 448),
     )
 
 

@@ -5,6 +5,8 @@ import collections
 import io
 import os
 import pathlib
+import pickle
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -12,9 +14,9 @@ import pytest
 import torch
 
 from alm_jax.errors import UserError
+from alm_jax.interop.pickled import Opaque
 from alm_jax.interop.torch_archive import (
     ArchiveTensor,
-    Opaque,
     find_tensors,
     read_tensors,
     read_torch_archive,
@@ -124,7 +126,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(tmp_path, zipped, number
         ("torch", "load"),
         ("torch._utils", "_import_dotted_name"),
         ("builtins", "eval"),
-        ("collections", "Counter"),
+        ("collections", "namedtuple"),
         ("functools", "partial"),
         ("argparsepretender", "Namespace"),
     ],
@@ -188,3 +190,97 @@ def test_damaged_archives_are_refused(tmp_path, zipped):
     path.write_bytes(buffer.getvalue())
     with pytest.raises(UserError, match=r"no data\.pkl"):
         read_torch_archive(path)
+
+
+def test_what_pytorch_takes_beside_the_weights_is_skipped(tmp_path):
+    """All of it passes `torch.load(weights_only=True)`; none of it is a weight of ours."""
+    state = {
+        "weight": torch.arange(3.0),
+        "counter": collections.Counter("aab"),
+        "dtype": torch.float16,
+        "complex": 1 + 2j,
+        "complexes": torch.ones(2, dtype=torch.complex64),
+        "unsigned": torch.ones(2, dtype=torch.uint16),
+        "eighths": torch.ones(2).to(torch.float8_e4m3fn),
+        "sparse": torch.eye(2).to_sparse(),
+        "set": {1, 2},
+        "bytes": bytearray(b"ab"),
+    }
+    tied = torch.nn.Parameter(torch.ones(2))
+    tied.note = "kept by PyTorch"
+    state |= {"tied": tied}
+    torch.save(state, tmp_path / "model.pt")
+    torch.load(tmp_path / "model.pt", weights_only=True)
+    archive = read_torch_archive(tmp_path / "model.pt")
+    assert archive["counter"] == {"a": 2, "b": 1}
+    arrays = read_tensors(find_tensors(archive))
+    assert sorted(arrays) == ["tied", "weight"]
+    np.testing.assert_array_equal(archive["unsigned"].read(), np.ones(2, np.uint16), strict=True)
+    assert str(archive["eighths"].read().dtype) == "float8_e4m3fn"
+
+
+def zipped_pickle(path, code: bytes, compression: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", code)
+        archive.writestr("archive/data/0", bytes(400))
+
+
+def peak_of(function) -> int:
+    """Bytes that Python's allocator held at most."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def refused(path, match: str) -> None:
+    def read() -> None:
+        with pytest.raises(UserError, match=match):
+            read_tensors(find_tensors(read_torch_archive(path)))
+
+    assert peak_of(read) < 20_000_000
+
+
+def test_a_file_is_believed_no_more_than_its_size(tmp_path):
+    """A few bytes that claim gigabytes: of the memo, of a member, of a storage, of a tensor."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"\x80\x02Nr\x00\x00\x00\x10.")  # LONG_BINPUT 2^28
+    refused(path, "remembers a value under 268435456")
+    zipped_pickle(path, b"\x80\x02Nr\x00\x00\x00\x10.")
+    refused(path, "remembers a value under 268435456")
+    zipped_pickle(path, b"\x80\x02" + bytes(50_000_000) + b".", zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 100_000
+    refused(path, "is compressed")
+    zipped_pickle(path, b"\x80\x02" + b"X\xff\xff\xff\x7f" + b"a.")
+    refused(path, "damaged")
+    torch.save({"w": torch.zeros(1)}, path)
+    tensor = read_torch_archive(path)["w"]
+    for changed in (
+        {"shape": (1 << 20, 1 << 11), "strides": (0, 0)},
+        {"shape": (-1,)},
+        {"shape": (1 << 40, 0, 5), "strides": (1, 1, 1), "offset": -3},
+    ):
+        wrong = ArchiveTensor(
+            **{"offset": 0, **vars(tensor), **changed, "strides": (0,) * len(changed["shape"])}
+        )
+        if 0 in wrong.shape:
+            assert wrong.read().size == 0
+            continue
+        with pytest.raises(UserError, match="its storage"):
+            wrong.read()
+    many = {f"w{i}": torch.zeros(1 << 16) for i in range(2)}
+    torch.save(many | {f"v{i}": many["w0"] for i in range(1000)}, path)
+    refused(path, "many are views of the same numbers")
+
+
+def test_a_storage_is_no_larger_than_the_file(tmp_path):
+    code = pickle.dumps({"w": 1}, 2)
+    storage = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
+        b"X\x03\x00\x00\x00cpuJ\xff\xff\xff\x7ftQK\x00))tR."
+    )
+    assert code[:2] == b"\x80\x02"
+    zipped_pickle(tmp_path / "model.pt", code[:2] + storage)
+    refused(tmp_path / "model.pt", "more than the file")

@@ -1,0 +1,66 @@
+"""The files of a model's folder: regular files that lie in it, wherever their names come from.
+
+A folder of others may hold links to anything, pipes that never end, and names that lead out of it. A link of the Hub's
+cache is the one that is followed: from a snapshot of a model to the blobs beside it.
+"""
+
+import stat
+from pathlib import Path
+
+from alm_jax.errors import UserError
+
+CONFIG = "config.json"
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """The file of that name, None where nothing has it.
+
+    Args:
+        name: may lead into a folder inside of ``folder`` ("1_Pooling/config.json").
+
+    Raises:
+        UserError: it is not a file, is a link that leads out of the folder or to nothing, or cannot be read.
+    """
+    path = folder / name
+    try:
+        kind = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+        raise UserError(f"{folder} has no file {name!r:.80} ({error})") from error
+    target = path.resolve()
+    if not target.exists():
+        raise UserError(f"{path}: a link to {path.readlink()}, which is not there; copy the file itself")
+    if not _is_inside(folder, target):
+        raise UserError(
+            f"{path}: leads to {target}, outside of the model's folder; copy the file itself into the folder"
+        )
+    if stat.S_ISLNK(kind):
+        kind = target.stat().st_mode
+    if not stat.S_ISREG(kind):
+        raise UserError(f"{path}: no regular file; expected one, or nothing of that name")
+    return path
+
+
+def find_files(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
+    """The files of a folder that match any of ``patterns``, by name. Raises UserError as `find_file` does."""
+    names = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
+    found = {name: find_file(folder, name) for name in names}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def need_file(folder: Path, name: str, what: str) -> Path:
+    """The file of that name. Raises UserError where nothing has it, saying that it was ``what``."""
+    path = find_file(folder, name)
+    if path is None:
+        raise UserError(f"{folder / name}: no such file; expected {what}")
+    return path
+
+
+def _is_inside(folder: Path, target: Path) -> bool:
+    root = folder.resolve()
+    if target.is_relative_to(root):
+        return True
+    # models--OWNER--NAME/snapshots/COMMIT/config.json -> models--OWNER--NAME/blobs/HASH
+    snapshots = [parent for parent in (root, *root.parents) if parent.parent.name == "snapshots"]
+    return any(target.is_relative_to(parent.parents[1] / "blobs") for parent in snapshots)
