@@ -15,6 +15,7 @@ from alm_jax.interop.folder import export_model
 from alm_jax.interop.format import Format, variables_to_arrays
 from alm_jax.interop.formats import FORMATS
 from alm_jax.interop.safetensors_io import write_weights
+from alm_jax.interop.written_whole import written_whole
 from alm_jax.run.load import load_model
 from alm_jax.types import PyTree
 
@@ -70,6 +71,6 @@ def export_part(source: str, part: str, out: Path) -> Format:
     if layout.write_config is not None and not layout.ignored:
         export_model(out, config, variables, layout)
     else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_weights(out, variables_to_arrays(layout, config, variables))
+        with written_whole(out) as new:
+            write_weights(new, variables_to_arrays(layout, config, variables))
     return layout

@@ -16,6 +16,7 @@ from alm_jax.interop.entry import Entry, Path, fused_qkv, linear, norm
 from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
+from alm_jax.interop.shapes import published_heads
 from alm_jax.ops.frontends import AstSpec, ClipSpec, compute_features
 from alm_jax.types import PyTree
 
@@ -161,7 +162,7 @@ def infer_ast_config(shapes: Mapping[str, tuple[int, ...]]) -> AstConfig:
                 frequency_stride=stride,
                 width=width,
                 num_layers=num_layers,
-                num_heads=max(width // 64, 1),
+                num_heads=published_heads(width),
                 mlp_dim=shapes["v.blocks.0.mlp.fc1.weight"][0],
                 layer_norm_eps=1e-6,
                 num_classes=shapes["mlp_head.1.weight"][0],

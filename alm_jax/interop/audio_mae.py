@@ -15,6 +15,7 @@ from alm_jax.interop.entry import Entry, Path, linear, norm
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs, load_oracle
 from alm_jax.interop.safetensors_io import Arrays
+from alm_jax.interop.shapes import published_heads
 from alm_jax.models.masked_autoencoder import (
     MASKED_AUTOENCODER,
     MaskedAutoencoderConfig,
@@ -96,7 +97,7 @@ def _infer_encoder(shapes: Mapping[str, tuple[int, ...]]) -> AudioMaeConfig:
         patch_size=size,
         width=width,
         num_layers=_count(shapes, "blocks."),
-        num_heads=max(width // 64, 1),
+        num_heads=published_heads(width),
         mlp_dim=shapes["blocks.0.mlp.fc1.weight"][0],
         compat=True,
     )

@@ -15,6 +15,7 @@ from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
 from alm_jax.interop.safetensors_io import Arrays
+from alm_jax.interop.shapes import published_heads
 
 
 def bert_entries(config: BertConfig, *, prefix: str = "", path: Path = ("params",)) -> Iterator[Entry]:
@@ -62,7 +63,7 @@ def infer_bert_config(
         vocab_size=vocab_size,
         width=width,
         num_layers=1 + max(int(found[1]) for key in shapes if (found := layers.match(key))),
-        num_heads=max(width // 64, 1),
+        num_heads=published_heads(width),
         mlp_dim=shapes[f"{prefix}encoder.layer.0.intermediate.dense.weight"][0],
         max_positions=shapes[f"{prefix}embeddings.position_embeddings.weight"][0],
         num_token_types=shapes[f"{prefix}embeddings.token_type_embeddings.weight"][0],

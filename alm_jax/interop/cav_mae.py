@@ -13,6 +13,7 @@ from alm_jax.errors import UserError
 from alm_jax.interop.entry import Entry, linear, norm
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs, load_oracle
+from alm_jax.interop.shapes import published_heads
 from alm_jax.ops.frontends import AstSpec, ClipSpec, compute_features
 
 
@@ -55,7 +56,7 @@ def infer_cav_mae_config(shapes: Mapping[str, tuple[int, ...]]) -> CavMaeConfig:
         patch_size=size,
         width=width,
         num_layers=max(numbers) + 2,
-        num_heads=max(width // 64, 1),
+        num_heads=published_heads(width),
         mlp_dim=shapes[f"{prefix}blocks_u.0.mlp.fc1.weight"][0],
         prompt_width=shapes["audio_proj.1.weight"][0],
     )

@@ -14,6 +14,7 @@ from alm_jax.encoders.audio.ced import FAMILY, NANO, Ced, CedConfig
 from alm_jax.interop.entry import Entry, Path, linear, norm
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs, load_oracle
+from alm_jax.interop.shapes import published_heads
 from alm_jax.ops.frontends import CedSpec, ClipSpec, compute_features
 from alm_jax.types import PyTree
 
@@ -60,7 +61,7 @@ def infer_ced_config(shapes: Mapping[str, tuple[int, ...]]) -> CedConfig:
         patch_size=size,
         width=width,
         num_layers=len(layers),
-        num_heads=max(width // 64, 1),
+        num_heads=published_heads(width),
         mlp_dim=shapes["blocks.0.mlp.fc1.weight"][0],
         num_classes=None if head is None else head[0],
     )

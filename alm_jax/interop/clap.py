@@ -24,6 +24,7 @@ from alm_jax.interop.folder import read_fields
 from alm_jax.interop.format import PREPROCESSOR, arrays_to_variables, variables_to_arrays
 from alm_jax.interop.model_files import need_file
 from alm_jax.interop.safetensors_io import cast_floats, read_weights, write_weights
+from alm_jax.interop.written_whole import written_whole
 from alm_jax.models.two_towers import TwoTowersConfig, Variables, encode_audio, encode_text
 from alm_jax.ops.frontends import FusionSpec, compute_features, compute_fusion, fit_clips
 
@@ -38,7 +39,7 @@ def export_clap(
     """Writes config.json, model.safetensors, the preprocessor's and tokenizer's files and README.md.
 
     Args:
-        folder: made where it is missing; files of the same names are replaced.
+        folder: made where it is missing, and replaced where it is an older export.
         tokenizer_json: the tokenizer that the model was trained with.
         model_card: text of README.md (`model_card.write_model_card`).
 
@@ -55,14 +56,12 @@ def export_clap(
     }
     arrays = variables_to_arrays(CLAP, config, variables)
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    if Path(tokenizer_json).resolve() != (folder / "tokenizer.json").resolve():
-        shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
-    (folder / "README.md").write_text(model_card, encoding="utf-8")
-    write_weights(folder, arrays)
+    with written_whole(folder) as new:
+        for name, content in files.items():
+            (new / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        shutil.copyfile(tokenizer_json, new / "tokenizer.json")
+        (new / "README.md").write_text(model_card, encoding="utf-8")
+        write_weights(new, arrays)
 
 
 def import_clap(folder: str | Path) -> tuple[TwoTowersConfig, Variables, Path]:

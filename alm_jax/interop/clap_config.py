@@ -17,7 +17,6 @@ from alm_jax.ops.frontends.clip import Pad
 
 _PAD_NAMES: dict[Pad, str] = {"repeat_pad": "repeatpad", "repeat": "repeat", "zero": "pad"}
 _MOST_STAGES = 8
-_LARGEST_TRANSFORM = 1 << 16
 # RoBERTa's and BERT's names, in the order of roles below.
 _ROLES = ("bos_token", "cls_token", "eos_token", "sep_token", "unk_token", "pad_token", "mask_token")
 _ROBERTA_TOKENS = ("<s>", "<s>", "</s>", "</s>", "<unk>", "<pad>", "<mask>")
@@ -238,14 +237,9 @@ def preprocessor_to_frontend(preprocessor: Mapping[str, Any]) -> ClapSpec | Fusi
     fields = Fields.of(preprocessor)
     truncation = fields.word("truncation", "fusion", among=("rand_trunc", "fusion"))
     pads = {theirs: ours for ours, theirs in _PAD_NAMES.items()}
-    sample_rate_hz, n_fft = fields.size("sampling_rate", 48000), fields.size("fft_window_size", 1024, least=2)
-    if max(n_fft, fields.size("feature_size", 64)) > _LARGEST_TRANSFORM:
-        raise fields.error(
-            "fft_window_size", f"at most {_LARGEST_TRANSFORM} samples, and as many mel bands", n_fft
-        )
     return (FusionSpec if truncation == "fusion" else ClapSpec)(
-        sample_rate_hz=sample_rate_hz,
-        n_fft=n_fft,
+        sample_rate_hz=fields.size("sampling_rate", 48000),
+        n_fft=fields.size("fft_window_size", 1024),
         hop_samples=fields.size("hop_length", 480),
         num_mels=fields.size("feature_size", 64),
         fmin_hz=fields.number("frequency_min", 0.0),

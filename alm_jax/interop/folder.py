@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alm_jax.errors import UserError
+from alm_jax.errors import UserError, as_user_error
 from alm_jax.interop import hub
 from alm_jax.interop.fields import Fields, read_object, show
 from alm_jax.interop.format import PREPROCESSOR, Format, arrays_to_variables, variables_to_arrays
@@ -14,7 +14,9 @@ from alm_jax.interop.formats import FORMATS, format_of_architecture
 from alm_jax.interop.model_files import CONFIG, find_file, find_files, need_file
 from alm_jax.interop.safetensors_io import INDEX, WEIGHTS, Arrays, cast_floats, read_weights, write_weights
 from alm_jax.interop.sentence_bert import SENTENCE_BERT, import_sentence_bert
+from alm_jax.interop.shapes import Shapes
 from alm_jax.interop.torch_archive import find_tensors, read_tensors, read_torch_archive
+from alm_jax.interop.written_whole import written_whole
 from alm_jax.types import PyTree
 
 PICKLED_WEIGHTS = "pytorch_model.bin"
@@ -76,13 +78,16 @@ def _import_folder(folder: Path, dtype: str | None, layout: Format | None) -> Im
         layout = _find_layout(folder, fields)
     if layout.read_config is None:
         raise UserError(f"{folder}: the format {layout.name} is one of archives, not of folders")
-    config = layout.read_config(fields)
+    with as_user_error(f"{folder / CONFIG}: its sizes do not belong together"):
+        config = layout.read_config(fields)
     arrays = _read_arrays(folder)
     if dtype is not None:
         arrays = cast_floats(arrays, dtype)
-    return ImportedModel(
-        layout=layout, config=config, variables=arrays_to_variables(layout, config, arrays), files=files
-    )
+    try:
+        variables = arrays_to_variables(layout, config, arrays)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    return ImportedModel(layout=layout, config=config, variables=variables, files=files)
 
 
 def _find_layout(folder: Path, fields: Fields) -> Format:
@@ -120,13 +125,17 @@ def _import_archive(path: Path, dtype: str | None, layout: Format | None) -> Imp
         )
     if kind.infer_config is None:
         raise UserError(f"{path}: the format {kind.name} is one of folders, not of archives")
-    config = kind.infer_config({key: tensor.shape for key, tensor in tensors.items()})
-    arrays = read_tensors(tensors)
-    if dtype is not None:
-        arrays = cast_floats(arrays, dtype)
-    return ImportedModel(
-        layout=kind, config=config, variables=arrays_to_variables(kind, config, arrays), files={}
-    )
+    shapes = Shapes({key: tensor.shape for key, tensor in tensors.items()})
+    try:
+        with shapes.read_as(kind.name):
+            config = kind.infer_config(shapes)
+        arrays = read_tensors(tensors)
+        if dtype is not None:
+            arrays = cast_floats(arrays, dtype)
+        variables = arrays_to_variables(kind, config, arrays)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return ImportedModel(layout=kind, config=config, variables=variables, files={})
 
 
 def export_model(
@@ -139,7 +148,7 @@ def export_model(
     """Writes config.json and the weights of a model as its class of transformers saves them.
 
     Args:
-        folder: made where it is missing.
+        folder: made where it is missing, and replaced where it is an older export.
         original: the config.json that the model came with; kept word for word where it says the same model.
 
     Raises:
@@ -150,7 +159,6 @@ def export_model(
             f"the format {layout.name} can be read and not written; "
             f"{type(config).__name__} is written as {', '.join(writable(config)) or 'nothing'}"
         )
-    folder = Path(folder)
     arrays = variables_to_arrays(layout, config, variables)
     if original is None or layout.read_config(original) != config:
         fields = {"architectures": [layout.architectures[0]], **layout.write_config(config)}
@@ -160,9 +168,9 @@ def export_model(
     if len(floats) == 1:
         fields.pop("torch_dtype", None)  # the name of this field before transformers 5
         fields["dtype"] = floats.pop()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    write_weights(folder, arrays)
+    with written_whole(folder) as new:
+        (new / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        write_weights(new, arrays)
 
 
 def writable(config: Any) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from alm_jax.errors import UserError
+from alm_jax.errors import UserError, as_user_error
 from alm_jax.interop.entry import Entry, Path
 from alm_jax.interop.safetensors_io import Arrays
 from alm_jax.types import PyTree
@@ -106,10 +106,11 @@ def arrays_to_variables(layout: Format, config: Any, arrays: Mapping[str, np.nda
                 f"{entry.key} is {found} and other layers of it are {dtypes[entry.path]}; import with a dtype that all "
                 "shall have"
             )
+    with as_user_error(f"no {layout.name} can have the sizes of this config together"):
+        abstract = layout.abstract(config)
     # Every element is written exactly once, or `entries` is wrong: what stays is made visible.
     variables = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: np.empty(leaf.shape, dtypes[tuple(step.key for step in path)]),
-        layout.abstract(config),
+        lambda path, leaf: np.empty(leaf.shape, dtypes[tuple(step.key for step in path)]), abstract
     )
     for entry in entries:
         part = get_array(variables, entry.path)[*entry.index, ...]

@@ -13,6 +13,7 @@ from alm_jax.interop.entry import Entry, Index, Path, embedding, norm
 from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.llama import causal_lm_parity
+from alm_jax.interop.shapes import published_heads
 
 
 def gpt2_entries(config: Gpt2Config, *, prefix: str = "", path: Path = ("params",)) -> Iterator[Entry]:
@@ -48,7 +49,7 @@ def infer_gpt2_config(
         vocab_size=vocab_size,
         width=width,
         num_layers=1 + max(int(found[1]) for key in shapes if (found := layers.match(key))),
-        num_heads=max(width // 64, 1),
+        num_heads=published_heads(width),
         mlp_dim=shapes[f"{prefix}h.0.mlp.c_fc.weight"][1],
         max_positions=shapes[f"{prefix}wpe.weight"][0],
     )

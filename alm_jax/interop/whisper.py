@@ -17,6 +17,7 @@ from alm_jax.interop.entry import Entry, Path, embedding, linear, norm
 from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
+from alm_jax.interop.shapes import published_heads
 from alm_jax.ops.frontends import ClipSpec, WhisperSpec, compute_features
 from alm_jax.types import PyTree
 
@@ -202,7 +203,7 @@ def infer_whisper_config(shapes: Mapping[str, tuple[int, ...]]) -> WhisperConfig
             max_positions=shapes["encoder.positional_embedding"][0],
             width=width,
             num_layers=count("encoder"),
-            num_heads=max(width // 64, 1),
+            num_heads=published_heads(width),
             mlp_dim=shapes["encoder.blocks.0.mlp.0.weight"][0],
         ),
         vocab_size=shapes["decoder.token_embedding.weight"][0],

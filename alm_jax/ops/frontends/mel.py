@@ -20,6 +20,8 @@ _BREAK_HZ = 1000.0
 _BREAK_MEL = _BREAK_HZ / _LINEAR_HZ_PER_MEL
 _LOG_STEP = np.log(6.4) / 27.0
 
+_LARGEST_BANK = 1 << 22
+
 
 def hz_to_mel(hz: Float[np.ndarray, "..."], scale: MelScale) -> Float[np.ndarray, "..."]:
     """Mel of a frequency in Hz."""
@@ -65,8 +67,13 @@ def mel_filter_bank(
     them are known and pass in silence (one of the 128 that every published Kaldi front-end has).
 
     Raises:
-      UserError: unless 0 <= fmin_hz < fmax_hz <= sample_rate_hz / 2.
+      UserError: unless 0 <= fmin_hz < fmax_hz <= sample_rate_hz / 2, or where the bank would be larger than any in use.
     """
+    if not (n_fft >= 2 and num_mels >= 1 and n_fft * num_mels <= _LARGEST_BANK):
+        raise UserError(
+            f"a mel bank of {num_mels} bands and n_fft {n_fft}; expected one band and 2 samples at least, and a product "
+            f"of the two up to {_LARGEST_BANK}"
+        )
     if not 0 <= fmin_hz < fmax_hz <= sample_rate_hz / 2:
         raise UserError(
             f"mel bands from {fmin_hz:g} to {fmax_hz:g} Hz at a sample rate of {sample_rate_hz} Hz: expected "
