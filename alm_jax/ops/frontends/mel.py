@@ -71,7 +71,7 @@ def mel_filter_bank(
     """
     if not (n_fft >= 2 and num_mels >= 1 and n_fft * num_mels <= _LARGEST_BANK):
         raise UserError(
-            f"a mel bank of {num_mels} bands and n_fft {n_fft}; expected one band and 2 samples at least, and a product "
+            f"a mel bank of {num_mels} bands and n_fft {n_fft}; expected one band, 2 samples, and a product "
             f"of the two up to {_LARGEST_BANK}"
         )
     if not 0 <= fmin_hz < fmax_hz <= sample_rate_hz / 2:
