@@ -142,7 +142,7 @@ def clap_to_config(clap: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> 
     frontend, is_fused = preprocessor_to_frontend(preprocessor), audio.flag("enable_fusion", False)
     if isinstance(frontend, FusionSpec) != is_fused:
         raise UserError(
-            f"{audio.place}: enable_fusion is {is_fused} and preprocessor_config.truncation that of a "
+            f"{audio.place}: audio_config.enable_fusion is {is_fused} and preprocessor_config.truncation that of a "
             f"{type(frontend).__name__}; 'fusion' belongs to a model with feature fusion, 'rand_trunc' to one without"
         )
     text_width = text.size("hidden_size", 768)

@@ -21,9 +21,11 @@ _ABSENT = object()
 class Fields(Mapping[str, Any]):
     """An object of a JSON file. A field that is absent has the default that its reader gives; null is a value."""
 
-    def __init__(self, place: str, content: Mapping[str, Any]):
+    def __init__(self, place: str, content: Mapping[str, Any], prefix: str = ""):
         self.place = place
-        """Where it stands, for messages: "model/config.json", "model/config.json: text_config"."""
+        """The file, for messages."""
+        self.prefix = prefix
+        """Of the names of fields, in messages: "text_config." in an object under that name."""
         self._content = content
 
     @classmethod
@@ -42,7 +44,7 @@ class Fields(Mapping[str, Any]):
 
     def __or__(self, other: Mapping[str, Any]) -> "Fields":
         """The same object with other values for some fields."""
-        return Fields(self.place, {**self._content, **other})
+        return Fields(self.place, {**self._content, **other}, self.prefix)
 
     def size(self, name: str, default: int, *, least: int = 1) -> int:
         """A whole number from ``least`` to `LARGEST`."""
@@ -131,7 +133,7 @@ class Fields(Mapping[str, Any]):
             return value
         if value is not None and not isinstance(value, Mapping):
             raise self.error(name, "an object")
-        return Fields(f"{self.place}: {name}", value or {})
+        return Fields(self.place, value or {}, f"{self.prefix}{name}.")
 
     def only(self, expected: Mapping[str, Any], whose: str) -> None:
         """Raises UserError where a field that is there has another value than the one that ``whose`` model computes."""
@@ -139,14 +141,16 @@ class Fields(Mapping[str, Any]):
             found = self.get(name, value)
             is_kind = type(found) is type(value) or (_is_finite(found) and _is_finite(value))
             if not is_kind or found != value:
-                raise UserError(f"{self.place}: {name} is {show(found)}; {whose} computes {value!r} alone")
+                raise UserError(
+                    f"{self.place}: {self.prefix}{name} is {show(found)}; {whose} computes {value!r} alone"
+                )
 
     def error(self, name: str, expected: str, found: Any = _ABSENT) -> UserError:
         """The message for a field that is not what was expected."""
         if found is _ABSENT:
             found = self.get(name, _ABSENT)
         shown = "missing" if found is _ABSENT else show(found)
-        return UserError(f"{self.place}: {name} is {shown}, expected {expected}")
+        return UserError(f"{self.place}: {self.prefix}{name} is {shown}, expected {expected}")
 
 
 def read_object(path: Path, what: str = "the folder of a model") -> Fields:

@@ -1,8 +1,9 @@
 """Models of others, wherever they lie: a folder with config.json, an archive of torch.save, or an id of the Hub."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,22 @@ def _import_folder(folder: Path, dtype: str | None, layout: Format | None) -> Im
     if layout is None and "modules.json" in files:
         layout = SENTENCE_BERT
     if layout is SENTENCE_BERT:
-        config, variables, _ = import_sentence_bert(folder)
+        with _naming(folder):
+            config, variables, _ = import_sentence_bert(folder)
         return ImportedModel(layout=layout, config=config, variables=variables, files=files)
+    fields = read_fields(folder)
+    if layout is None:
+        layout = _find_layout(folder, fields)
+    if layout.read_config is None:
+        raise UserError(f"{folder}: the format {layout.name} is one of archives, not of folders")
+    with _naming(folder):
+        with as_user_error(f"{folder / CONFIG}: its sizes do not belong together"):
+            config = layout.read_config(fields)
+        arrays = _read_arrays(folder)
+        if dtype is not None:
+            arrays = cast_floats(arrays, dtype)
+        variables = arrays_to_variables(layout, config, arrays)
+    return ImportedModel(layout=layout, config=config, variables=variables, files=files)
     fields = read_fields(folder)
     if layout is None:
         layout = _find_layout(folder, fields)
@@ -105,10 +120,19 @@ def _read_arrays(folder: Path) -> Arrays:
     pickled = find_file(folder, PICKLED_WEIGHTS)
     if pickled is None or any(find_file(folder, name) for name in (WEIGHTS, INDEX)):
         return read_weights(folder)
-    try:
+    with _naming(pickled):
         return read_tensors(find_tensors(read_torch_archive(pickled)))
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A block whose errors name ``path``, where they name no file in it themselves."""
+    try:
+        yield
     except UserError as error:
-        raise UserError(f"{pickled}: {error}" if str(pickled) not in str(error) else str(error)) from error
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from error
 
 
 def _import_archive(path: Path, dtype: str | None, layout: Format | None) -> ImportedModel:
@@ -126,15 +150,13 @@ def _import_archive(path: Path, dtype: str | None, layout: Format | None) -> Imp
     if kind.infer_config is None:
         raise UserError(f"{path}: the format {kind.name} is one of folders, not of archives")
     shapes = Shapes({key: tensor.shape for key, tensor in tensors.items()})
-    try:
+    with _naming(path):
         with shapes.read_as(kind.name):
             config = kind.infer_config(shapes)
         arrays = read_tensors(tensors)
         if dtype is not None:
             arrays = cast_floats(arrays, dtype)
         variables = arrays_to_variables(kind, config, arrays)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
     return ImportedModel(layout=kind, config=config, variables=variables, files={})
 
 

@@ -78,8 +78,8 @@ def read_rope(fields: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     fields = Fields.of(fields)
     rope = fields.section("rope_parameters") or fields.section("rope_scaling")
     theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0, above=0.0), above=0.0)
-    kind = rope.word("rope_type", rope.word("type", "default"), among=("default", "llama3"))
-    rope.only({"partial_rotary_factor": 1.0}, "our rotary positions")
+    kind = rope.word("rope_type" if "rope_type" in rope else "type", "default", among=("default", "llama3"))
+    rope.only({"partial_rotary_factor": 1.0}, "our rotation of whole heads")
     if kind == "default":
         return theta, None
     scaling = RopeScaling(

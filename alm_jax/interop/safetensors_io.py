@@ -70,9 +70,7 @@ def read_weights(folder: str | Path) -> Arrays:
     places = read_object(index).section("weight_map")
     for key, place in places.items():
         if not isinstance(place, str) or Path(place).name != place:
-            raise UserError(
-                f"{index}: {key:.200} lies in {show(place)}; expected the name of a file of its own folder"
-            )
+            raise UserError(f"{index}: {key:.200} lies in {show(place)}; expected files of its own folder")
     arrays: Arrays = {}
     for name in sorted(set(places.values())):
         shard = read_safetensors(need_file(folder, name, f"a part of the weights that {INDEX} names"))

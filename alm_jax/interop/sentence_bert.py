@@ -74,7 +74,7 @@ def import_sentence_bert(folder: str | Path) -> tuple[BertConfig, PyTree, Path]:
     listed = read_json(modules_file)
     if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
         raise UserError(f"{modules_file}: holds {show(listed)}, expected a list of objects")
-    modules = [Fields(f"{modules_file}: module {i}", module) for i, module in enumerate(listed)]
+    modules = [Fields(str(modules_file), module, f"{i}.") for i, module in enumerate(listed)]
     kinds = [module.word("type", "").rpartition(".")[2] for module in modules]
     if kinds not in _KINDS:
         raise UserError(

@@ -7,6 +7,7 @@ key, or have another shape under it.
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from alm_jax.errors import AlmError, UserError
 
@@ -25,6 +26,10 @@ class Shapes(Mapping[str, tuple[int, ...]]):
         if key not in self._shapes:
             raise UserError(f"the key {key} is missing, which tells the model's sizes")
         return self._shapes[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The shape, ``default`` where there is no such key."""
+        return self[key] if key in self._shapes else default
 
     def __contains__(self, key: object) -> bool:
         return key in self._shapes

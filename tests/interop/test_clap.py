@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import shutil
 import sys
 
 import jax
@@ -152,7 +153,7 @@ def test_comparing_without_pytorch_names_the_extra(folder, monkeypatch):
 def test_a_missing_file_is_named(folder, tmp_path, name):
     for path in folder.iterdir():
         if path.name != name:
-            (tmp_path / path.name).symlink_to(path)
+            shutil.copyfile(path, tmp_path / path.name)
     with pytest.raises(UserError, match=name):
         import_clap(tmp_path)
 
@@ -160,7 +161,7 @@ def test_a_missing_file_is_named(folder, tmp_path, name):
 @pytest.mark.parametrize(("content", "match"), [("{", "not valid JSON"), ("[]", "expected a JSON object")])
 def test_a_damaged_config_is_named(folder, tmp_path, content, match):
     for path in folder.iterdir():
-        (tmp_path / path.name).symlink_to(path)
+        shutil.copyfile(path, tmp_path / path.name)
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=match):

@@ -60,7 +60,7 @@ def test_configs_of_before_transformers_5_are_read():
     ("read", "fields", "match"),
     [
         (read_llama_config, {"attention_bias": True}, "attention_bias"),
-        (read_llama_config, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+        (read_llama_config, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
         (read_llama_config, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "whole heads"),
         (read_llama_config, {"head_dim": 64}, "head_dim is 64"),
         (read_qwen2_config, {"use_sliding_window": True}, "use_sliding_window"),

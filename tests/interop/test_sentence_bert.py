@@ -112,7 +112,7 @@ def test_a_folder_of_random_weights_comes_in_without_its_pooler(small):
             '{"pooling_mode_cls_token": true}',
             "pooling_mode_cls_token.*has pooling_mode_mean",
         ),
-        ("config.json", '{"model_type": "mpnet"}', "is a 'mpnet'"),
+        ("config.json", '{"model_type": "mpnet"}', "is 'mpnet', expected 'bert'"),
         ("tokenizer.json", None, "no such file; expected the tokenizer"),
         ("modules.json", None, "no such file; expected the folder of a sentence encoder"),
     ],
