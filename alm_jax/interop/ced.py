@@ -76,6 +76,8 @@ CED_ARCHIVE = Format(
     unread=lambda _: frozenset({_COUNTER}),
     infer_config=infer_ced_config,
     signature="freq_pos_embed",
+    # The front-end's window and mel bank, buffers of torchaudio's.
+    ignored=(r"front_end\.0\.(mel_scale\.fb|spectrogram\.window)",),
 )
 FORMATS = (CED_ARCHIVE,)
 

@@ -41,6 +41,11 @@ _FUSION_LAYERS = (("local_att", "local", 0), ("global_att", "global", 1))
 def clap_entries(config: TwoTowersConfig) -> Iterator[Entry]:
     """Every float key on disk but ``logit_scale_t``."""
     yield from htsat_entries(config.audio)
+    yield from joint_entries(config)
+
+
+def joint_entries(config: TwoTowersConfig) -> Iterator[Entry]:
+    """Every float key on disk but ``logit_scale_t`` and those of the audio tower."""
     yield from bert_entries(config.text, prefix="text_model.", path=("params", "text"))
     for tower, width in (("audio", config.audio.width), ("text", config.text.width)):
         path = ("params", f"{tower}_projection")

@@ -16,11 +16,13 @@ from alm_jax.interop.model_files import CONFIG, find_file, find_files, need_file
 from alm_jax.interop.safetensors_io import INDEX, WEIGHTS, Arrays, cast_floats, read_weights, write_weights
 from alm_jax.interop.sentence_bert import SENTENCE_BERT, import_sentence_bert
 from alm_jax.interop.shapes import Shapes
-from alm_jax.interop.torch_archive import find_tensors, read_tensors, read_torch_archive
+from alm_jax.interop.torch_archive import ArchiveTensor, find_tensors, read_tensors, read_torch_archive
 from alm_jax.interop.written_whole import written_whole
 from alm_jax.types import PyTree
 
 PICKLED_WEIGHTS = "pytorch_model.bin"
+_STATE_DICTS: tuple[tuple[str, ...], ...] = ((), ("model",), ("state_dict",), ("model_state_dict",))
+"""Where trainers keep a state dict."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,16 @@ def _read_arrays(folder: Path) -> Arrays:
         return read_tensors(find_tensors(read_torch_archive(pickled)))
 
 
+def _state_dicts(archive: Any, kind: Format) -> Iterator[dict[str, ArchiveTensor]]:
+    """What may be the state dict of a format: where its authors keep it, or bare, or as other trainers wrap it.
+
+    With what its keys begin with and without: "module." is there or not with the number of devices.
+    """
+    for entry in dict.fromkeys((kind.archive_entry, *_STATE_DICTS)):
+        for prefix in dict.fromkeys((kind.key_prefix, "", "module.")):
+            yield find_tensors(archive, entry, prefix)
+
+
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """A block whose errors name ``path``, where they name no file in it themselves."""
@@ -138,11 +150,14 @@ def _naming(path: Path) -> Iterator[None]:
 def _import_archive(path: Path, dtype: str | None, layout: Format | None) -> ImportedModel:
     archive = read_torch_archive(path)
     kinds = [kind for kind in FORMATS.values() if kind.infer_config is not None]
-    for kind in kinds if layout is None else [layout]:
-        tensors = find_tensors(archive, kind.archive_entry, kind.key_prefix)
-        if kind.signature in tensors or (layout is not None and tensors):
-            break
-    else:
+    found = (
+        (kind, tensors)
+        for kind in (kinds if layout is None else [layout])
+        for tensors in _state_dicts(archive, kind)
+        if kind.signature in tensors or (layout is not None and tensors)
+    )
+    kind, tensors = next(found, (None, {}))
+    if kind is None:
         raise UserError(
             f"{path}: the state dict of no model that alm_jax knows; it reads archives of "
             f"{', '.join(kind.name for kind in kinds)}"

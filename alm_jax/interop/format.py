@@ -65,9 +65,10 @@ class Format:
     infer_config: Callable[[Mapping[str, tuple[int, ...]]], Any] | None = None
     """For PyTorch archives, which have no config.json: shapes by key to our config."""
     archive_entry: tuple[str, ...] = ()
-    """Where an archive's object keeps the state dict: ("model",), ("state_dict",), () for the object itself."""
+    """Where the authors' archives keep the state dict: ("model",), ("state_dict",), () for the object itself. Looked at
+    before the other places that are usual."""
     key_prefix: str = ""
-    """What an archive's keys begin with and ours do not ("module."); keys without it are refused by name."""
+    """What the keys of the authors' archives begin with and ours do not ("module."); those without it are read too."""
     signature: str = ""
     """A key that only this format has, by which an archive is recognised."""
     ignored: tuple[str, ...] = ()

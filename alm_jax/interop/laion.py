@@ -1,26 +1,39 @@
 """LAION-CLAP's own archives (630k-best.pt and its siblings), without and with feature fusion.
 
 Wu et al. 2022, https://arxiv.org/abs/2211.06687; https://github.com/LAION-AI/CLAP. The model is ClapModel's, under the
-names of its authors, with query, key and value of the audio tower in one product. Not read: the classifiers that
-pre-trained the audio tower, the `transform` MLPs, which only another loss uses, and the front-end's tables, which
-follow from its spec.
+names of its authors, with query, key and value of the audio tower in one product. The audio tower is HTSAT or PANNs'
+CNN14 (without feature fusion), the text tower RoBERTa or BERT, known by its two types of tokens; texts are cut at 77
+tokens, as the authors cut them. Their text towers `transformer` (CLIP's) and `bart` are refused. Not read: the
+classifiers that pre-trained the audio tower, the `transform` MLPs, which only another loss uses, and the front-end's
+tables, which follow from its spec.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 
+from alm_jax.encoders.audio.cnn14 import Cnn14Config
 from alm_jax.encoders.audio.htsat import HtsatConfig
 from alm_jax.encoders.audio.htsat_fusion import HtsatFusionConfig
-from alm_jax.encoders.text.bert import ROBERTA_BASE
+from alm_jax.encoders.text.bert import BERT_BASE, ROBERTA_BASE
+from alm_jax.errors import UserError
 from alm_jax.interop.bert import infer_bert_config
-from alm_jax.interop.clap_weights import TOWER, clap_entries, htsat_entries
+from alm_jax.interop.clap_weights import TOWER, htsat_entries, joint_entries
+from alm_jax.interop.cnn14 import CNN14_ARCHIVE, infer_cnn14_config
 from alm_jax.interop.entry import Entry
 from alm_jax.interop.format import Format
 from alm_jax.models.two_towers import TWO_TOWERS, TwoTowersConfig
 from alm_jax.ops.frontends import ClipSpec, FusionSpec, TorchlibrosaSpec
 
 _BRANCH = "audio_branch"
+_MAX_TOKENS = 77
+_REFUSED = {
+    "token_embedding.weight": "the text tower `transformer`",
+    "text_branch.shared.weight": "the text tower `bart`",
+    f"{_BRANCH}.mel_conv1d.0.weight": "a CNN14 with feature fusion",
+    f"{_BRANCH}.mel_conv2d.0.weight": "a CNN14 with feature fusion",
+}
+"""Keys that only a tower has which is not read, and its name."""
 # In this order: the shorter names are parts of the longer.
 _AUDIO_NAMES = (
     (".batch_norm.", ".bn0."),
@@ -40,10 +53,14 @@ _OTHER_NAMES = (
 
 def laion_entries(config: TwoTowersConfig) -> Iterator[Entry]:
     """Every key that is read but ``logit_scale_t``."""
-    yield from original_htsat_entries(config.audio, _BRANCH)
-    for entry in clap_entries(config):
-        if not entry.key.startswith(TOWER):
-            yield dataclasses.replace(entry, key=_rename(entry.key, _OTHER_NAMES))
+    if isinstance(config.audio, Cnn14Config):
+        for entry in CNN14_ARCHIVE.entries(config.audio):
+            path = (entry.path[0], "audio", *entry.path[1:])
+            yield dataclasses.replace(entry, key=f"{_BRANCH}.{entry.key}", path=path)
+    else:
+        yield from original_htsat_entries(config.audio, _BRANCH)
+    for entry in joint_entries(config):
+        yield dataclasses.replace(entry, key=_rename(entry.key, _OTHER_NAMES))
 
 
 def original_htsat_entries(audio: HtsatConfig, branch: str) -> Iterator[Entry]:
@@ -93,8 +110,24 @@ def infer_htsat_config(shapes: Mapping[str, tuple[int, ...]], branch: str) -> Ht
 
 
 def infer_laion_config(shapes: Mapping[str, tuple[int, ...]]) -> TwoTowersConfig:
-    """The config of an archive from its shapes; the front-end and RoBERTa's heads of 64 are the published ones."""
-    audio, clip = infer_htsat_config(shapes, _BRANCH), ClipSpec(clip_sec=10.0, pad="repeat_pad")
+    """The config of an archive from its shapes; the front-end and text heads of 64 are the published ones.
+
+    Raises:
+        UserError: a tower is one of those that the authors' code has and ours does not read.
+    """
+    for key, tower in _REFUSED.items():
+        if key in shapes:
+            raise UserError(f"it has {tower} ({key}), which alm_jax does not compute")
+    audio: HtsatConfig | Cnn14Config
+    if f"{_BRANCH}.conv_block1.conv1.weight" in shapes:
+        prefix = f"{_BRANCH}."
+        own = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+        audio = dataclasses.replace(infer_cnn14_config(own), num_classes=None)
+    else:
+        audio = infer_htsat_config(shapes, _BRANCH)
+    clip = ClipSpec(clip_sec=10.0, pad="repeat_pad")
+    num_types = shapes["text_branch.embeddings.token_type_embeddings.weight"][0]
+    like = dataclasses.replace(ROBERTA_BASE if num_types == 1 else BERT_BASE, max_tokens=_MAX_TOKENS)
     return TwoTowersConfig(
         frontend=FusionSpec(num_mels=audio.num_mels, int16_quantize=True, clip=clip)
         if isinstance(audio, HtsatFusionConfig)
@@ -109,7 +142,7 @@ def infer_laion_config(shapes: Mapping[str, tuple[int, ...]]) -> TwoTowersConfig
             clip=clip,
         ),
         audio=audio,
-        text=infer_bert_config(shapes, ROBERTA_BASE, prefix="text_branch."),
+        text=infer_bert_config(shapes, like, prefix="text_branch."),
         embed_dim=shapes["audio_projection.0.weight"][0],
     )
 
@@ -123,7 +156,7 @@ def _rename(key: str, names: tuple[tuple[str, str], ...]) -> str:
 LAION = Format(
     name="laion-clap-archive",
     config_type=TwoTowersConfig,
-    audio_towers=(HtsatConfig, HtsatFusionConfig),
+    audio_towers=(HtsatConfig, HtsatFusionConfig, Cnn14Config),
     abstract=TWO_TOWERS.abstract,
     entries=laion_entries,
     copies=lambda _: {"logit_scale_t": "logit_scale_a"},
@@ -133,6 +166,7 @@ LAION = Format(
     signature=f"{_BRANCH}.bn0.weight",
     ignored=(
         *ignored_of_htsat(_BRANCH),
+        rf"{_BRANCH}\.fc_audioset\..*",
         r"(audio|text)_transform\..*",
         r"text_branch\.embeddings\.(position|token_type)_ids",
     ),

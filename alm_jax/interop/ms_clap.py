@@ -11,9 +11,10 @@ What the published code does, and the config says:
 - the mel bank of 2023 is built for 32 kHz.
 - 2023 takes the state at (number of ids other than 0) - 1, `Gpt2Config.compat`.
 
-The archive has no tokenizer. 2022 reads bert-base-uncased's, texts cut at 100 tokens. 2023 reads GPT-2's with
-" <|endoftext|>" (a space's token and the end's) after each text, padded with "!" (id 0) and cut at 77 tokens: a
-tokenizer.json for it appends these two in its post-processor and names that padding. Ours cuts at the position table.
+The archive has no tokenizer. 2022 reads bert-base-uncased's, texts padded to 100 tokens. 2023 reads GPT-2's with
+" <|endoftext|>" (a space's token and the end's) after each text, padded with "!" (id 0) to 77 tokens: a tokenizer.json
+for it appends these two in its post-processor and names that padding. The published code cuts no text, and fails on one
+longer than the position table; ours cuts it there.
 
 Not verified on the published files, only on archives of the same layout: that no key is stored besides those known
 here.

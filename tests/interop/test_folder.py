@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import huggingface_hub
@@ -142,12 +143,64 @@ def test_an_archive_is_known_by_its_keys(tmp_path):
         import_model(tmp_path / "other.pth", layout=BERT)
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "README.md", "model.safetensors.index.json"]
+)
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_only_regular_files_of_the_folder_are_read(copy, tmp_path, name, kind):
+    """Nothing outside of a model's folder is read or copied, and nothing waits for a pipe."""
+    (tmp_path / "secret").write_text("{}")
+    (copy / name).unlink(missing_ok=True)
+    match kind:
+        case "link":
+            (copy / name).symlink_to(tmp_path / "secret")
+        case "dangling link":
+            (copy / name).symlink_to(tmp_path / "nowhere")
+        case "pipe":
+            os.mkfifo(copy / name)
+        case "folder":
+            (copy / name).mkdir()
+    with pytest.raises(UserError, match=f"{name}: (leads to|a link to|no regular file)"):
+        import_model(copy)
+
+
+def test_links_within_a_folder_are_followed(copy, folder):
+    (copy / "config.json").rename(copy / "real.json")
+    (copy / "config.json").symlink_to("real.json")
+    equal(import_model(copy).variables, import_model(folder).variables)
+
+
+def test_a_config_of_endless_layers_is_bounded_by_the_file(copy):
+    fields = json.loads((copy / "config.json").read_text())
+    for changed, match in (
+        ({"num_hidden_layers": 10**9}, "asks for more than [0-9]+ arrays, and the file has"),
+        ({"num_hidden_layers": 10**10}, "num_hidden_layers is 10000000000, expected a whole number"),
+        ({"max_position_embeddings": 2**31 - 1}, "position_embeddings.weight has shape"),
+        ({"num_attention_heads": "4"}, "num_attention_heads is '4', expected a whole number"),
+        ({"num_attention_heads": 3}, "num_attention_heads is 3, expected a divisor of 128"),
+        ({"layer_norm_eps": None}, "layer_norm_eps is null, expected a number above 0"),
+        ({"architectures": "BertModel"}, "architectures is 'BertModel', expected a list"),
+        ({"hidden_size": {"a": 1}}, "hidden_size is an object of 1 fields, expected"),
+    ):
+        (copy / "config.json").write_text(json.dumps(fields | changed))
+        with pytest.raises(UserError, match=match) as raised:
+            import_model(copy)
+        assert str(copy) in str(raised.value)
+    (copy / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        import_model(copy)
+
+
 def test_a_hub_id_is_found_in_the_hubs_cache(folder, tmp_path, monkeypatch):
     """What `hf download` leaves, read without a network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     commit = "0123456789abcdef0123456789abcdef01234567"
     cached = tmp_path / "models--owner--tiny-bert"
     shutil.copytree(folder, cached / "snapshots" / commit)
+    # As the Hub's cache has it: links out of the snapshot, to the blobs of the same model.
+    (cached / "blobs").mkdir()
+    (cached / "snapshots" / commit / "config.json").rename(cached / "blobs" / "a1b2")
+    (cached / "snapshots" / commit / "config.json").symlink_to("../../blobs/a1b2")
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
     equal(import_model("owner/tiny-bert").variables, import_model(folder).variables)

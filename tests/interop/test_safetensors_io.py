@@ -123,3 +123,16 @@ def test_unreadable_files_are_refused(tmp_path, damage):
         path.write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match=r"model\.safetensors"):
         read_safetensors(path)
+
+
+def test_a_dtype_of_no_weights_is_refused_by_name(tmp_path):
+    safetensors.torch.save_file({"w": torch.ones(2).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors: w has the dtype F8_E4M3"):
+        read_safetensors(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("places", [[], {"w": 3}, {"w": None}, {"w": "../x"}, {}, "x"])
+def test_an_index_that_is_none_is_refused(tmp_path, places):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(UserError, match=r"index\.json"):
+        read_weights(tmp_path)

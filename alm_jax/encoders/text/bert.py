@@ -54,6 +54,9 @@ class BertConfig(TextTowerConfig):
     pooling: Literal["pooler", "first", "mean"] = "pooler"
     """What becomes of the last states: the pooler's output of the first, the first itself, or the mean over real
     tokens. Only the pooler has parameters."""
+    max_tokens: int | None = None
+    """Where texts are cut, special tokens included, as the published code cuts them (LAION-CLAP's 77); None for as
+    many tokens as there are positions."""
     kernel_init: Literal["normal", "fan_in"] = "normal"
     """How kernels start: N(0, 0.02^2) as published, or N(0, 1 / fan-in), from which a narrow tower learns faster."""
 
@@ -64,14 +67,15 @@ class BertConfig(TextTowerConfig):
             )
         if self.max_length < 2:
             raise UserError(
-                f"max_positions {self.max_positions} leaves no room for two tokens; raise it "
-                f"(roberta positions start at pad_id + 1 = {self.pad_id + 1})"
+                f"max_positions {self.max_positions} and max_tokens {self.max_tokens} leave no room for two tokens; "
+                f"raise them (roberta positions start at pad_id + 1 = {self.pad_id + 1})"
             )
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest caption that the position table can hold."""
-        return self.max_positions - (self.pad_id + 1 if self.positions == "roberta" else 0)
+        """Tokens of the longest text: `max_tokens`, and no more than the position table can hold."""
+        held = self.max_positions - (self.pad_id + 1 if self.positions == "roberta" else 0)
+        return held if self.max_tokens is None else min(held, self.max_tokens)
 
 
 ROBERTA_BASE = BertConfig()
@@ -110,8 +114,8 @@ class Bert(nn.Module):
         config = self.config
         if ids.shape[1] > config.max_length:
             raise UserError(
-                f"captions are padded to {ids.shape[1]} tokens; max_positions {config.max_positions} holds "
-                f"{config.max_length}: shorten the tokenizer's max_length or raise max_positions"
+                f"captions are padded to {ids.shape[1]} tokens; max_positions {config.max_positions} and max_tokens "
+                f"{config.max_tokens} hold {config.max_length}: shorten the tokenizer's max_length or raise these"
             )
         rate = config.dropout if train else 0.0
 

@@ -47,6 +47,7 @@ def compute_fusion(
 
     Only the first ``num_samples`` of a recording are real; all shapes follow from S. The maps of a longer
     recording, of T_r = 1 + num_samples // hop_samples frames, are its whole log-mel resized to T frames
+    (bilinear and, as published, not antialiased: of a recording ten times as long, frames between are skipped)
     (linear between frame centres, no antialiasing), and T frames that start in the first, the middle and the
     last third of the T_r - T + 1 places there are: drawn uniformly from ``key``, or, without one, the middle
     of each third. A shorter recording is filled to a clip by ``clip.pad``; it, and one of less than a hop more

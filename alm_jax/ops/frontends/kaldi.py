@@ -70,7 +70,10 @@ class AstSpec(KaldiSpec):
     | AST and AudioMAE, AudioSet | -4.2677393 | 4.5689974 | 2 std | 1024 |
     | the same, ESC-50 | -6.6268077 | 5.358466 | 2 std | 512 |
     | the same, Speech Commands V2 | -6.845978 | 5.5654526 | 2 std | 128 |
-    | LTU (CAV-MAE) | as AudioSet's | | std | 1024 |
+    | LTU (CAV-MAE) | -5.081 | 4.4849 | std | 1024 |
+
+    Of a stereo file the authors take the first channel, and this project the mean of both: give the first channel for
+    their numbers.
     """
 
     remove_mean: bool = True
