@@ -86,6 +86,7 @@ def _import_folder(folder: Path, dtype: str | None, layout: Format | None) -> Im
         with as_user_error(f"{folder / CONFIG}: its sizes do not belong together"):
             config = layout.read_config(fields)
         arrays = _read_arrays(folder)
+        config = layout.with_keys(config, arrays.keys())
         if dtype is not None:
             arrays = cast_floats(arrays, dtype)
         variables = arrays_to_variables(layout, config, arrays)
@@ -197,7 +198,7 @@ def export_model(
             f"{type(config).__name__} is written as {', '.join(writable(config)) or 'nothing'}"
         )
     arrays = variables_to_arrays(layout, config, variables)
-    if original is None or layout.read_config(original) != config:
+    if original is None or layout.with_keys(layout.read_config(original), arrays.keys()) != config:
         fields = {"architectures": [layout.architectures[0]], **layout.write_config(config)}
     else:
         fields = {key: value for key, value in original.items() if key != PREPROCESSOR}

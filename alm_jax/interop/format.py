@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import jax
@@ -59,6 +59,8 @@ class Format:
     config.json."""
     read_config: Callable[[Mapping[str, Any]], Any] | None = None
     """config.json to our config. Raises UserError where the model is not one that the family computes."""
+    with_keys: Callable[[Any, Set[str]], Any] = lambda config, _: config
+    """The config of a file with these keys, where they tell what config.json does not: whether a head is tied."""
     write_config: Callable[[Any], dict[str, Any]] | None = None
     """Our config to the config.json of the same model (without "architectures", which is `architectures`' first)."""
 

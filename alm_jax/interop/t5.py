@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,8 @@ def read_t5_config(fields: Mapping[str, Any]) -> T5Config:
     """config.json of a T5ForConditionalGeneration, absent fields at transformers' defaults.
 
     transformers 5 says that every head is tied, and keeps what the published configs say in scale_decoder_outputs:
-    states are scaled for a tied head, and not for one with a matrix of its own.
+    states are scaled for a tied head, and not for one with a matrix of its own. Which of the two a file has its keys
+    tell (`_with_keys`): what that release makes anew has neither matrix nor scale.
     """
     fields = Fields.of(fields)
     encoder = read_t5_encoder_config(fields)
@@ -118,7 +119,6 @@ def read_t5_config(fields: Mapping[str, Any]) -> T5Config:
 def write_t5_config(config: T5EncoderConfig) -> dict[str, Any]:
     """config.json of the model that computes what ``config`` computes, with a decoder or without one."""
     whole = config if isinstance(config, T5Config) else None
-    tied = whole is None or whole.tied_head
     fields = {
         "model_type": "t5",
         "vocab_size": config.vocab_size,
@@ -135,9 +135,17 @@ def write_t5_config(config: T5EncoderConfig) -> dict[str, Any]:
         "pad_token_id": config.pad_id,
         "decoder_start_token_id": config.pad_id,
         "is_encoder_decoder": whole is not None,
-        "tie_word_embeddings": tied,
+        # What transformers 5 reads from it; before, it was both.
+        "tie_word_embeddings": whole is None or whole.scales_states,
     }
     return fields if whole is None else fields | {"num_decoder_layers": whole.num_decoder_layers}
+
+
+def _with_keys(config: T5Config, keys: Set[str]) -> T5Config:
+    """The config with the head that the file has."""
+    if config.tied_head or _HEAD in keys:
+        return config
+    return dataclasses.replace(config, tied_head=True, has_scaled_states=False)
 
 
 def _copies(config: T5EncoderConfig) -> dict[str, str]:
@@ -150,6 +158,7 @@ def _copies(config: T5EncoderConfig) -> dict[str, str]:
     }
 
 
+_HEAD = "lm_head.weight"
 _UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
@@ -179,6 +188,7 @@ T5 = Format(
     copies=_copies,
     optional=lambda config: frozenset(_copies(config)) | {_UNREAD},
     architectures=("T5ForConditionalGeneration",),
+    with_keys=_with_keys,
     read_config=read_t5_config,
     write_config=write_t5_config,
 )
@@ -254,6 +264,10 @@ def _whole(config: T5Config, name: str) -> Parity:
 PARITY = (
     _whole(dataclasses.replace(NANO, mlp="relu", tied_head=True, num_decoder_layers=3), "t5, nano"),
     _whole(NANO, "flan-t5, nano"),
+    _whole(
+        dataclasses.replace(NANO, tied_head=True, has_scaled_states=False),
+        "t5 as transformers 5 makes it anew, nano",
+    ),
     Parity(
         name="t5 encoder, nano",
         layout=T5_ENCODER,

@@ -10,6 +10,7 @@ import transformers
 
 from alm_jax.encoders.text.t5 import NANO
 from alm_jax.errors import UserError
+from alm_jax.interop.folder import export_model, import_model
 from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
 from alm_jax.interop.safetensors_io import read_safetensors, write_safetensors
 from alm_jax.interop.t5 import T5, build_oracle, read_t5_config
@@ -54,6 +55,23 @@ def test_transformers_loads_what_we_write(config, tmp_path):
     state = module.state_dict()
     for key, value in arrays.items():
         np.testing.assert_array_equal(state[key], value)
+
+
+@pytest.mark.parametrize("mlp", ["relu", "gated-gelu"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_transformers_5_makes_anew_goes_in_and_out(mlp, tied, tmp_path):
+    """Its head is tied whatever the config says; the flag tells whether states are scaled."""
+    fields = T5.write_config(NANO) | {"feed_forward_proj": mlp, "tie_word_embeddings": tied}
+    module = transformers.T5ForConditionalGeneration(transformers.AutoConfig.for_model(**fields))
+    module.save_pretrained(tmp_path / "theirs")
+    found = import_model(tmp_path / "theirs")
+    assert (found.config.tied_head, found.config.scales_states) == (True, tied)
+    export_model(tmp_path / "ours", found.config, found.variables, T5)
+    saved, written = (read_safetensors(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
+    assert saved.keys() == written.keys()
+    for key, value in saved.items():
+        np.testing.assert_array_equal(written[key], value, strict=True)
+    assert import_model(tmp_path / "ours").config == found.config
 
 
 def test_published_configs_are_read():

@@ -76,8 +76,15 @@ class T5Config(T5EncoderConfig):
     num_decoder_layers: int = 6
     """Blocks of the decoder."""
     tied_head: bool = True
-    """True, the first T5: logits come of the table of embeddings, and states are divided by sqrt(width) before.
-    False, v1.1 and Flan: the head has its own matrix."""
+    """True, the first T5: logits come of the table of embeddings. False, v1.1 and Flan: the head has its own matrix."""
+    has_scaled_states: bool | None = None
+    """Whether states are divided by sqrt(width) before the head. None: where it is tied, as in every published model;
+    transformers 5 also makes models of which only one of the two holds."""
+
+    @property
+    def scales_states(self) -> bool:
+        """`has_scaled_states`, resolved."""
+        return self.tied_head if self.has_scaled_states is None else self.has_scaled_states
 
     @property
     def cache_shape(self) -> CacheShape:
@@ -376,7 +383,7 @@ class T5(nn.Module):
             read = self.cross_key_value(source, source_mask)
         x = self.token_embed(ids).astype(self.dtype)
         x, text = self.decoder(x, mask, source=read, cache=text, train=train)
-        if config.tied_head:
+        if config.scales_states:
             x = x * config.width**-0.5
         if output in ("last", "next"):
             x = take_rows(x, find_last(mask))
