@@ -11,7 +11,12 @@ from alm_jax.interop.folder import export_model, import_model
 from alm_jax.interop.formats import FORMATS, PARITY
 from alm_jax.interop.safetensors_io import read_weights
 
-CLASSES = [layout for layout in FORMATS.values() if layout.write_config is not None and not layout.ignored]
+# ClapModel's flags are in its parts, and tests/interop/test_clap_config.py walks them.
+CLASSES = [
+    layout
+    for layout in FORMATS.values()
+    if layout.write_config and not layout.ignored and layout.name != "clap"
+]
 # Of generation, of what a call returns, and of training: no weight and no number of a forward pass depends on them.
 OTHER = re.compile(
     r"return_dict|output_\w+|use_cache|apply_spec_augment|is_decoder|is_encoder_decoder|torchscript|tie_encoder_decoder|"
@@ -60,10 +65,13 @@ def test_a_flag_is_carried_or_refused_by_name(layout, fields, changed, tmp_path)
     except (ValueError, TypeError, NotImplementedError, AttributeError, RuntimeError) as error:
         pytest.skip(f"transformers has no such model: {error}")
     module.save_pretrained(tmp_path / "theirs")
+    refused = ""
     try:
         found = import_model(tmp_path / "theirs")
     except UserError as error:
-        assert next(iter(changed)) in str(error)
+        refused = str(error)
+    if refused:
+        assert next(iter(changed)) in refused
         return
     export_model(tmp_path / "ours", found.config, found.variables, found.layout)
     saved, written = read_weights(tmp_path / "theirs"), read_weights(tmp_path / "ours")
