@@ -22,7 +22,7 @@ from alm_jax.models.masked_autoencoder import (
     reconstruct,
 )
 from alm_jax.models.patch_decoders import GlobalDecoderConfig, LocalDecoderConfig
-from alm_jax.ops.frontends import AstSpec, ClipSpec, compute_features
+from alm_jax.ops.frontends import AstSpec, compute_features, published_clip
 from alm_jax.ops.patch_masking import keep_lowest
 from alm_jax.ops.positions import sincos_grid
 
@@ -109,9 +109,8 @@ def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
 
 def _frontend(encoder: AudioMaeConfig) -> AstSpec:
     """The published front-end for clips as long as the encoder takes."""
-    hop_sec = 0.01
     return AstSpec(
-        clip=ClipSpec(clip_sec=encoder.num_frames * hop_sec),
+        clip=published_clip(encoder.num_frames),
         num_mels=encoder.num_mels,
         padded_frames=encoder.num_frames,
     )

@@ -91,7 +91,7 @@ def make_clips(
     features: Array = (
         compute_waveform(clips, frontend)
         if isinstance(frontend, WaveformSpec)
-        else compute_features(clips, frontend)
+        else compute_features(clips, frontend, num_real)
     )
     flat = Clips(features, tower.frame_mask(frontend, padding, num_real), None, num_real, mask.reshape(-1))
     return jax.tree.map(lambda x: x.reshape(rows, chunks, *x.shape[1:]), flat)

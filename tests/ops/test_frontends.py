@@ -30,6 +30,7 @@ from alm_jax.ops.frontends import (
     compute_features,
     compute_stft,
     pcm_to_float,
+    published_clip,
 )
 from alm_jax.ops.frontends.ctal import delta
 from alm_jax.ops.frontends.decibel import limit_range, power_to_db
@@ -96,6 +97,24 @@ def test_equals_the_oracle(recordings: Callable[[int], np.ndarray], name: str) -
     error = np.abs(np.asarray(got, np.float64) - want)
     assert error.max() < largest
     assert error[:5].mean() < mean
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filter")  # of transformers, about Kaldi's silent band
+@pytest.mark.parametrize("num_samples", [59_200, 80_000, 400, 560])
+def test_ast_of_a_short_recording_is_that_of_the_authors_loader(
+    recordings: Callable[[int], np.ndarray], num_samples: int
+) -> None:
+    """The features of the recording alone, and zeros after them before the normalisation."""
+    spec = AstSpec(clip=published_clip(1024))
+    short = recordings(spec.sample_rate_hz)[0, :num_samples].astype(np.float32)
+    clip = np.zeros(spec.clip_samples, np.float32)
+    clip[:num_samples] = short
+    got = compute_features(jnp.asarray(clip[None]), spec, jnp.asarray([num_samples]))[0]
+    np.testing.assert_allclose(got, frontend_oracles.oracle(short, spec), atol=2e-3)
+    num_frames = 1 + (num_samples - 400) // 160
+    np.testing.assert_allclose(got[num_frames:], -spec.mean / (2 * spec.std), rtol=1e-6)
+    nothing = compute_features(jnp.asarray(clip[None]), spec, jnp.asarray([0]))
+    np.testing.assert_allclose(nothing, -spec.mean / (2 * spec.std), rtol=1e-6)
 
 
 CLAP_SPECS = {

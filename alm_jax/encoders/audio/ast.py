@@ -22,7 +22,7 @@ from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import declare, truncated_normal
 from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PreNormBlock
-from alm_jax.ops.frontends import AstSpec, ClipSpec
+from alm_jax.ops.frontends import AstSpec, published_clip
 from alm_jax.ops.window_mask import window_mask
 
 
@@ -211,7 +211,7 @@ FAMILY = Family(
     build=lambda config, dtype, remat: Ast(config, dtype, remat=remat),
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, config.patch_size, config.num_mels), jnp.float32),),
-    frontend=AstSpec(clip=ClipSpec(clip_sec=10.0)),
+    frontend=AstSpec(clip=published_clip(1024)),
     takes=frozenset({"mask"}),
     states="tokens",
     source="https://arxiv.org/abs/2104.01778",

@@ -21,7 +21,7 @@ from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import declare
 from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PreNormBlock
-from alm_jax.ops.frontends import AstSpec, ClipSpec
+from alm_jax.ops.frontends import AstSpec, published_clip
 from alm_jax.ops.patch_masking import take_patches
 from alm_jax.ops.patchify import patchify
 from alm_jax.ops.positions import sincos_grid
@@ -172,7 +172,7 @@ FAMILY = Family(
     build=lambda config, dtype, remat: AudioMae(config, dtype, remat=remat),
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, config.patch_size, config.num_mels), jnp.float32),),
-    frontend=AstSpec(clip=ClipSpec(clip_sec=10.0)),
+    frontend=AstSpec(clip=published_clip(1024)),
     takes=frozenset({"mask"}),
     states="tokens",
     source="https://arxiv.org/abs/2207.06405",

@@ -23,7 +23,7 @@ from alm_jax.nn.parameter import declare
 from alm_jax.nn.pooling import masked_mean
 from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PreNormBlock
-from alm_jax.ops.frontends import AstSpec, ClipSpec
+from alm_jax.ops.frontends import AstSpec, published_clip
 from alm_jax.ops.positions import sincos_grid
 from alm_jax.ops.window_mask import window_mask
 
@@ -189,7 +189,7 @@ FAMILY = Family(
         jax.ShapeDtypeStruct((2, config.patch_size * config.pool_size, config.num_mels), jnp.float32),
     ),
     # LTU's statistics of its training data, and one standard deviation where AST takes two.
-    frontend=AstSpec(clip=ClipSpec(clip_sec=10.0), mean=-5.081, std=4.4849, num_std=1.0),
+    frontend=AstSpec(clip=published_clip(1024), mean=-5.081, std=4.4849, num_std=1.0),
     takes=frozenset({"mask"}),
     states="prompt",
     state_mask=lambda config, mask, train: compute_prompt_mask(config, mask),

@@ -7,7 +7,7 @@ functions of their own: `compute_fusion` four maps of a whole recording, `comput
 
 from typing import TypeAlias
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from alm_jax.errors import UserError
 from alm_jax.ops.frontends.audioldm import AudioLdmSpec, compute_audioldm
@@ -16,7 +16,7 @@ from alm_jax.ops.frontends.clap import ClapSpec, compute_clap
 from alm_jax.ops.frontends.clip import ClipSpec, fit_clips
 from alm_jax.ops.frontends.ctal import CtalSpec, compute_ctal
 from alm_jax.ops.frontends.fusion import NUM_MAPS, FusionSpec, compute_fusion
-from alm_jax.ops.frontends.kaldi import AstSpec, BeatsSpec, compute_ast, compute_beats
+from alm_jax.ops.frontends.kaldi import AstSpec, BeatsSpec, compute_ast, compute_beats, published_clip
 from alm_jax.ops.frontends.log_mel import LogMelSpec
 from alm_jax.ops.frontends.magphase import StftSpec, compute_stft
 from alm_jax.ops.frontends.pcm import pcm_to_float
@@ -47,6 +47,7 @@ __all__ = [
     "feature_shape",
     "fit_clips",
     "pcm_to_float",
+    "published_clip",
 ]
 
 FrontendSpec: TypeAlias = (
@@ -65,8 +66,13 @@ def feature_shape(spec: TowerSpec) -> tuple[int, ...]:
     return (*maps, spec.num_frames, spec.num_features)
 
 
-def compute_features(waveform: Float[Array, "*B W"], spec: TowerSpec) -> Float[Array, "*B T F"]:
+def compute_features(
+    waveform: Float[Array, "*B W"], spec: TowerSpec, num_samples: Int[Array, "*B"] | None = None
+) -> Float[Array, "*B T F"]:
     """float32 features of waveforms at ``spec.sample_rate_hz``; clips of the spec's length give its T.
+
+    ``num_samples`` of each waveform are real, all of them without it. Only AST's front-end treats the others in another
+    way than silence.
 
     Raises UserError for a spec that makes no [T F] map.
     """
@@ -76,7 +82,7 @@ def compute_features(waveform: Float[Array, "*B W"], spec: TowerSpec) -> Float[A
         case ClapSpec():
             return compute_clap(waveform, spec)
         case AstSpec():
-            return compute_ast(waveform, spec)
+            return compute_ast(waveform, spec, num_samples)
         case BeatsSpec():
             return compute_beats(waveform, spec)
         case CedSpec():
