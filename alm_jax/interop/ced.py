@@ -64,6 +64,7 @@ def infer_ced_config(shapes: Mapping[str, tuple[int, ...]]) -> CedConfig:
         num_heads=published_heads(width),
         mlp_dim=shapes["blocks.0.mlp.fc1.weight"][0],
         num_classes=None if head is None else head[0],
+        compat=True,
     )
 
 

@@ -66,10 +66,12 @@ class Ced(nn.Module):
         chunks = list(x.split(self.chunk_frames, dim=-1))
         if len(chunks) > 1:
             chunks[-1] = nn.functional.pad(chunks[-1], (0, self.chunk_frames - chunks[-1].shape[-1]))
-        tokens = torch.cat([self.encode(chunk) for chunk in chunks], dim=1)
+        parts = [self.encode(chunk) for chunk in chunks]
+        tokens = torch.cat(parts, dim=1)
         outputs = {"tokens": tokens}
         if hasattr(self, "outputlayer"):
-            outputs["logits"] = self.outputlayer(tokens.mean(1))
+            probabilities = torch.stack([self.outputlayer(part.mean(1)).sigmoid() for part in parts])
+            outputs["logits"] = probabilities.mean(0).logit()
         return outputs
 
 

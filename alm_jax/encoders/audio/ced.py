@@ -11,6 +11,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float
 
 from alm_jax.encoders.family import AudioTowerConfig, Family
@@ -51,6 +52,8 @@ class CedConfig(AudioTowerConfig):
     """Added to the variance in LayerNorm, but the classifier's, which has 1e-5."""
     num_classes: int | None = None
     """Classes of the classifier (AudioSet's 527); None for no classifier."""
+    compat: bool = False
+    """Leave out the last chunk of an input that fills all its chunks, as the released code does; False hears it."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -99,7 +102,8 @@ class Ced(nn.Module):
     dtype: jnp.dtype
     output: Literal["tokens", "clip", "logits"] = "clip"
     """tokens: the patches chunk by chunk, frequency-major in each [B N D], normalised; clip: their mean over real audio
-    [B D]; logits: the classifier's, float32 [B num_classes]; their sigmoids are probabilities."""
+    [B D]; logits: the classifier's, float32 [B num_classes]; their sigmoids are probabilities, the mean over the
+    chunks of each chunk's."""
     remat: Remat = "none"
 
     @nn.compact
@@ -141,6 +145,10 @@ class Ced(nn.Module):
             features, train=train, mask=row_mask, moments=moments
         )
         num_chunks = -(-num_frames // config.chunk_frames)
+        if config.compat and num_chunks > 1 and num_frames % config.chunk_frames == 0:
+            num_chunks, num_frames = num_chunks - 1, num_frames - config.chunk_frames
+            x = x[:, :num_frames]
+            frame_mask = None if frame_mask is None else frame_mask[:, :num_frames]
         if num_chunks > 1:
             missing = num_chunks * config.chunk_frames - num_frames
             x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
@@ -162,18 +170,23 @@ class Ced(nn.Module):
             x, token_mask
         )
         x = LayerNorm(self.dtype, config.layer_norm_eps, name="norm")(x)
-        x = x.reshape(batch_size, -1, config.width)
+        if self.output == "tokens" and config.num_classes is None:
+            return x.reshape(batch_size, -1, config.width)
 
         # A mean of many tokens loses bits in bfloat16.
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        heard = jnp.ones(x.shape[:2], jnp.bool_) if token_mask is None else token_mask.reshape(x.shape[:2])
-        clip = masked_mean(x.astype(wide), heard).astype(self.dtype)
+        heard = jnp.ones(x.shape[:2], jnp.bool_) if token_mask is None else token_mask
         if config.num_classes is not None:
-            y = LayerNorm(self.dtype, name="head_norm")(clip)
+            y = masked_mean(x.astype(wide), heard).astype(self.dtype)
+            y = LayerNorm(self.dtype, name="head_norm")(y)
             logits = Dense((config.num_classes,), ("embed", "classes"), self.dtype, name="head")(y)
+        x, heard = x.reshape(batch_size, -1, config.width), heard.reshape(batch_size, -1)
         if self.output == "tokens":
             return x
-        return logits.astype(wide) if self.output == "logits" else clip
+        if self.output == "clip":
+            return masked_mean(x.astype(wide), heard).astype(self.dtype)
+        weights = jnp.any(heard.reshape(batch_size, num_chunks, -1), axis=-1)
+        return _mean_logits(logits.astype(wide).reshape(batch_size, num_chunks, -1), weights)
 
     def _embed(
         self, chunks: Float[Array, "C T F"], mask: Bool[Array, "C T"] | None
@@ -197,6 +210,19 @@ class Ced(nn.Module):
         if mask is None:
             return x, None
         return x, jnp.tile(window_mask(mask, config.patch_size, config.patch_size), (1, bands))
+
+
+def _mean_logits(logits: Float[Array, "B N C"], is_heard: Bool[Array, "B N"]) -> Float[Array, "B C"]:
+    """The logit of the mean over heard chunks of their probabilities, without leaving the logarithm."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    is_heard = is_heard | ~jnp.any(
+        is_heard, axis=1, keepdims=True
+    )  # of a row of padding all, so that it is finite
+    weights = is_heard[:, :, None].astype(logits.dtype)
+    # The number of chunks is in both halves of the odds, and falls out.
+    true, false = (logsumexp(nn.log_sigmoid(sign * logits), axis=1, b=weights) for sign in (1, -1))
+    return true - false
 
 
 FAMILY = Family(
