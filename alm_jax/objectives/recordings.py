@@ -89,7 +89,7 @@ def make_clips(
     if augment is not None:
         clips = augment_waveform(clips, key, augment, None if padding == "heard" else num_real)
     features: Array = (
-        compute_waveform(clips, frontend)
+        compute_waveform(clips, frontend, num_real)
         if isinstance(frontend, WaveformSpec)
         else compute_features(clips, frontend, num_real)
     )

@@ -24,6 +24,22 @@ def test_normalised_as_wav2vec2_does():
     np.testing.assert_array_equal(compute_waveform(jnp.asarray(x), plain), x)
 
 
+def test_a_short_recording_is_normalised_by_itself():
+    """And then filled up with zeros, as transformers' extractor fills up a batch."""
+    transformers = pytest.importorskip("transformers")
+    x = np.random.default_rng(0).normal(0.1, 0.02, (3, 4000)).astype(np.float32)
+    length = np.array([4000, 900, 0])
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    rows = [row[:n] for row, n in zip(x[:2], length, strict=False)]
+    expected = extractor(rows, sampling_rate=16000, padding=True, return_tensors="np")["input_values"]
+    padded = np.where(np.arange(4000) < length[:, None], x, 0)
+    got = compute_waveform(
+        jnp.asarray(padded), WaveformSpec(clip=ClipSpec(clip_sec=0.25)), jnp.asarray(length)
+    )
+    np.testing.assert_allclose(got[:2], expected, atol=2e-6)
+    np.testing.assert_array_equal(got[2], 0)
+
+
 def test_zeros_at_the_end_are_no_sound():
     x = jnp.asarray([[0.0, 1.0, 0.0, 2.0, 0.0, 0.0], [0.0] * 6, [1.0] * 6, [3.0, 0.0, 0.0, 4.0, 0.0, 0.0]])
     length = trim_zeros(x, jnp.asarray([6, 5, 4, 3]))

@@ -37,7 +37,10 @@ def compute_torchlibrosa(waveform: Float[Array, "*B W"], spec: TorchlibrosaSpec)
     """Log-mel in dB, float32, T = 1 + W // hop_samples.
 
     Largest error against librosa in float64 (melspectrogram, then power_to_db with top_db None) on ESC-10
-    recordings in 16 bits: 0.024 dB; mean error 0.00004 dB.
+    recordings in 16 bits: 0.024 dB; mean error 0.00004 dB. torchlibrosa itself, which sums each bin directly, comes
+    nearer: over forty recordings in 16 bits at most 0.003 dB where an FFT in float32 has 0.016 dB. All of that lies in
+    bands more than 100 dB below the loudest of their frame, where the rounding of the FFT's own sums shows; that of the
+    window is 0.003 dB of it.
     """
     waveform = waveform.astype(jnp.float32)
     if spec.int16_quantize:

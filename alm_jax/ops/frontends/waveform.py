@@ -3,7 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from alm_jax.ops.frontends.clip import ClipSpec
 
@@ -15,8 +15,8 @@ class WaveformSpec:
     sample_rate_hz: int = 16000
     """Sample rate of the waveform."""
     normalise: bool = True
-    """Bring each clip to zero mean and unit variance, as transformers' ``Wav2Vec2FeatureExtractor`` does by default; of
-    the published models, wav2vec 2.0 large and HuBERT large were trained so."""
+    """Bring the real samples of each clip to zero mean and unit variance, as transformers' ``Wav2Vec2FeatureExtractor``
+    does by default; of the published models, wav2vec 2.0 large and HuBERT large were trained so."""
     clip: ClipSpec
     """Length of a clip, crop and padding."""
 
@@ -45,10 +45,21 @@ class WaveformSpec:
         return 1
 
 
-def compute_waveform(waveform: Float[Array, "*B W"], spec: WaveformSpec) -> Float[Array, "*B W"]:
-    """The waveform in float32, with ``normalise`` (x - mean) / sqrt(variance + 1e-7) over each clip, padding too."""
+def compute_waveform(
+    waveform: Float[Array, "*B W"], spec: WaveformSpec, num_samples: Int[Array, "*B"] | None = None
+) -> Float[Array, "*B W"]:
+    """The waveform in float32, with ``normalise`` (x - mean) / sqrt(variance + 1e-7) over its real samples.
+
+    ``num_samples`` of each waveform are real, all of them without it; the others become zeros, as transformers'
+    extractor fills a batch up after it has normalised each recording.
+    """
     waveform = waveform.astype(jnp.float32)
     if not spec.normalise:
         return waveform
-    centred = waveform - jnp.mean(waveform, axis=-1, keepdims=True)
-    return centred / jnp.sqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-7)
+    if num_samples is None:
+        num_samples = jnp.full(waveform.shape[:-1], waveform.shape[-1])
+    is_real = jnp.arange(waveform.shape[-1]) < num_samples[..., None]
+    count = jnp.maximum(num_samples, 1)[..., None]  # a padding row has no samples
+    mean = jnp.sum(jnp.where(is_real, waveform, 0), axis=-1, keepdims=True) / count
+    centred = jnp.where(is_real, waveform - mean, 0)
+    return centred / jnp.sqrt(jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / count + 1e-7)
