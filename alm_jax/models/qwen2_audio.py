@@ -5,6 +5,7 @@ makes as many of each as the recording has states, and the model puts the states
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -87,7 +88,7 @@ def expand_audio_tokens(
         num_frames: real frames of its recordings, in their order.
 
     Raises:
-        DataError: the text names more or fewer recordings than there are.
+        DataError: the text names more or fewer recordings than there are, or one is too short for a single state.
     """
     is_audio = np.asarray(ids) == config.audio_token_id
     if is_audio.sum() != len(num_frames):
@@ -95,6 +96,13 @@ def expand_audio_tokens(
             f"a text names {is_audio.sum()} recordings by <|AUDIO|> (id {config.audio_token_id}) and has "
             f"{len(num_frames)}: make them agree"
         )
+    for frames in num_frames:
+        if count_audio_tokens(config, frames) < 1:
+            needed = next(n for n in itertools.count(1) if count_audio_tokens(config, n))
+            raise DataError(
+                f"a recording has {frames} frames of 10 ms, and the first state is made of {needed}: give one of "
+                f"{needed * 0.01:g} s at least"
+            )
     repeats = np.ones(len(ids), np.int64)
     repeats[is_audio] = [count_audio_tokens(config, frames) for frames in num_frames]
     return np.repeat(np.asarray(ids, np.int32), repeats)

@@ -143,6 +143,11 @@ def test_a_row_whose_slots_do_not_fit_its_recordings_is_not_a_number(variables, 
 def test_texts_and_recordings_that_do_not_agree_are_refused():
     with pytest.raises(DataError, match=r"names 1 recordings .* and has 2"):
         expand_audio_tokens(MICRO, [1, AUDIO], [10, 10])
+    with pytest.raises(
+        DataError, match=r"has 2 frames of 10 ms, and the first state is made of 3: give one of 0\.03 s"
+    ):
+        expand_audio_tokens(MICRO, [1, AUDIO], [2])
+    assert len(expand_audio_tokens(MICRO, [1, AUDIO], [3])) == 2
     with pytest.raises(UserError, match="not in the vocabulary of 40"):
         dataclasses.replace(MICRO, audio_token_id=40)
     ids = jnp.ones((1, 3), jnp.int32)
