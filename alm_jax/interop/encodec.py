@@ -1,6 +1,12 @@
-"""EnCodec of 24 kHz as `transformers.EncodecModel` saves it."""
+"""EnCodec of 24 kHz as `transformers.EncodecModel` saves it, and as its authors' archives hold it.
 
+The archives are those of https://github.com/facebookresearch/encodec. The stereo model of 48 kHz has other norms and is
+refused.
+"""
+
+import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -157,7 +163,60 @@ ENCODEC = Format(
     read_config=read_encodec_config,
     write_config=write_encodec_config,
 )
-FORMATS = (ENCODEC,)
+
+
+def _archive_entries(config: EncodecConfig) -> Iterator[Entry]:
+    """The same arrays under the authors' names, whose convolutions lie a module deeper."""
+    for entry in _entries(config):
+        key = re.sub(r"^(encoder|decoder)\.layers\.", r"\1.model.", entry.key)
+        key = re.sub(r"^quantizer\.layers\.(\d+)\.codebook\.", r"quantizer.vq.layers.\1._codebook.", key)
+        name = "convtr" if "up_" in "".join(entry.path) else "conv"
+        key = re.sub(r"\.conv\.(parametrizations|bias)", rf".{name}.{name}.\1", key)
+        for former, new in WEIGHT_NORM_FORMER:
+            key = key.replace(new, former.replace("\\", "").removesuffix("$"))
+        yield dataclasses.replace(entry, key=key)
+
+
+def infer_encodec_config(shapes: Mapping[str, tuple[int, ...]]) -> EncodecConfig:
+    """The config of an archive from its shapes; what they do not show is the released model's of 24 kHz."""
+    first = re.compile(r"encoder\.model\.(\d+)\.conv\.conv\.weight_v")
+    numbers = sorted(int(found[1]) for key in shapes if (found := first.fullmatch(key)))
+    convolutions = [shapes[f"encoder.model.{number}.conv.conv.weight_v"] for number in numbers]
+    strides = tuple(window // 2 for _, _, window in convolutions[1:-1])
+    channels, _, window = convolutions[0]
+    width, _, last_window = convolutions[-1]
+    hidden, _, residual_window = shapes["encoder.model.1.block.1.conv.conv.weight_v"]
+    units = sum(key.startswith("encoder.") and key.endswith(".shortcut.conv.conv.bias") for key in shapes)
+    codebooks = sum(key.endswith("._codebook.embed") for key in shapes)
+    config = EncodecConfig(
+        num_filters=channels,
+        strides=strides,
+        num_residual_layers=units // len(strides),
+        window=window,
+        last_window=last_window,
+        residual_window=residual_window,
+        compress=channels // hidden,
+        num_lstm_layers=sum(
+            key.startswith(f"encoder.model.{numbers[-1] - 2}.lstm.weight_ih_l") for key in shapes
+        ),
+        width=width,
+        codebook_size=shapes["quantizer.vq.layers.0._codebook.embed"][0],
+        bandwidths_kbps=(1e6,),
+    )
+    released = dataclasses.replace(config, bandwidths_kbps=EncodecConfig.bandwidths_kbps)
+    own = dataclasses.replace(config, bandwidths_kbps=(codebooks * config.bits_per_second / 1000,))
+    return released if released.num_codebooks == codebooks else own
+
+
+ENCODEC_ARCHIVE = Format(
+    name="encodec-archive",
+    config_type=EncodecConfig,
+    abstract=ENCODEC.abstract,
+    entries=_archive_entries,
+    infer_config=infer_encodec_config,
+    signature="quantizer.vq.layers.0._codebook.embed",
+)
+FORMATS = (ENCODEC, ENCODEC_ARCHIVE)
 
 
 def _build(config: EncodecConfig) -> Any:

@@ -1,15 +1,18 @@
 """EnCodec: what the test of every format does not see of its files."""
 
 import dataclasses
+import re
 
+import jax
 import numpy as np
 import pytest
 import torch
 import transformers
 
-from alm_jax.encoders.audio.encodec import NANO
+from alm_jax.encoders.audio.encodec import NANO, EncodecConfig
 from alm_jax.errors import UserError
-from alm_jax.interop.encodec import ENCODEC
+from alm_jax.interop.encodec import ENCODEC, ENCODEC_ARCHIVE
+from alm_jax.interop.folder import import_model
 from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
 from alm_jax.interop.safetensors_io import read_safetensors
 
@@ -48,3 +51,46 @@ def test_every_buffer_and_residual_unit_goes_in_and_out_bit_for_bit(tmp_path):
 def test_what_we_do_not_compute_is_refused(changes, match):
     with pytest.raises(UserError, match=match):
         ENCODEC.read_config(ENCODEC.write_config(NANO) | changes)
+
+
+def to_authors(key: str) -> str:
+    """The name of a key of transformers in the authors' repository."""
+    key = re.sub(r"^(encoder|decoder)\.layers\.", r"\1.model.", key)
+    key = key.replace("quantizer.layers.", "quantizer.vq.layers.").replace(".codebook.", "._codebook.")
+    for new, old in (
+        ("parametrizations.weight.original0", "weight_g"),
+        ("parametrizations.weight.original1", "weight_v"),
+    ):
+        key = key.replace(new, old)
+    # Of the decoder's modules these are the transposed ones: the third of each step.
+    deeper = (
+        r".convtr.convtr.\1" if re.match(r"decoder\.model\.(3|6|9|12)\.conv\.", key) else r".conv.conv.\1"
+    )
+    return re.sub(r"\.conv\.(weight|bias)", deeper, key)
+
+
+def test_the_authors_archive_holds_the_same_model(tmp_path):
+    """As `torch.hub` brings it: a bare state dict under the names of github.com/facebookresearch/encodec."""
+    config = dataclasses.replace(
+        EncodecConfig(), num_filters=2, width=8, codebook_size=16, bandwidths_kbps=(0.6,)
+    )
+    fields = ENCODEC.write_config(config)
+    module = transformers.EncodecModel(transformers.AutoConfig.for_model(fields.pop("model_type"), **fields))
+    state = module.state_dict()
+    torch.save({to_authors(key): value for key, value in state.items()}, tmp_path / "encodec_24khz.th")
+    found = import_model(tmp_path / "encodec_24khz.th")
+    assert found.layout is ENCODEC_ARCHIVE
+    assert found.config == config
+    expected = arrays_to_variables(ENCODEC, config, {key: value.numpy() for key, value in state.items()})
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, strict=True), found.variables, expected)
+    keys = {entry.key for entry in ENCODEC_ARCHIVE.entries(EncodecConfig())}
+    # Names of the released file.
+    for key in (
+        "encoder.model.0.conv.conv.weight_g",
+        "encoder.model.1.shortcut.conv.conv.bias",
+        "encoder.model.13.lstm.weight_ih_l0",
+        "decoder.model.3.convtr.convtr.weight_v",
+        "decoder.model.15.conv.conv.bias",
+        "quantizer.vq.layers.31._codebook.embed_avg",
+    ):
+        assert key in keys
