@@ -13,11 +13,11 @@ from alm_jax.interop.audio_mae import FINE_TUNED, PRETRAINED
 from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
 from alm_jax.models.masked_autoencoder import MASKED_AUTOENCODER, MaskedAutoencoderConfig
 from alm_jax.models.patch_decoders import GlobalDecoderConfig, LocalDecoderConfig
-from alm_jax.ops.frontends import AstSpec, ClipSpec
+from alm_jax.ops.frontends import AstSpec, published_clip
 
 ENCODER = AudioMaeConfig(num_frames=64, width=64, num_layers=2, num_heads=1, mlp_dim=32, compat=True)
 LOCAL = MaskedAutoencoderConfig(
-    frontend=AstSpec(clip=ClipSpec(clip_sec=0.64), padded_frames=64),
+    frontend=AstSpec(clip=published_clip(64), padded_frames=64),
     encoder=ENCODER,
     decoder=LocalDecoderConfig(width=32, num_layers=4, num_heads=2, mlp_dim=48, bias_dim=8),
 )
