@@ -4,6 +4,7 @@ A folder of others may hold links to anything, pipes that never end, and names t
 cache is the one that is followed: from a snapshot of a model to the blobs beside it.
 """
 
+import fnmatch
 import stat
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 def find_files(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
     """The files of a folder that match any of ``patterns``, by name. Raises UserError as `find_file` does."""
-    names = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
+    # Not by `glob`, which does not see a link to nothing under a name without a wildcard.
+    present = sorted(path.name for path in folder.iterdir())
+    names = [name for name in present if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     found = {name: find_file(folder, name) for name in names}
     return {name: path for name, path in found.items() if path is not None}
 

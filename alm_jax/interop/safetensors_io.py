@@ -82,7 +82,9 @@ def read_weights(folder: str | Path) -> Arrays:
             )
         arrays |= shard
     if not arrays:
-        raise UserError(f"{index}: weight_map names no file of weights; copy it again")
+        raise UserError(
+            f"{index}: not an index of safetensors files, its weight_map names none; copy it again"
+        )
     return arrays
 
 

@@ -138,7 +138,10 @@ def test_bert_and_cnn14_are_known_by_their_keys(pann_and_bert, tmp_path, wrap):
     expected = torch.nn.functional.normalize(expected, dim=-1).numpy()
     with jax.default_matmul_precision("highest"):
         ours = encode_text(
-            found.config, found.variables, jnp.asarray(ids.numpy(), jnp.int32), jnp.asarray(mask.numpy())
+            found.config,
+            jax.tree.map(jnp.asarray, found.variables),
+            jnp.asarray(ids.numpy(), jnp.int32),
+            jnp.asarray(mask.numpy()),
         )
     np.testing.assert_allclose(ours, expected, atol=2e-6)
 
