@@ -55,6 +55,11 @@ class ClipSpec:
         return num_samples
 
 
+def count_along(like: Int[Array, "*B"], length: int) -> Int[Array, "*ones n"]:
+    """0, 1, 2, ... on an axis after those of ``like``, for a comparison with it."""
+    return jnp.arange(length).reshape((1,) * like.ndim + (-1,))
+
+
 def filled_length(length: Int[Array, " B"], clip_samples: int, pad: str) -> Int[Array, " B"]:
     """Samples of a clip that hold a recording of ``length`` samples, repeated as `fit_clips` says of ``pad``."""
     return {

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from alm_jax.errors import UserError
-from alm_jax.ops.frontends.clip import ClipSpec
+from alm_jax.ops.frontends.clip import ClipSpec, count_along
 from alm_jax.ops.frontends.dft import mel_energies
 from alm_jax.ops.frontends.log_mel import LogMelSpec
 from alm_jax.ops.frontends.stft import frame, windowed
@@ -147,14 +147,14 @@ def compute_ast(
     waveform = waveform.astype(jnp.float32)
     if num_samples is None:
         num_samples = jnp.full(waveform.shape[:-1], waveform.shape[-1])
-    is_real = jnp.arange(waveform.shape[-1]) < num_samples[..., None]
+    is_real = count_along(num_samples, waveform.shape[-1]) < num_samples[..., None]
     if spec.remove_mean:
         # At least one sample: a padding row has none.
         count = jnp.maximum(num_samples, 1)[..., None]
         mean = jnp.sum(jnp.where(is_real, waveform, 0), axis=-1, keepdims=True) / count
         waveform = jnp.where(is_real, waveform - mean, 0)
     features = _filter_banks(waveform, spec, hanning_window(spec.window_samples))
-    end = jnp.arange(features.shape[-2]) * spec.hop_samples + spec.window_samples
+    end = count_along(num_samples, features.shape[-2]) * spec.hop_samples + spec.window_samples
     features = jnp.where((end <= num_samples[..., None])[..., None], features, 0)
     if spec.padded_frames is not None:
         missing = max(0, spec.padded_frames - features.shape[-2])

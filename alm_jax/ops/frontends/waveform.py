@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from alm_jax.ops.frontends.clip import ClipSpec
+from alm_jax.ops.frontends.clip import ClipSpec, count_along
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def compute_waveform(
         return waveform
     if num_samples is None:
         num_samples = jnp.full(waveform.shape[:-1], waveform.shape[-1])
-    is_real = jnp.arange(waveform.shape[-1]) < num_samples[..., None]
+    is_real = count_along(num_samples, waveform.shape[-1]) < num_samples[..., None]
     count = jnp.maximum(num_samples, 1)[..., None]  # a padding row has no samples
     mean = jnp.sum(jnp.where(is_real, waveform, 0), axis=-1, keepdims=True) / count
     centred = jnp.where(is_real, waveform - mean, 0)
