@@ -148,7 +148,7 @@ class Ced(nn.Module):
         if config.compat and num_chunks > 1 and num_frames % config.chunk_frames == 0:
             num_chunks, num_frames = num_chunks - 1, num_frames - config.chunk_frames
             x = x[:, :num_frames]
-            frame_mask = None if frame_mask is None else frame_mask[:, :num_frames]
+            mask = None if mask is None else mask[:, :num_frames]
         if num_chunks > 1:
             missing = num_chunks * config.chunk_frames - num_frames
             x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
