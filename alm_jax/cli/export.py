@@ -24,10 +24,11 @@ from alm_jax.cli.export_part import export_part
 from alm_jax.errors import AlmError, UserError
 from alm_jax.interop.clap import compare_with_transformers, export_clap
 from alm_jax.interop.folder import CONFIG as HUB_CONFIG
-from alm_jax.interop.folder import export_model, read_fields, writable
+from alm_jax.interop.folder import export_model, writable
 from alm_jax.interop.format import Format
 from alm_jax.interop.formats import FORMATS
 from alm_jax.interop.model_card import write_model_card
+from alm_jax.interop.model_files import read_fields
 from alm_jax.interop.written_whole import written_whole
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives.contrastive import ContrastiveConfig

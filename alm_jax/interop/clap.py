@@ -20,9 +20,8 @@ from alm_jax.interop.clap_config import (
     tokenizer_to_transformers,
 )
 from alm_jax.interop.clap_weights import CLAP
-from alm_jax.interop.folder import read_fields
-from alm_jax.interop.format import PREPROCESSOR, arrays_to_variables, variables_to_arrays
-from alm_jax.interop.model_files import need_file
+from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
+from alm_jax.interop.model_files import PREPROCESSOR, need_file, read_fields
 from alm_jax.interop.safetensors_io import cast_floats, read_weights, write_weights
 from alm_jax.interop.written_whole import written_whole
 from alm_jax.models.two_towers import TwoTowersConfig, Variables, encode_audio, encode_text

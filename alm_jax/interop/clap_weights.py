@@ -23,7 +23,8 @@ from alm_jax.encoders.text import bert
 from alm_jax.interop.bert import bert_entries
 from alm_jax.interop.clap_config import clap_to_config, config_to_clap
 from alm_jax.interop.entry import Entry, Path, fused_qkv, linear, norm
-from alm_jax.interop.format import PREPROCESSOR, Format
+from alm_jax.interop.format import Format
+from alm_jax.interop.model_files import PREPROCESSOR
 from alm_jax.interop.parity import Parity, RealInputs
 from alm_jax.interop.safetensors_io import Arrays
 from alm_jax.models.two_towers import TWO_TOWERS, TwoTowersConfig

@@ -9,10 +9,10 @@ from typing import Any
 
 from alm_jax.errors import UserError, as_user_error
 from alm_jax.interop import hub
-from alm_jax.interop.fields import Fields, read_object, show
-from alm_jax.interop.format import PREPROCESSOR, Format, arrays_to_variables, variables_to_arrays
+from alm_jax.interop.fields import Fields, show
+from alm_jax.interop.format import Format, arrays_to_variables, variables_to_arrays
 from alm_jax.interop.formats import FORMATS, format_of_architecture
-from alm_jax.interop.model_files import CONFIG, find_file, find_files, need_file
+from alm_jax.interop.model_files import CONFIG, PREPROCESSOR, find_file, find_files, read_fields
 from alm_jax.interop.safetensors_io import INDEX, WEIGHTS, Arrays, cast_floats, read_weights, write_weights
 from alm_jax.interop.sentence_bert import SENTENCE_BERT, import_sentence_bert
 from alm_jax.interop.shapes import Shapes
@@ -218,17 +218,3 @@ def writable(config: Any) -> list[str]:
         for layout in FORMATS.values()
         if layout.config_type is type(config) and layout.write_config is not None and not layout.ignored
     ]
-
-
-def read_fields(folder: Path) -> Fields:
-    """config.json, and in it as `PREPROCESSOR` the object of preprocessor_config.json where there is one.
-
-    Raises UserError where config.json is missing, or one of them is no JSON object.
-    """
-    fields = read_object(need_file(folder, CONFIG, "the folder of a model"))
-    # What processors of transformers write since version 5 comes first.
-    if (processor := find_file(folder, "processor_config.json")) is not None:
-        return fields | {PREPROCESSOR: read_object(processor).section("feature_extractor")}
-    if (preprocessor := find_file(folder, "preprocessor_config.json")) is not None:
-        return fields | {PREPROCESSOR: read_object(preprocessor)}
-    return fields

@@ -16,8 +16,6 @@ from alm_jax.types import PyTree
 
 _MISSING_ENTRIES = 10_000
 """A config may ask for this many arrays more than twice those of the file, and each that is missing is named."""
-PREPROCESSOR = "preprocessor_config"
-"""Among the fields that `Format.read_config` gets: the object of preprocessor_config.json, where a folder has one."""
 
 
 def nothing(_: Any) -> dict[str, Any]:

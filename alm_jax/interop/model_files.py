@@ -9,7 +9,10 @@ import stat
 from pathlib import Path
 
 from alm_jax.errors import UserError
+from alm_jax.interop.fields import Fields, read_object
 
+PREPROCESSOR = "preprocessor_config"
+"""Among the fields that `Format.read_config` gets: the object of preprocessor_config.json, where a folder has one."""
 CONFIG = "config.json"
 
 
@@ -67,3 +70,17 @@ def _is_inside(folder: Path, target: Path) -> bool:
     # models--OWNER--NAME/snapshots/COMMIT/config.json -> models--OWNER--NAME/blobs/HASH
     snapshots = [parent for parent in (root, *root.parents) if parent.parent.name == "snapshots"]
     return any(target.is_relative_to(parent.parents[1] / "blobs") for parent in snapshots)
+
+
+def read_fields(folder: Path) -> Fields:
+    """config.json, and in it as `PREPROCESSOR` the object of preprocessor_config.json where there is one.
+
+    Raises UserError where config.json is missing, or one of them is no JSON object.
+    """
+    fields = read_object(need_file(folder, CONFIG, "the folder of a model"))
+    # What processors of transformers write since version 5 comes first.
+    if (processor := find_file(folder, "processor_config.json")) is not None:
+        return fields | {PREPROCESSOR: read_object(processor).section("feature_extractor")}
+    if (preprocessor := find_file(folder, "preprocessor_config.json")) is not None:
+        return fields | {PREPROCESSOR: read_object(preprocessor)}
+    return fields

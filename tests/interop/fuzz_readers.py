@@ -36,7 +36,8 @@ from alm_jax.interop import formats
 from alm_jax.interop.clap import _read_tokenizer
 from alm_jax.interop.clap_config import frontend_to_preprocessor
 from alm_jax.interop.folder import import_model
-from alm_jax.interop.format import PREPROCESSOR, Format, variables_to_arrays
+from alm_jax.interop.format import Format, variables_to_arrays
+from alm_jax.interop.model_files import PREPROCESSOR
 from alm_jax.interop.safetensors_io import INDEX, WEIGHTS, write_weights
 
 LONGEST_SEC = 10

@@ -11,7 +11,8 @@ from alm_jax.errors import UserError
 from alm_jax.interop.clap import compare_with_transformers, export_clap
 from alm_jax.interop.clap_config import clap_to_config, frontend_to_preprocessor, preprocessor_to_frontend
 from alm_jax.interop.clap_weights import CLAP
-from alm_jax.interop.format import PREPROCESSOR, arrays_to_variables, variables_to_arrays
+from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
+from alm_jax.interop.model_files import PREPROCESSOR
 from alm_jax.interop.safetensors_io import read_safetensors
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.ops.frontends import ClipSpec, FusionSpec

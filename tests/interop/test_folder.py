@@ -17,8 +17,9 @@ from alm_jax.encoders.text.bert import NANO
 from alm_jax.errors import UserError
 from alm_jax.interop.ast import AST_ARCHIVE
 from alm_jax.interop.bert import BERT, write_bert_config
-from alm_jax.interop.folder import export_model, import_model, read_fields
+from alm_jax.interop.folder import export_model, import_model
 from alm_jax.interop.format import variables_to_arrays
+from alm_jax.interop.model_files import read_fields
 from alm_jax.interop.safetensors_io import read_weights
 
 CONFIG = dataclasses.replace(NANO, positions="bert", num_token_types=2, pad_id=0, kernel_init="normal")

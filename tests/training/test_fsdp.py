@@ -8,7 +8,7 @@ import pytest
 
 from alm_jax.bench.collectives import collectives
 from alm_jax.encoders import family as families
-from alm_jax.encoders.zoo import FAMILIES
+from alm_jax.models.catalogue import FAMILIES
 from alm_jax.training import sharding
 from alm_jax.training.mesh import MeshConfig, build_mesh
 
