@@ -48,7 +48,7 @@ EVALUATED = ("contrastive", "language_modeling")
 """Runs whose figures the default suite computes again; the others are compared by `pytest -m slow`."""
 
 
-RENAMED = {
+RENAMED_FIGURES = {
     "contrastive/loss": "validation/contrastive_loss",
     "masked_text/": "validation/masked_text/",
     "masked_audio/": "validation/masked_audio/",
@@ -59,8 +59,8 @@ RENAMED = {
 
 def renamed(name: str) -> str:
     """What a recorded figure is called now."""
-    old = next((old for old in RENAMED if name.startswith(old)), None)
-    return name if old is None else RENAMED[old] + name[len(old) :]
+    old = next((old for old in RENAMED_FIGURES if name.startswith(old)), None)
+    return name if old is None else RENAMED_FIGURES[old] + name[len(old) :]
 
 
 def name_of(path: Path) -> str:
