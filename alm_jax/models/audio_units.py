@@ -144,8 +144,7 @@ def frame_vectors(
             whole = features.shape[1] // size * size
             features, frame_mask = features[:, :whole], frame_mask[:, :whole]
             mask = window_mask(frame_mask, size, size)
-            given = frame_mask if isinstance(frames, BeatsConfig) else jnp.repeat(mask, columns, axis=1)
-            states = module.apply(variables, features, mask=given)
+            states = module.apply(variables, features, mask=frame_mask)
             # AudioMAE's class token comes first.
             states = states[:, states.shape[1] - mask.shape[1] * columns :]
             states = states.reshape(len(states), mask.shape[1], -1)

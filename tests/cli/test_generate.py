@@ -124,7 +124,7 @@ def test_what_does_not_write_is_refused(folder, tmp_path, capsys, monkeypatch):
     assert "config.json" in capsys.readouterr().err
     other = load_config(HERE / "tiny_config.py")
     loaded = dataclasses.replace(load_model(folder / "run"), experiment=other)
-    monkeypatch.setattr(generate, "load_model", lambda source: loaded)
+    monkeypatch.setattr("alm_jax.run.generate.load_model", lambda source: loaded)
     assert dispatch(["generate", str(folder / "run"), "--audio", "x.wav"]) == 2
     assert "ContrastiveConfig, which writes no text" in capsys.readouterr().err
 

@@ -128,7 +128,7 @@ def test_an_encoder_in_three_lines_is_the_original(source, imported, model):
 
 
 def test_the_zoo_lists_families_and_what_they_read(monkeypatch, capsys, tmp_path):
-    from alm_jax.cli import zoo
+    from alm_jax.interop import catalogue_table as zoo
 
     own = {name: zoo.FAMILIES[name] for name in ("ast", "bert")}
     monkeypatch.setattr(zoo, "FAMILIES", own)
@@ -143,7 +143,7 @@ def test_the_zoo_lists_families_and_what_they_read(monkeypatch, capsys, tmp_path
 
 
 def test_the_table_of_parity_fails_where_a_model_is_off(monkeypatch, capsys, tmp_path, real_data_dir):
-    from alm_jax.cli import zoo
+    from alm_jax.interop import catalogue_table as zoo
 
     monkeypatch.setattr(zoo, "PARITY", [case for case in zoo.PARITY if case.layout.name == "roberta"][:1])
     command = ["zoo", "--parity", "--data", str(real_data_dir), "--out", str(tmp_path / "parity.md")]

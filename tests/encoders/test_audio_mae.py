@@ -281,7 +281,7 @@ def test_the_published_size_is_cut_over_a_mesh():
     plain = nn.unbox(boxed)
     assert jax.tree.structure(axes, is_leaf=is_axes) == jax.tree.structure(plain)
     shardings = parameter_shardings(axes, plain, mesh)
-    check_sharded(plain, shardings, mesh)
+    check_sharded(axes, plain, shardings, mesh)
     assert tuple(shardings["blocks"]["mlp"]["up"]["kernel"].spec) == (None, "fsdp", "tensor")
 
 

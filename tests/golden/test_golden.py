@@ -95,7 +95,9 @@ def test_a_config_is_read_and_written_as_one_of_this_version(path):
 @pytest.mark.parametrize("path", [path for path in CONFIGS if file_of(path) in SOURCES], ids=name_of)
 def test_a_config_means_what_its_file_says(path, monkeypatch):
     """Migrations change names, not values."""
-    monkeypatch.delenv("ALM_DATA_DIR", raising=False)  # the files were written with the default place of recordings
+    monkeypatch.delenv(
+        "ALM_DATA_DIR", raising=False
+    )  # the files were written with the default place of recordings
     found = flatten(to_json(read_experiment(json.loads(path.read_text()))))
     expected = flatten(to_json(load_config(SOURCES[file_of(path)])))
     changed = {key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)}

@@ -73,7 +73,8 @@ def test_pieces_equal_the_whole_and_padding_rows_do_not_count(run):
     loss, grads, _, _ = run(1, batch)
     pieces, piece_grads, _, _ = run(3, batch)
     np.testing.assert_allclose(pieces, loss, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), piece_grads, grads)
+    # Gradients reach 0.4; the largest error was 4e-6.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), piece_grads, grads)
     louder = dict(batch)
     louder["audio"] = np.where(batch["mask"][:, None], batch["audio"], 9999).astype(np.int16)
     np.testing.assert_array_equal(run(1, louder)[0], loss)
