@@ -24,7 +24,7 @@ def linear_objective() -> Objective:
             inputs.rows @ variables["params"]["kernel"],
             {},
         ),
-        combine=lambda params, outputs, batch: (
+        combine=lambda params, outputs, batch, key: (
             Loss(jnp.sum(outputs), jnp.float32(outputs.shape[0])),
             {},
         ),

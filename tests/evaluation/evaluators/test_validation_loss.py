@@ -141,7 +141,7 @@ def test_other_losses_are_means_over_the_split_and_what_is_of_one_batch_is_left_
     objective = make_objective(
         prepare=lambda batch, key, *, train: Inputs(batch, None),
         encode=lambda variables, inputs, key, *, train: (inputs.rows, {}),
-        combine=lambda params, outputs, batch, inputs=None, key=None: (
+        combine=lambda params, outputs, batch, key: (
             sums(batch, values),
             {"accuracy": sums(batch, values / 10), "perplexity": sums(batch, values)},
         ),
