@@ -42,7 +42,7 @@ class SplitManifest:
     licences: Mapping[str, int]
     """Recordings by licence; the index has the number of a licence in this order."""
     ids_sha256: str
-    """Of the ids that were kept, in order, a line each: equal where two builds have the same recordings."""
+    """SHA-256 of the ids that were kept, in order, a line each: equal where two builds have the same recordings."""
     fingerprint: str
     """SHA-256 of the rows in order: ids, lengths, labels, captions, negatives, hashes of the source files."""
     index_bytes: int

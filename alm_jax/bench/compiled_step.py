@@ -49,7 +49,7 @@ class CompiledStep:
     footprint: Footprint
     """What is held from step to step."""
     row: Row | None
-    """Of `alm bench step`; None where the step was not compiled."""
+    """The row that `alm bench step` makes; None where the step was not compiled."""
     modules: Mapping[str, Share]
     """What each module takes; empty where nobody asked."""
 

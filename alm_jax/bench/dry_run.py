@@ -29,7 +29,7 @@ class DryRun:
     shapes: dict[str, str]
     """Dtype and shape of every array of the first batch."""
     texts: tuple[tuple[str, str], ...]
-    """Of its first rows, id and caption as the tokens have it."""
+    """Id and caption, as its tokens spell it, of each of the first rows."""
     batch_sec: float
     """Time that the first batch took to read."""
     num_clips: int
@@ -40,9 +40,9 @@ class DryRun:
     data_bytes: int
     """Of the records on disk."""
     checkpoint_bytes: int
-    """Of one checkpoint."""
+    """Bytes of one checkpoint on disk."""
     disk_bytes: int
-    """Of all checkpoints that are kept, with the one that is being written."""
+    """Bytes of all checkpoints that are kept, and of the one that is being written."""
     flops: float
     """Products of a step on one device."""
     device_flops_per_sec: float

@@ -68,7 +68,7 @@ def compare_all(data_dir: Path) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a comparison ran with."""
+    """The versions of Python and of the packages that a comparison ran with."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
 

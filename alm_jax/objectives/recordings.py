@@ -48,7 +48,7 @@ class Clips(NamedTuple):
     frame_mask: Any
     """[... T] bool, True for frames that begin in real audio; None where padding is taken for sound."""
     longer: Bool[Array, "*B"] | None
-    """Of feature fusion alone: True where a recording is longer than a clip."""
+    """True where a recording is longer than a clip; None of all models but those with feature fusion."""
     num_samples: Int[Array, "*B"]
     """Samples that the sound fills, repetitions of a short recording included."""
     mask: Bool[Array, "*B"]

@@ -37,7 +37,7 @@ from data_pipelines.prompts import answer_end_id, encode_prompts
 from data_pipelines.text import pad_id
 
 MAX_NEW_TOKENS = 256
-"""Of an imported model, where --max-new-tokens says nothing."""
+"""Longest answer of an imported model in tokens, where --max-new-tokens is not given."""
 MAX_PROMPT = 1024
 """Tokens of the longest question to an imported model."""
 
@@ -51,7 +51,7 @@ class Request:
     """The question; None for the one that the run's config asks."""
     strategy: Strategy
     seed: int
-    """Of what is drawn."""
+    """Seed of the draws of a sampling strategy."""
     max_new_tokens: int | None
     """None for as many as the run's answers have at most."""
 

@@ -43,7 +43,7 @@ class Provenance:
     step: int | None = None
     """Steps of training of a run; None of the other kinds."""
     data_fingerprint: str = ""
-    """Of the data set that a run was trained on; empty for the other kinds."""
+    """Fingerprint of the data set that a run was trained on; empty for the other kinds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Model:
     """``{"params": ...}``, and ``"batch_stats"`` where there are any, as NumPy arrays; of a run averaged where there is
     an average, adapters merged."""
     tokenizer: Tokenizer | None
-    """Of the texts that it was trained with; None where none came with the weights."""
+    """The tokenizer that the model was trained with; None where none came with the weights."""
     provenance: Provenance
     experiment: "ExperimentConfig | None" = None
     """The config of the run; None of the other kinds."""
