@@ -45,19 +45,28 @@ class AdamWConfig:
 
 
 def learning_rate(config: AdamWConfig, num_steps: int) -> optax.Schedule:
-    """step -> learning rate. Raises UserError where the warm-up is longer than the run."""
+    """Learning rate by the number of updates already done.
+
+    The first update has `peak_lr / warmup_steps` (`peak_lr` without a warm-up), the update numbered `warmup_steps` has
+    `peak_lr`, and the last has `peak_lr * final_lr_fraction`.
+
+    Raises UserError where the warm-up is longer than the run.
+    """
     if config.warmup_steps >= num_steps:
         raise UserError(
             f"optimizer.warmup_steps is {config.warmup_steps} and training.num_steps is {num_steps}: "
             "the warm-up must be shorter than the run"
         )
-    return optax.schedules.warmup_cosine_decay_schedule(
-        init_value=0.0 if config.warmup_steps else config.peak_lr,
+    # The number of the update at the peak: the first one where there is no warm-up.
+    peak_step = max(config.warmup_steps, 1)
+    shared = optax.schedules.warmup_cosine_decay_schedule(
+        init_value=0.0,
         peak_value=config.peak_lr,
-        warmup_steps=config.warmup_steps,
-        decay_steps=num_steps,
+        warmup_steps=peak_step,
+        decay_steps=max(num_steps, peak_step + 1),
         end_value=config.peak_lr * config.final_lr_fraction,
     )
+    return lambda updates: shared(updates + 1)
 
 
 def build_optimizer(config: AdamWConfig, num_steps: int, params: Params) -> optax.GradientTransformation:

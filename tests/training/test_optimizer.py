@@ -16,8 +16,19 @@ PARAMS = {
 
 def test_schedule_warms_up_and_decays():
     schedule = learning_rate(AdamWConfig(peak_lr=1.0, warmup_steps=10, final_lr_fraction=0.1), 110)
-    values = np.array([schedule(step) for step in (0, 5, 10, 60, 110)])
-    np.testing.assert_allclose(values, [0.0, 0.5, 1.0, 0.1 + 0.9 * 0.5, 0.1], atol=1e-6)
+    values = np.array([schedule(update - 1) for update in (1, 5, 10, 60, 110)])
+    np.testing.assert_allclose(values, [0.1, 0.5, 1.0, 0.1 + 0.9 * 0.5, 0.1], atol=1e-6)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (0, 6), (1, 6), (2, 6), (5, 6)])
+def test_the_first_and_the_last_update_have_the_rates_of_the_config(warmup, steps):
+    schedule = learning_rate(AdamWConfig(peak_lr=2.0, warmup_steps=warmup, final_lr_fraction=0.25), steps)
+    rates = [float(schedule(update)) for update in range(steps)]
+    assert rates[0] == pytest.approx(2.0 / max(warmup, 1))
+    assert rates[max(warmup, 1) - 1] == pytest.approx(2.0)
+    if steps > 1:
+        assert rates[-1] == pytest.approx(0.5)
+    assert all(rate > 0 for rate in rates)
 
 
 def test_adamw_equals_the_formula_in_float64():
@@ -35,7 +46,7 @@ def test_adamw_equals_the_formula_in_float64():
         updates, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         m, v = 0.8 * m + 0.2 * grad, 0.9 * v + 0.1 * grad**2
-        lr = 0.1 * 0.5 * (1 + np.cos(np.pi * (t - 1) / 100))
+        lr = 0.1 * 0.5 * (1 + np.cos(np.pi * (t - 1) / 99))
         w = w - lr * (m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8) + 0.3 * w)
     np.testing.assert_allclose(params["audio"]["block"]["kernel"], w, rtol=1e-5)
     # Neither biases nor the temperature decay.
