@@ -69,6 +69,19 @@ def real_data_dir() -> Path:
     return DATA_DIR
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_memory_maps() -> Iterator[None]:
+    """Drop compiled programs before the process runs out of memory maps.
+
+    On the CPU every program holds about four maps. Linux gives a process 65,530 (vm.max_map_count), and XLA ends with a
+    segmentation fault beyond them. Programs that files share are kept below the bound.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any connection that leaves this machine is an error."""
