@@ -30,6 +30,7 @@ from tokenizers import (
 
 from alm_jax.errors import UserError, as_user_error
 from data_pipelines.config import TokenizerConfig
+from data_pipelines.special_tokens import add_special_tokens
 
 _BPE_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 _WORDPIECE_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -37,10 +38,10 @@ _PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|endoftext|>")
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in a ``tokenizer.json``, or in a folder that holds one.
+    """The tokenizer in a ``tokenizer.json``, or in a folder that holds one, with the special tokens named beside it.
 
     Raises:
-      UserError: there is none, it does not parse, or it has no padding token.
+      UserError: there is none, a file does not parse, or it has no padding token.
     """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
@@ -49,6 +50,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     with as_user_error(f"{file}: not a tokenizer that the tokenizers library reads"):
         tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
+    add_special_tokens(tokenizer, file.parent)
     pad_id(tokenizer)
     return tokenizer
 

@@ -91,21 +91,6 @@ def _import_folder(folder: Path, dtype: str | None, layout: Format | None) -> Im
             arrays = cast_floats(arrays, dtype)
         variables = arrays_to_variables(layout, config, arrays)
     return ImportedModel(layout=layout, config=config, variables=variables, files=files)
-    fields = read_fields(folder)
-    if layout is None:
-        layout = _find_layout(folder, fields)
-    if layout.read_config is None:
-        raise UserError(f"{folder}: the format {layout.name} is one of archives, not of folders")
-    with as_user_error(f"{folder / CONFIG}: its sizes do not belong together"):
-        config = layout.read_config(fields)
-    arrays = _read_arrays(folder)
-    if dtype is not None:
-        arrays = cast_floats(arrays, dtype)
-    try:
-        variables = arrays_to_variables(layout, config, arrays)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
-    return ImportedModel(layout=layout, config=config, variables=variables, files=files)
 
 
 def _find_layout(folder: Path, fields: Fields) -> Format:
