@@ -25,6 +25,7 @@ LAYERS = [
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = sorted((ROOT / "alm_jax").rglob("*.py")) + sorted((ROOT / "data_pipelines").rglob("*.py"))
 MAX_LINES = 600
+MAX_COMMAND_LINES = 150
 
 
 def relative(path: Path) -> str:
@@ -87,6 +88,17 @@ def test_files_are_one_documented_concept(path):
     assert ast.get_docstring(ast.parse(text)), f"{relative(path)} has no docstring"
     assert len(text.splitlines()) <= MAX_LINES, f"{relative(path)} wants splitting"
     assert path.name not in ("utils.py", "helpers.py", "misc.py", "common.py")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "alm_jax" / "cli").rglob("*.py")), ids=relative)
+def test_commands_parse_call_and_print(path):
+    """Arrays and modules belong to the layers below, which are used without a command too."""
+    found = {name for name in imports(path) if name.partition(".")[0] in ("jax", "flax", "optax", "orbax")}
+    assert not found, f"{relative(path)} imports {found}"
+    if path.name != "main.py":  # it dispatches, and is no command
+        assert len(path.read_text().splitlines()) <= MAX_COMMAND_LINES, (
+            f"{relative(path)}: logic goes to run/"
+        )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,6 +16,14 @@ Row = dict[str, Any]
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#e69f00", "#56b4e9", "#1f2933", "#5f6c7b")
 MARKERS = "osD^vP*X"
 GIB = 2**30
+
+
+def write_pictures(rows: Sequence[Row], folder: Path, stem: str) -> None:
+    """Writes ``STEM_memory.png`` and ``STEM_throughput.png``, where there are two batch sizes to draw."""
+    for name, picture in (("memory", draw_memory(rows)), ("throughput", draw_throughput(rows))):
+        if picture is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{stem}_{name}.png").write_bytes(picture)
 
 
 def draw_memory(rows: Sequence[Row]) -> bytes | None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from alm_jax.bench.compiled_step import compile_step, search_batch, show
+from alm_jax.bench.start import prepare_jax
 from alm_jax.bench.table import print_rows
 from alm_jax.bench.topology import read_name
 from alm_jax.cli.arguments import Parser, read_config
-from alm_jax.cli.bench import prepare_jax
 from alm_jax.errors import UserError
 
 WIDTH = 120

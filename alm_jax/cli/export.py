@@ -1,60 +1,10 @@
-"""``alm export SRC --format transformers --out DIR``: a trained or imported model as a folder that others load.
+"""``alm export SRC --format transformers --out DIR``: a trained or imported model as a folder that others load."""
 
-A run of two towers becomes a ClapModel, another run or a part of one (``--part language_model``) what its published
-code calls it (cli/export_part.py); what ``alm import`` wrote becomes again what it was, bit for bit. With
-``--format stablehlo`` either becomes programs that JAX alone runs (interop/stablehlo.py).
-"""
-
-import importlib.util
-import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import jax
-import numpy as np
-from rich.console import Console
 
 from alm_jax.cli.arguments import Parser
-from alm_jax.cli.export_part import export_part
-from alm_jax.errors import AlmError, UserError
-from alm_jax.interop.clap import compare_with_transformers, export_clap
-from alm_jax.interop.folder import CONFIG as HUB_CONFIG
-from alm_jax.interop.folder import export_model, writable
-from alm_jax.interop.format import Format
-from alm_jax.interop.formats import FORMATS
-from alm_jax.interop.model_card import write_model_card
-from alm_jax.interop.model_files import read_fields
-from alm_jax.interop.written_whole import written_whole
-from alm_jax.models.two_towers import TwoTowersConfig
-from alm_jax.objectives.contrastive import ContrastiveConfig
-from alm_jax.run.config_json import to_json
-from alm_jax.run.load import load_model, load_run, split_step
-from alm_jax.run.model_folder import ORIGINAL, is_model_folder
-from alm_jax.run.programs import export_programs
-from alm_jax.run.session import Session, enable_compilation_cache, restore_run
-from alm_jax.run.workdir import EVALUATION, TOKENIZER
-from alm_jax.training.checkpoint_writer import PACKAGES
-from alm_jax.types import PyTree
-
-NUM_COMPARED = 4
-"""Recordings of the evaluation split on which the export is compared with PyTorch."""
-MAX_LOGIT_ERROR = 1e-3
-"""Above this difference of logits (which reach 100) the export is no export of this model."""
-CARD_METRICS = (
-    "n",
-    "zero_shot/accuracy",
-    "retrieval/text_to_audio/r@1",
-    "retrieval/text_to_audio/r@10",
-    "retrieval/text_to_audio/map@10",
-    "retrieval/audio_to_text/r@1",
-    "retrieval/audio_to_text/r@10",
-    "retrieval/audio_to_text/map@10",
-)
+from alm_jax.run.export import export
 
 
 def run(args: Sequence[str]) -> None:
@@ -76,158 +26,12 @@ def run(args: Sequence[str]) -> None:
     )
     parser.add_argument(
         "--part",
+        default="",
         help="of a run: the part of its model that is written, as encoder, audio, text or language_model",
     )
     own = parser.parse_args(args)
-    if own.part and (own.format != "transformers" or is_model_folder(own.source)):
-        raise UserError("--part is for runs, in the format transformers; leave it out, or --format stablehlo")
-    with written_whole(own.out) as out:
-        what = _write(own.source, own.format, out, part=own.part, licence=own.licence)
-    report_written(own.out, what)
-
-
-def _write(source: str, kind: str, out: Path, *, part: str | None, licence: str) -> str:
-    """Writes into ``out``. Returns what it wrote, where the command alone does not say it."""
-    match is_model_folder(source), kind:
-        case True, "transformers":
-            export_imported(source, out)
-        case True, "stablehlo":
-            loaded = load_model(source)
-            export_programs(loaded.config, loaded.variables, out)
-        case False, "transformers" if part or not isinstance(load_run(source).objective, ContrastiveConfig):
-            layout = export_part(source, part or "", out)
-            copy_tokenizer(source, out)
-            return f" ({layout.name})"
-        case False, "transformers":
-            export_run(source, out, licence=licence)
-        case False, "stablehlo":
-            loaded = load_model(source)
-            export_programs(loaded.config, loaded.variables, out)
-            copy_tokenizer(source, out)
-    return ""
-
-
-def copy_tokenizer(source: str, out: Path) -> None:
-    """Puts a run's tokenizer beside what was exported of it."""
-    shutil.copyfile(split_step(source)[0] / TOKENIZER, out / TOKENIZER)
-
-
-def export_imported(source: str, out: Path) -> None:
-    """Writes what `alm import` wrote as its class of transformers saves it, with the files that came with it."""
-    model = load_model(source)
-    original = read_fields(Path(source) / ORIGINAL) if HUB_CONFIG in model.files else None
-    export_model(
-        out,
-        model.config,
-        model.variables,
-        choose_layout(model.config, model.variables, model.layout),
-        original,
-    )
-    for name, path in model.files.items():
-        if name != HUB_CONFIG:
-            shutil.copyfile(path, out / name)
-
-
-def choose_layout(config: Any, variables: PyTree, layout: Format | None) -> Format:
-    """The format that a model came in, or the first of transformers that holds it. Raises UserError for none."""
-    assert layout is not None
-    if layout.name in writable(config):
-        return layout
-    if isinstance(config, TwoTowersConfig):
-        raise UserError(
-            f"{layout.name} was read from an archive, and ClapModel with its feature extractor is not the same "
-            "model; `--format stablehlo` writes it as programs, with its own front-end"
-        )
-    ours = {tuple(step.key for step in path) for path, _ in jax.tree.leaves_with_path(variables)}
-    for name in writable(config):
-        if {entry.path for entry in FORMATS[name].entries(config)} == ours:
-            return FORMATS[name]
-    raise UserError(
-        f"{layout.name} was read from an archive, and transformers has no class for it; `--format stablehlo` "
-        "writes it as a program"
-    )
-
-
-def report_written(out: Path, what: str = "") -> None:
-    """Says what lies in ``out``, and ``what`` it is."""
-    Console(file=sys.stdout, highlight=False, markup=False).print(
-        f"wrote {out}{what}: {', '.join(sorted(path.name for path in out.iterdir()))}", soft_wrap=True
-    )
-
-
-def export_run(source: str, out: Path, *, licence: str) -> float | None:
-    """Exports a run for ``transformers.ClapModel``.
-
-    Returns the largest difference of logits between PyTorch and this project on real recordings, or None
-    where PyTorch is not installed. Raises AlmError where the difference says that the export is wrong.
-    """
-    enable_compilation_cache()
-    console = Console(file=sys.stdout, highlight=False, markup=False)
-    session, state = restore_run(source)
-    workdir = split_step(source)[0]
-    variables = jax.device_get(session.model_variables(state))
-
-    def write(export_error: float | None) -> None:
-        card = write_model_card(
-            name=session.config.name,
-            licence=licence,
-            datasets=session.data.licences,
-            metrics=last_metrics(workdir),
-            config=to_json(session.config),
-            step=int(state.step),
-            commit=current_commit(),
-            versions={name: metadata.version(name) for name in PACKAGES},
-            export_error=export_error,
-        )
-        export_clap(out, session.model, variables, workdir / TOKENIZER, card)
-
-    write(None)
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
-        console.print(
-            "PyTorch is not installed, so the export was not compared with transformers ([torch] extra)",
-            soft_wrap=True,
-        )
-        return None
-    error = compare(session, out)
-    if not error <= MAX_LOGIT_ERROR:
-        raise AlmError(
-            "the logits of the export in transformers differ from this project's by {error:.2e}, at most "
-            f"{MAX_LOGIT_ERROR:.0e} is rounding: it was not kept; report the config and this figure"
-        )
-    write(error)
-    console.print(
-        f"largest difference of logits to transformers.ClapModel on real recordings: {error:.2e}",
-        soft_wrap=True,
-    )
-    return error
-
-
-def compare(session: Session, folder: Path) -> float:
-    """Largest difference of logits on a few recordings and captions of the evaluation split."""
-    split = session.data.split(session.config.data.eval_split)
-    chosen = np.unique(np.linspace(0, len(split) - 1, NUM_COMPARED).astype(int)).tolist()
-    waveforms = [pcm.astype(np.float32) / 32768 for pcm in split.read_pcm(chosen)]
-    texts = [split.captions(index)[0] for index in chosen]
-    return compare_with_transformers(folder, waveforms, texts, session.data.sample_rate_hz)
-
-
-def last_metrics(workdir: Path) -> dict[str, float]:
-    """The run's last evaluation, for the card; empty where there is none."""
-    path = workdir / EVALUATION
-    metrics = json.loads(path.read_text()) if path.is_file() else {}
-    return {name: float(metrics[name]) for name in CARD_METRICS if name in metrics}
-
-
-def current_commit() -> str | None:
-    """The commit of the code that runs, None where it is not a checkout; ``-dirty`` where it was changed."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
+    written = export(own.source, own.out, format=own.format, part=own.part, licence=own.licence)
+    if written.remark:
+        print(written.remark)
+    layout = f" ({written.layout})" if written.layout else ""
+    print(f"wrote {own.out}{layout}: {', '.join(sorted(path.name for path in own.out.iterdir()))}")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from alm_jax.bench import resident
-from alm_jax.cli.bench import numbers
+from alm_jax.cli.bench.options import numbers
 from alm_jax.cli.main import dispatch, is_compiler_only
 
 

@@ -203,7 +203,7 @@ def test_a_run_becomes_programs(trained, tmp_path, capsys):
 
 
 def test_an_export_without_pytorch_says_that_it_was_not_compared(trained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("alm_jax.cli.export.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("alm_jax.run.export.importlib.util.find_spec", lambda name: None)
     assert dispatch(["export", str(trained), "--out", str(tmp_path / "exported")]) == 0
     assert "not compared with transformers ([torch] extra)" in capsys.readouterr().out
 
