@@ -1,8 +1,8 @@
-"""Every family of encoders and language models, by name and by the type of its config.
+"""Registry of all families of encoders and language models, by name and by the type of their config.
 
-A family is found by where it is: each file of `alm_jax.encoders.audio` and `alm_jax.encoders.text` ends with its
-`Family`. One that is defined elsewhere is handed to `register`, by the file that defines it. An installed package may
-name such a file as an entry point of the group "alm_jax.families", so that runs with its models can be read anywhere.
+A family is found by its place: every file of `alm_jax.encoders.audio` and `alm_jax.encoders.text` ends with its
+`Family`. A file elsewhere passes its family to `register`. An installed package may name such a file as an entry
+point of the group "alm_jax.families", so that runs that use its models can be loaded anywhere.
 """
 
 import functools
@@ -19,11 +19,11 @@ from alm_jax.encoders.family import Family
 from alm_jax.errors import UserError
 
 FAMILIES: dict[str, Family] = {}
-"""By name: the package's own, and those that have been registered."""
+"""All families by name: the package's own and those that were registered."""
 
 
 def register(family: Family) -> Family:
-    """Makes a family known, and returns it. Raises UserError where its name or its config is another family's."""
+    """Registers a family and returns it. Raises UserError where another family has its name or its config type."""
     for other in FAMILIES.values():
         if other is not family and (other.name == family.name or other.config_type is family.config_type):
             raise UserError(
@@ -34,7 +34,7 @@ def register(family: Family) -> Family:
 
 
 def families_in(package: ModuleType) -> list[Family]:
-    """The families that the modules of a package declare, module by module in the order of their names."""
+    """Yields the families that the modules of a package declare, in the order of the modules' names."""
     modules = [
         importlib.import_module(f"{package.__name__}.{found.name}")
         for found in pkgutil.iter_modules(package.__path__)
@@ -44,37 +44,37 @@ def families_in(package: ModuleType) -> list[Family]:
 
 @functools.cache
 def import_installed() -> None:
-    """Imports what installed packages name as their families, once."""
+    """Imports, once, the modules that installed packages name as their families."""
     for entry in metadata.entry_points(group="alm_jax.families"):
         entry.load()
 
 
 def family_of(config: Any) -> Family:
-    """The family whose config this is. Raises UserError for anything else."""
+    """Returns the family of a config. Raises UserError for a config of no family."""
     import_installed()
     for family in FAMILIES.values():
         if type(config) is family.config_type:
             return family
     raise UserError(
-        f"{type(config).__name__} is no config of a family; there are {sorted(FAMILIES)}, and one of your own is made "
-        "known by alm_jax.encoders.families.register"
+        f"{type(config).__name__} belongs to no family; the families are {sorted(FAMILIES)}; register your own with "
+        "alm_jax.encoders.families.register"
     )
 
 
 def audio_families() -> tuple[Family, ...]:
-    """The families that may stand as an audio tower."""
+    """Returns the families that can be an audio tower."""
     import_installed()
     return tuple(family for family in FAMILIES.values() if family.kind == "audio encoder")
 
 
 def text_families() -> tuple[Family, ...]:
-    """The families that may stand as a text tower: token ids and their mask are all that they read."""
+    """Returns the families that can be a text tower: those that read nothing but token ids and their mask."""
     import_installed()
     return tuple(family for family in FAMILIES.values() if reads_one_text(family))
 
 
 def reads_one_text(family: Family) -> bool:
-    """Whether token ids and their mask are all that the family reads."""
+    """Whether the family reads nothing but token ids and their mask."""
     dtypes = [given.dtype for given in family.example(family.variants["nano"])]
     return dtypes == [jnp.int32, jnp.bool_]
 

@@ -1,6 +1,7 @@
-"""A family of the zoo: its config type, its module, its named variants, and free functions over any of them.
+"""A family of the zoo: its config type, its module, its named variants, and functions that work for every family.
 
-Above `encoders` a model is a config and a tree of arrays: `init`, `abstract`, `axes` and `apply` are how.
+In the layers above `encoders` a model is a config and a tree of arrays, used through `init`, `abstract`, `axes` and
+`apply`.
 """
 
 import dataclasses
@@ -19,20 +20,20 @@ from alm_jax.ops.frontends import FrontendSpec, FusionSpec
 from alm_jax.types import PyTree
 
 Option: TypeAlias = Literal["train", "mask", "row_mask", "longer", "moments"]
-"""A keyword argument of a tower's forward pass. ``train``: noise is on, and batch statistics are those of the rows;
-``mask``: True for real frames, or samples, of an audio tower [B T]; ``row_mask``: True for rows that count in batch
-statistics [B]; ``longer``: True for recordings longer than a clip [B]; ``moments``: the whole batch's statistics of the
-features."""
+"""A keyword argument of a tower's forward pass. ``train``: noise is on and batch statistics are those of the rows.
+``mask`` [B T]: True for real frames or samples of an audio tower. ``row_mask`` [B]: True for rows that count in batch
+statistics. ``longer`` [B]: True for recordings longer than a clip. ``moments``: statistics of the features over the
+whole batch."""
 Kind: TypeAlias = Literal["audio encoder", "text encoder", "language model", "codec"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AudioTowerConfig:
-    """Base of the configs of audio encoders: what a field that takes any of them is annotated with."""
+    """Base class of the configs of audio encoders; the annotation of a field that takes any of them."""
 
     @classmethod
     def kinds(cls) -> list[type]:
-        """The configs of all audio encoders there are."""
+        """Returns the config types of all audio encoders."""
         from alm_jax.encoders import families  # which imports the modules that import this one
 
         return [family.config_type for family in families.audio_families()]
@@ -40,11 +41,11 @@ class AudioTowerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextTowerConfig:
-    """Base of the configs of models that read token ids and their mask."""
+    """Base class of the configs of models that read token ids and their mask."""
 
     @classmethod
     def kinds(cls) -> list[type]:
-        """The configs of all models there are that read one text."""
+        """Returns the config types of all models that read one text."""
         from alm_jax.encoders import families
 
         return [family.config_type for family in families.text_families()]
@@ -52,49 +53,54 @@ class TextTowerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
-    """One architecture with its published sizes. Each file of a family ends with its ``FAMILY``."""
+    """One architecture with its published sizes. Every family's file ends with its ``FAMILY``."""
 
     name: str
-    """As `alm zoo` lists it: "roberta", "whisper"."""
+    """Name in `alm zoo`: "roberta", "whisper"."""
     kind: Kind
     config_type: type
-    """The frozen dataclass that says everything about a model of this family."""
+    """The frozen dataclass that describes a model of this family completely."""
     build: Callable[..., nn.Module]
-    """``build(config, dtype, remat)``; dtype is that of the matrix products, remat a `Remat`."""
+    """``build(config, dtype, remat)`` makes the module; ``dtype`` is that of the matrix products, ``remat`` a
+    `Remat`."""
     variants: Mapping[str, Any]
-    """Configs by name: the published ones, and "nano" for tests."""
+    """Configs by name: the published sizes, and "nano" for tests."""
     example: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]
-    """Config to the positional arguments of a forward pass for two rows, as short as the model allows: floats are
-    features or samples, integers are token ids, booleans a mask."""
+    """Maps a config to the positional arguments of a forward pass for two rows, as short as the model allows: floats
+    are features or samples, integers are token ids, booleans are a mask."""
     takes: frozenset[Option] = frozenset()
-    """The keyword arguments of a tower's forward pass that the module has."""
+    """Keyword arguments that the module's forward pass accepts."""
     states: str | None = None
-    """Value of the module's field ``output`` for an audio encoder's states [B N D]; for its vector it is "clip". None
-    where the vector is all there is, and the module has no such field."""
+    """Value of the module's field ``output`` that returns an audio encoder's states [B N D]; "clip" returns its
+    vector. None where the vector is the only output and the module has no such field."""
     state_mask: Callable[[Any, Array, bool], Array] | None = None
-    """(config, real frames [B T], train) -> which states are of real audio [B N]; None where the module cannot say."""
+    """(config, real frames [B T], train) -> mask of the states of real audio [B N]. None where the module cannot
+    compute it."""
     normalises_inside: bool = False
-    """Whether batch norms between its layers see the rows at hand: exact over a whole batch alone, so neither in
-    micro-batches nor under ``pmap``. A norm of the features can be given the moments of the whole batch instead."""
+    """Whether batch norms between its layers use the statistics of the rows at hand. They are exact over a whole
+    batch only, so not in micro-batches and not under ``pmap``. A norm of the features can be given the moments of the
+    whole batch instead."""
     frontend: FrontendSpec | FusionSpec | None = None
-    """What the published audio variants are fed by; None where waveforms or token ids go in. The nano one takes
-    whatever fits its config."""
+    """Front-end of the published audio variants; None where the input is a waveform or token ids. The nano variant
+    takes any front-end that fits its config."""
     source: str
-    """Paper or repository."""
+    """URL of the paper or the repository."""
 
 
 def init(family: Family, config: Any, key: Array) -> PyTree:
-    """Draws variables ``{"params": ...}``, and ``"batch_stats"`` where there are any; float32, without boxes."""
+    """Initialises variables ``{"params": ...}``, with ``"batch_stats"`` where the module has any; float32 arrays
+    without boxes."""
     return _architecture(family).init(config, key)
 
 
 def abstract(family: Family, config: Any) -> PyTree:
-    """The variables' shapes and dtypes; makes no array."""
+    """Returns the variables' shapes and dtypes without making arrays."""
     return _architecture(family).abstract(config)
 
 
 def axes(family: Family, config: Any) -> PyTree:
-    """The tree of ``params`` with a tuple of axis names (alm_jax/nn/parameter.py) at each leaf; makes no array."""
+    """Returns the tree of ``params`` with a tuple of axis names (alm_jax/nn/parameter.py) at each leaf, without
+    making arrays."""
     return _architecture(family).axes(config)
 
 
@@ -107,7 +113,7 @@ def apply(
     remat: Remat = "none",
     **options: Any,
 ) -> Any:
-    """The forward pass; ``options`` are the module's own keyword arguments."""
+    """Runs the forward pass; ``options`` are the module's own keyword arguments."""
     return family.build(config, jnp.dtype(dtype), remat).apply(variables, *inputs, **options)
 
 

@@ -1,7 +1,7 @@
-"""Any encoder of the zoo as a tower: features or token ids in, one vector a clip or caption out, or a clip's states.
+"""Any encoder of the zoo as a tower: features or token ids in; one vector a clip or caption, or a clip's states, out.
 
-How a family comes to one vector is its own matter where its paper says so (AST's two tokens, BERT's pooler, a language
-model's last state); states of tokens that no paper joins are averaged over the real ones.
+Each family makes its vector as its paper says: AST averages two tokens, BERT has its pooler, a language model takes
+its last state. Where no paper defines a vector, the states of real tokens are averaged.
 """
 
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -21,11 +21,11 @@ from alm_jax.ops.frontends import TowerSpec
 from alm_jax.types import PyTree
 
 LONGEST_TEXT = 512
-"""Tokens that a text is cut at where its tower takes any number (`text_limits`)."""
+"""Maximum tokens of a text whose tower accepts any number (`text_limits`)."""
 
 
 if TYPE_CHECKING:
-    # Which family a config is of, and so which fields it has, is known when it runs.
+    # The family of a config, and so its fields, is known only at run time.
     AudioTowerConfig: TypeAlias = Any
     TextTowerConfig: TypeAlias = Any
 else:
@@ -33,16 +33,16 @@ else:
     TextTowerConfig = family.TextTowerConfig
 
 Output: TypeAlias = Literal["clip", "states"]
-"""What an audio tower makes of a clip: one vector, or the states that it is made of, for a connector to take into a
-language model. A family without states has its vector for the only one; CAV-MAE's are LTU's prompt."""
+"""Output of an audio tower: one vector a clip, or the states behind it, which a connector feeds to a language model.
+A family without states returns its vector as the only one; CAV-MAE returns LTU's prompt vectors."""
 
 
 def build_tower(
     config: Any, dtype: Any = jnp.float32, remat: Remat = "none", output: Output = "clip"
 ) -> nn.Module:
-    """The module of ``config``'s family, with this output where it has the choice.
+    """Builds the module of ``config``'s family, with this output where the family offers the choice.
 
-    Raises UserError for a config that is not of the zoo.
+    Raises UserError for a config of no family.
     """
     of = family_of(config)
     module = of.build(config, jnp.dtype(dtype), remat)
@@ -50,31 +50,32 @@ def build_tower(
 
 
 def state_mask(config: Any, mask: Bool[Array, "B T"], *, train: bool) -> Bool[Array, "B N"]:
-    """Which of an audio tower's states are of real audio; of a family that can say so (`check_states_mask`)."""
+    """Mask of an audio tower's states of real audio, for a family that can compute it (`check_states_mask`)."""
     compute = family_of(config).state_mask
     assert compute is not None
     return compute(config, mask, train)
 
 
 def check_states_mask(config: Any) -> None:
-    """Raises UserError where an audio tower cannot say which of its states are of real audio."""
+    """Raises UserError where an audio tower cannot tell which of its states are of real audio."""
     if family_of(config).state_mask is None:
         known = ", ".join(each.config_type.__name__ for each in audio_families() if each.state_mask)
         raise UserError(
-            f"padding is 'masked', and {type(config).__name__} cannot say which of its states are real, as {known} "
-            "can; take one of these, or padding 'heard'"
+            f"padding is 'masked', and {type(config).__name__} cannot tell which of its states are real; "
+            f"{known} can: use one of these, or padding 'heard'"
         )
 
 
 def takes(config: Any, option: Option) -> bool:
-    """Whether the forward pass of ``config``'s module has this keyword argument."""
+    """Whether the forward pass of ``config``'s module accepts this keyword argument."""
     return option in family_of(config).takes
 
 
 def init_audio_tower(
     config: Any, key: Array, features: Float[Array, "B *features"], output: Output = "clip"
 ) -> tuple[PyTree, int]:
-    """Variables in boxes that carry axis names, and D; ``features`` has the shape of a front-end's output."""
+    """Initialises the variables, in boxes that carry axis names, and returns them with D; ``features`` has the shape
+    of a front-end's output."""
     options: dict[str, Any] = (
         {"longer": jnp.zeros(len(features), jnp.bool_)} if takes(config, "longer") else {}
     )
@@ -83,7 +84,8 @@ def init_audio_tower(
 
 
 def init_text_tower(config: Any, key: Array) -> tuple[PyTree, int]:
-    """Variables in boxes that carry axis names, and D. A language model has no head here, unless it is tied."""
+    """Initialises the variables, in boxes that carry axis names, and returns them with D. A language model gets no
+    output head here, unless the head is tied."""
     ids, mask = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), jnp.bool_)
     output, variables = build_tower(config).init_with_output(key, ids, mask, **_text_options(config))
     return variables, output.shape[-1]
@@ -104,16 +106,16 @@ def apply_audio_tower(
     moments: Moments | None,
     output: Output = "clip",
 ) -> tuple[Float[Array, "B *states D"], PyTree]:
-    """One vector a clip [B D], or its states [B N D], and the next ``batch_stats``.
+    """Runs an audio tower: returns one vector a clip [B D], or its states [B N D], and the next ``batch_stats``.
 
-    ``mask``, ``longer`` and ``moments`` are for families that take them (`takes`). ``train`` and ``row_mask`` may be
-    given to all: a family without noise and batch statistics does in training what it always does.
+    ``mask``, ``longer`` and ``moments`` are for families that accept them (`takes`). ``train`` and ``row_mask`` may be
+    given to all families; a family without noise and batch statistics ignores them.
 
     Args:
         row_mask: True for real rows; for statistics over the batch.
-        mask: True for real frames (samples, where the features are a waveform); None: padding is heard.
-        longer: of feature fusion, True where a recording is longer than a clip.
-        moments: of the whole batch, for families that normalise by them.
+        mask: True for real frames (samples, where the features are a waveform); None: padding is encoded like audio.
+        longer: for feature fusion, True where a recording is longer than a clip.
+        moments: statistics of the whole batch, for families that normalise by them.
     """
     given: dict[Option, Any] = {
         "train": train,
@@ -152,7 +154,7 @@ def apply_text_tower(
     train: bool,
     key: Array | None,
 ) -> Float[Array, "B D"]:
-    """One vector a caption: the encoder's own, the mean of its states, or a language model's last one."""
+    """Returns one vector a caption: the encoder's own, the mean of its states, or a language model's last state."""
     module = build_tower(config, dtype, remat)
     options = _text_options(config) | ({"train": train} if takes(config, "train") else {})
     rngs = None if key is None else {"dropout": key}
@@ -166,7 +168,7 @@ def batch_moments(
     mask: Bool[Array, " B"],
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Moments | None:
-    """The statistics of a whole batch that an audio tower normalises by in training; None where it does not.
+    """Returns the statistics of a whole batch that an audio tower normalises by in training; None for other towers.
 
     Inside pmap or shard_map, ``axis_name`` names the axes that the batch is split over.
     """
@@ -176,7 +178,8 @@ def batch_moments(
 def frame_mask(
     frontend: TowerSpec, padding: Literal["heard", "masked"], num_samples: Int[Array, " B"]
 ) -> Bool[Array, "B T"] | None:
-    """Which frames of clips begin within their first ``num_samples`` samples; None where padding is heard."""
+    """Mask of the frames that begin within a clip's first ``num_samples`` samples; None where padding is encoded
+    too."""
     if padding == "heard":
         return None
     begin = jnp.arange(frontend.num_frames) * frontend.hop_samples
@@ -184,14 +187,16 @@ def frame_mask(
 
 
 def text_limits(config: Any) -> tuple[int, int | None]:
-    """Entries of a text tower's vocabulary, and the tokens of the longest text it takes; None for any."""
+    """Returns the vocabulary size of a text tower and the tokens of the longest text it accepts; None for any
+    length."""
     return config.vocab_size, getattr(config, "max_length", getattr(config, "max_positions", None))
 
 
 def check_features(config: Any, num_frames: int, num_features: int) -> None:
-    """Raises UserError where a front-end's clip [T F] does not fit an audio tower's own fields.
+    """Raises UserError where a front-end's clip [T F] does not fit an audio tower's fields.
 
-    What a family alone knows (multiples of a patch, say) it says itself when its parameters are first made.
+    Further requirements of a family (for example multiples of a patch) are checked when its parameters are first
+    made.
     """
     num_mels = getattr(config, "num_mels", num_features)
     if num_features != num_mels:

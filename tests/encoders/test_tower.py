@@ -113,5 +113,5 @@ def test_parts_that_do_not_fit_are_refused():
     spec = FusionSpec(sample_rate_hz=16000, fmax_hz=8000.0, clip=CLIP)
     with pytest.raises(UserError, match="FusionSpec does not feed HtsatConfig"):
         TwoTowersConfig(frontend=spec, audio=htsat.NANO, text=bert.NANO)
-    with pytest.raises(UserError, match="is no config of a family"):
+    with pytest.raises(UserError, match="belongs to no family"):
         tower.build_tower(CLIP)

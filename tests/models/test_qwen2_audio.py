@@ -158,7 +158,7 @@ def test_texts_and_recordings_that_do_not_agree_are_refused():
 def test_it_is_in_the_zoo():
     assert zoo.FAMILIES["qwen2_audio"] is zoo.family_of(NANO) is FAMILY
     assert zoo.family_of(NANO.language_model) is llama.QWEN2
-    with pytest.raises(UserError, match="is no config of a family"):
+    with pytest.raises(UserError, match="belongs to no family"):
         zoo.family_of(3)
 
 

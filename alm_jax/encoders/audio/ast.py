@@ -37,23 +37,23 @@ class AstConfig(AudioTowerConfig):
     patch_size: int = 16
     """Side of a square patch, in frames and in mel bins."""
     time_stride: int = 10
-    """Frames from one patch to the next."""
+    """Stride of patches in time, frames."""
     frequency_stride: int = 10
-    """Mel bins from one patch to the next."""
+    """Stride of patches in frequency, mel bins."""
     width: int = 768
-    """Size of a token's state; also that of the clip vector."""
+    """Width: size of a token's hidden state and of the clip vector."""
     num_layers: int = 12
     """Transformer blocks."""
     num_heads: int = 12
     """Attention heads; divides the width."""
     mlp_dim: int = 3072
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     layer_norm_eps: float = 1e-12
-    """Added to the variance in LayerNorm: 1e-12 in transformers, 1e-6 in the original."""
+    """Epsilon of LayerNorm: 1e-12 in transformers, 1e-6 in the original."""
     num_classes: int | None = None
-    """Outputs of the classifier (AudioSet 527, Speech Commands V2 35); None for none."""
+    """Outputs of the classifier (AudioSet 527, Speech Commands V2 35); None: no classifier."""
     head_norm_eps: float = 1e-12
-    """Added to the variance in the classifier's LayerNorm: 1e-12 in transformers, 1e-5 in the original."""
+    """Epsilon of the classifier's LayerNorm: 1e-12 in transformers, 1e-5 in the original."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -68,7 +68,7 @@ class AstConfig(AudioTowerConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches of the longest input along frequency and along time."""
+        """Number of patches of the longest input along frequency and along time."""
         return (
             conv_length(self.num_mels, self.patch_size, self.frequency_stride),
             conv_length(self.num_frames, self.patch_size, self.time_stride),
@@ -91,7 +91,7 @@ VARIANTS = {
 
 
 class Ast(nn.Module):
-    """Log-mel features to the states of the tokens, to a clip vector, or to logits, in ``dtype``.
+    """Module from log-mel features to the states of the tokens, a clip vector, or logits, in ``dtype``.
 
     Parameters: ``patch_embed``, ``cls_token``, ``distillation_token``, ``position_embed``, ``blocks`` (every array with
     a leading axis of layers), ``norm``; with classes ``head_norm`` and ``head``.
@@ -108,13 +108,14 @@ class Ast(nn.Module):
     def __call__(
         self, features: Float[Array, "B T F"], *, mask: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B D"] | Float[Array, "B tokens D"]:
-        """Encodes ``features`` of T frames, from a patch up to ``num_frames``; frames after the last patch are unused.
+        """Encodes ``features`` of T frames, from a patch up to ``num_frames``; frames after the last patch are
+        unused.
 
         A patch has the position of its place in the longest input, however many follow it.
 
         Args:
             mask: True where a frame is real, the padding at the end; patches with padding in them are not attended
-                to. None, as published: padding is heard.
+                to. None, as published: padding is encoded like audio.
 
         Raises:
             UserError: ``features`` do not fit the config, or logits are asked for without classes.
@@ -183,10 +184,10 @@ class Ast(nn.Module):
 def resize_positions(
     positions: Float[np.ndarray, "places D"], config: AstConfig, num_frames: int
 ) -> Float[np.ndarray, "other_places D"]:
-    """``position_embed`` of ``config`` for an AST of ``num_frames``, as the authors carry weights to other lengths.
+    """Resizes ``position_embed`` of ``config`` for an AST of ``num_frames``, as the authors resize their weights.
 
-    A shorter grid is the middle of the longer one; a longer one is interpolated linearly between the centres of the
-    patches (PyTorch's ``bilinear``, ``align_corners=False``). The two tokens' positions stay.
+    A shorter grid is the middle of the longer one. A longer one is interpolated linearly between the centres of the
+    patches (PyTorch's ``bilinear``, ``align_corners=False``). The positions of the two special tokens do not change.
     """
     rows, columns = config.grid
     _, wanted = dataclasses.replace(config, num_frames=num_frames).grid

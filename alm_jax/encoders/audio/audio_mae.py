@@ -1,4 +1,4 @@
-"""AudioMAE: a Vision Transformer on the patches of a log-mel, of which it may see only some.
+"""AudioMAE: a Vision Transformer on the patches of a log-mel that encodes only the visible patches.
 
 Huang et al. 2022, https://arxiv.org/abs/2207.06405. log-mel [B T F] -> 16 x 16 patches, time-major -> the visible
 ones alone -> linear embedding + fixed sine-cosine positions -> a class token in front -> pre-norm blocks. In
@@ -39,18 +39,18 @@ class AudioMaeConfig(AudioTowerConfig):
     patch_size: int = 16
     """Side of a square patch, in frames and in mel bins."""
     width: int = 768
-    """Size of a token's state, a multiple of 4; also that of the clip vector."""
+    """Width: size of a token's hidden state and of the clip vector; a multiple of 4."""
     num_layers: int = 12
     """Transformer blocks."""
     num_heads: int = 12
     """Attention heads; divides the width."""
     mlp_dim: int = 3072
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     layer_norm_eps: float = 1e-6
-    """Added to the variance in LayerNorm."""
+    """Epsilon of LayerNorm."""
     compat: bool = False
-    """Positions as in the released weights, which lay the time-major tokens on the transposed grid: token i of 64 x 8
-    has the position of row i // 64, column i % 64. False puts every token where it is."""
+    """Position layout of the released weights, which lay the time-major tokens on the transposed grid: token i of 64
+    x 8 has the position of row i // 64, column i % 64. False gives every token its own position."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.width % 4:
@@ -66,12 +66,12 @@ class AudioMaeConfig(AudioTowerConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches of the longest input along time and along frequency."""
+        """Number of patches of the longest input along time and along frequency."""
         return self.num_frames // self.patch_size, self.num_mels // self.patch_size
 
     @property
     def num_patches(self) -> int:
-        """Patches of the longest input."""
+        """Number of patches of the longest input."""
         return self.grid[0] * self.grid[1]
 
 
@@ -82,13 +82,13 @@ VARIANTS = {"base": BASE, "nano": NANO}
 
 
 def compute_positions(config: AudioMaeConfig) -> Float[np.ndarray, "N D"]:
-    """The fixed position of each patch of the longest input, float32; the class token has none."""
+    """Fixed sine-cosine position of each patch of the longest input, float32; the class token has none."""
     rows, columns = reversed(config.grid) if config.compat else config.grid
     return sincos_grid(rows, columns, config.width)
 
 
 class AudioMae(nn.Module):
-    """Log-mel features to the states of the patches, or to a clip vector, in ``dtype``.
+    """Module from log-mel features to the states of the patches or a clip vector, in ``dtype``.
 
     Parameters: ``patch_embed``, ``cls_token``, ``blocks`` (every array with a leading axis of layers), ``norm``.
     """
@@ -96,8 +96,8 @@ class AudioMae(nn.Module):
     config: AudioMaeConfig
     dtype: jnp.dtype
     output: Literal["tokens", "clip"] = "clip"
-    """tokens: the class token and the visible patches [B 1+n D], normalised, as pre-training takes them; clip: the
-    norm of the mean over the patches [B D], as fine-tuning takes it (its ``fc_norm``)."""
+    """Output. "tokens": class token and visible patches [B 1+n D], normalised, as pre-training uses them. "clip":
+    norm of the mean over the patches [B D], as fine-tuning uses it (its ``fc_norm``)."""
     remat: Remat = "none"
 
     @nn.compact
@@ -111,9 +111,10 @@ class AudioMae(nn.Module):
         """Encodes ``features``, of T frames up to ``num_frames``, a multiple of the patch size.
 
         Args:
-            visible_ids: the patches to encode, in this order; None for all. The rest costs nothing.
+            visible_ids: the patches to encode, in this order; None for all. Other patches are not computed.
             mask: True for real frames; patches without any are not attended to and not in the clip vector. A
-                patch's position is the same however many follow it. None, as published: padding is heard.
+                patch's position is the same however many follow it. None, as published: padding is encoded like
+                audio.
         """
         config = self.config
         _, num_frames, num_mels = features.shape

@@ -35,37 +35,37 @@ from alm_jax.ops.window_mask import window_mask
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BeatsConfig(AudioTowerConfig):
-    """Shape of a BEATs encoder. Defaults are those of every released one."""
+    """Shape of a BEATs encoder. Defaults are those of all released models."""
 
     num_mels: int = 128
     """Mel bins of the input, a multiple of patch_size."""
     patch_size: int = 16
     """Side of a square patch, in frames and in mel bins."""
     patch_width: int = 512
-    """Size of a patch's embedding before it is projected to the width."""
+    """Size of a patch's embedding before its projection to the width."""
     width: int = 768
-    """Size of a token's state; also that of the clip vector."""
+    """Width: size of a token's hidden state and of the clip vector."""
     num_layers: int = 12
-    """Transformer blocks; also decide how much residuals are enlarged."""
+    """Transformer blocks; they also determine the scale of the residuals (DeepNorm)."""
     num_heads: int = 12
     """Attention heads; divides the width."""
     mlp_dim: int = 3072
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     position_window: int = 128
-    """Tokens that the convolution of positions spans."""
+    """Kernel size of the convolution that encodes positions, tokens."""
     position_groups: int = 16
-    """Groups of its channels; divides the width."""
+    """Groups of the position convolution's channels; divides the width."""
     num_buckets: int = 320
-    """Buckets of distances between tokens, for both directions together; even."""
+    """Buckets of distances between tokens, both directions together; even."""
     max_distance: int = 800
-    """Tokens at least so far apart share the last bucket."""
+    """Distance in tokens from which all distances share the last bucket."""
     layer_norm_eps: float = 1e-5
-    """Added to the variance in LayerNorm."""
+    """Epsilon of LayerNorm."""
     num_classes: int | None = None
-    """Classes of the classifier of a fine-tuned model (AudioSet's 527); None for no classifier."""
+    """Classes of the classifier of a fine-tuned model (AudioSet's 527); None: no classifier."""
     compat: bool = False
-    """A mask as in the released code, which hands frames to patches in reading order, so that patches of one time have
-    different frames. False: a patch is real where all frames in it are."""
+    """Mask of patches as in the released code, which assigns frames to patches in reading order, so that patches of
+    the same time have different frames. False: a patch is real where all its frames are."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.width % self.position_groups:
@@ -109,7 +109,7 @@ VARIANTS = {"base": BASE, "audioset": AUDIOSET, "nano": NANO}
 
 
 def compute_patch_mask(config: BeatsConfig, mask: Bool[Array, "B T"]) -> Bool[Array, "B N"]:
-    """Which patches are real; ``mask`` is True for real frames, padding at the end."""
+    """Mask of the real patches; ``mask`` is True for real frames, padding at the end."""
     size, columns = config.patch_size, config.num_mels // config.patch_size
     if not config.compat:
         return jnp.repeat(window_mask(mask, size, size), columns, axis=1)
@@ -119,7 +119,7 @@ def compute_patch_mask(config: BeatsConfig, mask: Bool[Array, "B T"]) -> Bool[Ar
 
 
 class Beats(nn.Module):
-    """Log-mel features to the states of the patches, to a clip vector, or to logits, in ``dtype``.
+    """Module from log-mel features to the states of the patches, a clip vector, or logits, in ``dtype``.
 
     Parameters: ``patch_embed``, ``patch_norm``, ``projection``, ``position_conv``, ``norm``, ``relative_bias``,
     ``blocks`` (every array with a leading axis of layers); with classes ``head``.
@@ -128,8 +128,8 @@ class Beats(nn.Module):
     config: BeatsConfig
     dtype: jnp.dtype
     output: Literal["tokens", "clip", "logits"] = "clip"
-    """tokens: the patches, time-major [B N D]; clip: their mean over real audio [B D]; logits: the classifier's of that
-    mean, float32 [B num_classes]; their sigmoids are probabilities."""
+    """Output. "tokens": states of the patches, time-major [B N D]. "clip": their mean over real audio [B D].
+    "logits": the classifier's output for that mean, float32 [B num_classes]; its sigmoids are probabilities."""
     remat: Remat = "none"
 
     @nn.compact
@@ -144,8 +144,8 @@ class Beats(nn.Module):
 
         Args:
             mask: True for real frames, the padding at the end; `compute_patch_mask` says which patches are then. The
-                others are zero before the convolution and not attended to. None: padding is heard.
-            visible_ids: the patches to encode, in this order; None for all. The others are not heard at all.
+                others are zero before the convolution and not attended to. None: padding is encoded like audio.
+            visible_ids: the patches to encode, in this order; None for all. The others are not computed.
 
         Raises:
             UserError: ``features`` do not fit the config, or logits are asked for without classes.
@@ -163,11 +163,11 @@ class Beats(nn.Module):
             )
         patch_mask = None if mask is None else compute_patch_mask(config, mask)
         num_patches = num_frames // config.patch_size * (num_mels // config.patch_size)
-        heard = patch_mask
+        encoded = patch_mask
         if visible_ids is not None:
             visible = jnp.any(visible_ids[:, :, None] == jnp.arange(num_patches)[None, None], axis=1)
-            heard = visible if patch_mask is None else visible & patch_mask
-        x = self._embed(features[:, : num_frames // config.patch_size * config.patch_size], heard)
+            encoded = visible if patch_mask is None else visible & patch_mask
+        x = self._embed(features[:, : num_frames // config.patch_size * config.patch_size], encoded)
 
         positions = jnp.arange(num_patches)[None]
         if visible_ids is not None:
@@ -206,7 +206,7 @@ class Beats(nn.Module):
     def _embed(
         self, features: Float[Array, "B T F"], mask: Bool[Array, "B N"] | None
     ) -> Float[Array, "B N D"]:
-        """What goes into the first block."""
+        """Returns the input of the first block."""
         config = self.config
         patches = patchify(features, config.patch_size)
         embed = Dense(
@@ -222,7 +222,7 @@ class Beats(nn.Module):
             (window,),
             ("channels_in", "embed"),
             self.dtype,
-            # Of an even window the published code cuts off the last of one output too many.
+            # With an even window the published code drops the last output.
             padding=((window // 2, (window - 1) // 2),),
             groups=config.position_groups,
             weight_norm="window",

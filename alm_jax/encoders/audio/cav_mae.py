@@ -1,4 +1,4 @@
-"""CAV-MAE's audio branch as LTU fine-tuned it: a clip as 32 vectors that stand before a language model's text.
+"""CAV-MAE's audio branch as fine-tuned for LTU: a clip becomes 32 vectors placed before a language model's text.
 
 Gong et al. 2023, https://arxiv.org/abs/2210.07839 (CAV-MAE) and https://arxiv.org/abs/2305.10790 (LTU). log-mel [B T F]
 -> 16 x 16 patches, frequency-major -> linear embedding + positions + the vector of the modality -> pre-norm blocks ->
@@ -29,7 +29,7 @@ from alm_jax.ops.window_mask import window_mask
 
 # torch.nn.LayerNorm's, which the released code keeps.
 _LAYER_NORM_EPS = 1e-5
-# The norm after it leaves of this only what epsilon is beside the variance.
+# The norm that follows removes the scale; only epsilon relative to the variance matters.
 _DIVISOR = 50.0
 
 
@@ -44,17 +44,17 @@ class CavMaeConfig(AudioTowerConfig):
     patch_size: int = 16
     """Side of a square patch, in frames and in mel bins."""
     width: int = 768
-    """Size of a token's state, a multiple of 4; also that of the clip vector."""
+    """Width: size of a token's hidden state and of the clip vector; a multiple of 4."""
     num_layers: int = 12
-    """Transformer blocks; the last is the one that both modalities share in CAV-MAE, with audio's norms."""
+    """Transformer blocks. The last one is CAV-MAE's block shared by both modalities, with the norms of audio."""
     num_heads: int = 12
     """Attention heads; divides the width."""
     mlp_dim: int = 3072
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     pool_size: int = 2
-    """Columns of patches averaged into one vector of the prompt."""
+    """Columns of patches averaged into one prompt vector."""
     prompt_width: int = 4096
-    """Size of a vector of the prompt: the language model's width."""
+    """Size of a prompt vector: the language model's width."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.width % 4:
@@ -69,7 +69,7 @@ class CavMaeConfig(AudioTowerConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches of the longest input along frequency and along time."""
+        """Number of patches of the longest input along frequency and along time."""
         return self.num_mels // self.patch_size, self.num_frames // self.patch_size
 
 
@@ -82,13 +82,15 @@ VARIANTS = {"ltu": LTU, "nano": NANO}
 
 
 def compute_prompt_mask(config: CavMaeConfig, mask: Bool[Array, "B T"]) -> Bool[Array, "B N"]:
-    """Which vectors of the prompt come from real frames alone; ``mask`` is True for real ones, padding at the end."""
+    """Mask of the prompt vectors that come from real frames only; ``mask`` is True for real frames, padding at the
+    end."""
     columns = window_mask(mask, config.patch_size, config.patch_size)
     return window_mask(columns, config.pool_size, config.pool_size)
 
 
 class CavMae(nn.Module):
-    """Log-mel features to the prompt of a language model, the states of the patches, or a clip vector, in ``dtype``.
+    """Module from log-mel features to a language model's prompt, the states of the patches, or a clip vector, in
+    ``dtype``.
 
     Parameters: ``patch_embed``, ``position_embed``, ``modality_embed``, ``blocks`` (every array with a leading axis of
     layers), ``norm``, ``projection``.
@@ -97,22 +99,23 @@ class CavMae(nn.Module):
     config: CavMaeConfig
     dtype: jnp.dtype
     output: Literal["prompt", "tokens", "clip"] = "prompt"
-    """prompt: [B N prompt_width], one vector for ``pool_size`` columns of patches; tokens: the patches, frequency-major
-    [B N D], normalised; clip: their mean [B D]."""
+    """Output. "prompt": [B N prompt_width], one vector for ``pool_size`` columns of patches. "tokens": states of the
+    patches, frequency-major [B N D], normalised. "clip": their mean [B D]."""
     remat: Remat = "none"
 
     @nn.compact
     def __call__(
         self, features: Float[Array, "B T F"], *, mask: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B N width"] | Float[Array, "B D"]:
-        """Encodes ``features``, of T frames up to ``num_frames``, whole columns of patches and at least ``pool_size``.
+        """Encodes ``features``, of T frames up to ``num_frames``, whole columns of patches and at least
+        ``pool_size``.
 
         A patch has the position of its place in the longest input, however many follow it.
 
         Args:
             mask: True where a frame is real, the padding at the end; patches with padding in them are not attended
                 to and not in the clip vector; `compute_prompt_mask` says which vectors of the prompt are real. None,
-                as published: padding is heard.
+                as published: padding is encoded like audio.
 
         Raises:
             UserError: ``features`` do not fit the config.

@@ -26,7 +26,7 @@ from alm_jax.nn.transformer import PreNormBlock
 from alm_jax.ops.frontends import CedSpec, ClipSpec
 from alm_jax.ops.window_mask import window_mask
 
-# Both the classifier's norm and the features' have PyTorch's defaults but for this.
+# The norms of the classifier and of the features have PyTorch's defaults, except for this.
 _FEATURE_MOMENTUM = 0.01
 
 
@@ -35,25 +35,26 @@ class CedConfig(AudioTowerConfig):
     """Shape of a CED encoder. Defaults are CED-base's."""
 
     chunk_frames: int = 1012
-    """Frames that are encoded together; a longer input is cut into chunks of so many."""
+    """Frames encoded together; a longer input is cut into chunks of this size."""
     num_mels: int = 64
     """Mel bins of the input, a multiple of patch_size."""
     patch_size: int = 16
     """Side of a square patch, in frames and in mel bins."""
     width: int = 768
-    """Size of a token's state; also that of the clip vector."""
+    """Width: size of a token's hidden state and of the clip vector."""
     num_layers: int = 12
     """Transformer blocks."""
     num_heads: int = 12
     """Attention heads; divides the width."""
     mlp_dim: int = 3072
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     layer_norm_eps: float = 1e-6
-    """Added to the variance in LayerNorm, but the classifier's, which has 1e-5."""
+    """Epsilon of LayerNorm; the classifier's norm has 1e-5."""
     num_classes: int | None = None
-    """Classes of the classifier (AudioSet's 527); None for no classifier."""
+    """Classes of the classifier (AudioSet's 527); None: no classifier."""
     compat: bool = False
-    """Leave out the last chunk of an input that fills all its chunks, as the released code does; False hears it."""
+    """Whether to leave out the last chunk of an input that fills all its chunks, as the released code does. False
+    encodes it."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -68,7 +69,7 @@ class CedConfig(AudioTowerConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches of a chunk along frequency and along time."""
+        """Number of patches of a chunk along frequency and along time."""
         return self.num_mels // self.patch_size, self.chunk_frames // self.patch_size
 
 
@@ -92,7 +93,7 @@ VARIANTS = {
 
 
 class Ced(nn.Module):
-    """Log-mel features to the states of the patches, to a clip vector, or to logits, in ``dtype``.
+    """Module from log-mel features to the states of the patches, a clip vector, or logits, in ``dtype``.
 
     Parameters: ``feature_norm``, ``patch_embed``, ``time_embed``, ``frequency_embed``, ``blocks`` (every array with a
     leading axis of layers), ``norm``; with classes ``head_norm`` and ``head``.
@@ -101,9 +102,9 @@ class Ced(nn.Module):
     config: CedConfig
     dtype: jnp.dtype
     output: Literal["tokens", "clip", "logits"] = "clip"
-    """tokens: the patches chunk by chunk, frequency-major in each [B N D], normalised; clip: their mean over real audio
-    [B D]; logits: the classifier's, float32 [B num_classes]; their sigmoids are probabilities, the mean over the
-    chunks of each chunk's."""
+    """Output. "tokens": patches chunk by chunk, frequency-major in each [B N D], normalised. "clip": their mean over
+    real audio [B D]. "logits": the classifier's output, float32 [B num_classes]; its sigmoids are probabilities,
+    averaged over chunks."""
     remat: Remat = "none"
 
     @nn.compact
@@ -118,14 +119,14 @@ class Ced(nn.Module):
     ) -> Float[Array, "B D"] | Float[Array, "B N D"]:
         """Encodes ``features`` of any number of frames from a patch on.
 
-        An input of no more than a chunk has as many patches as fit. Of a longer one the last chunk is filled with
-        zeros, which are heard as published unless there is a ``mask``.
+        An input of no more than a chunk has as many patches as fit. The last chunk of a longer input is filled with
+        zeros, which are encoded like audio, as published, unless there is a ``mask``.
 
         Args:
             mask: True for real frames, the padding at the end; patches with padding in them are not attended to
-                and not in the mean. None: padding is heard.
-            row_mask: True for real rows, which alone count in the statistics of training.
-            moments: of the whole batch, for ``feature_norm``.
+                and not in the mean. None: padding is encoded like audio.
+            row_mask: True for real rows; only they enter the statistics of training.
+            moments: statistics of the whole batch, for ``feature_norm``.
 
         Raises:
             UserError: ``features`` do not fit the config, or logits are asked for without classes.
@@ -175,23 +176,23 @@ class Ced(nn.Module):
 
         # A mean of many tokens loses bits in bfloat16.
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        heard = jnp.ones(x.shape[:2], jnp.bool_) if token_mask is None else token_mask
+        is_real = jnp.ones(x.shape[:2], jnp.bool_) if token_mask is None else token_mask
         if config.num_classes is not None:
-            y = masked_mean(x.astype(wide), heard).astype(self.dtype)
+            y = masked_mean(x.astype(wide), is_real).astype(self.dtype)
             y = LayerNorm(self.dtype, name="head_norm")(y)
             logits = Dense((config.num_classes,), ("embed", "classes"), self.dtype, name="head")(y)
-        x, heard = x.reshape(batch_size, -1, config.width), heard.reshape(batch_size, -1)
+        x, is_real = x.reshape(batch_size, -1, config.width), is_real.reshape(batch_size, -1)
         if self.output == "tokens":
             return x
         if self.output == "clip":
-            return masked_mean(x.astype(wide), heard).astype(self.dtype)
-        weights = jnp.any(heard.reshape(batch_size, num_chunks, -1), axis=-1)
+            return masked_mean(x.astype(wide), is_real).astype(self.dtype)
+        weights = jnp.any(is_real.reshape(batch_size, num_chunks, -1), axis=-1)
         return _mean_logits(logits.astype(wide).reshape(batch_size, num_chunks, -1), weights)
 
     def _embed(
         self, chunks: Float[Array, "C T F"], mask: Bool[Array, "C T"] | None
     ) -> tuple[Float[Array, "C N D"], Bool[Array, "C N"] | None]:
-        """The patches of chunks with their positions, and which of them are real."""
+        """Returns the patches of chunks with their positions, and the mask of the real ones."""
         config = self.config
         size = (config.patch_size, config.patch_size)
         embed = Conv(
@@ -212,15 +213,13 @@ class Ced(nn.Module):
         return x, jnp.tile(window_mask(mask, config.patch_size, config.patch_size), (1, bands))
 
 
-def _mean_logits(logits: Float[Array, "B N C"], is_heard: Bool[Array, "B N"]) -> Float[Array, "B C"]:
-    """The logit of the mean over heard chunks of their probabilities, without leaving the logarithm."""
+def _mean_logits(logits: Float[Array, "B N C"], is_real: Bool[Array, "B N"]) -> Float[Array, "B C"]:
+    """Logit of the mean probability over the chunks with audio, computed in the logarithm."""
     if logits.shape[1] == 1:
         return logits[:, 0]
-    is_heard = is_heard | ~jnp.any(
-        is_heard, axis=1, keepdims=True
-    )  # of a row of padding all, so that it is finite
-    weights = is_heard[:, :, None].astype(logits.dtype)
-    # The number of chunks is in both halves of the odds, and falls out.
+    is_real = is_real | ~jnp.any(is_real, axis=1, keepdims=True)  # keeps a row of padding finite
+    weights = is_real[:, :, None].astype(logits.dtype)
+    # The number of chunks is in numerator and denominator of the odds, and cancels.
     true, false = (logsumexp(nn.log_sigmoid(sign * logits), axis=1, b=weights) for sign in (1, -1))
     return true - false
 

@@ -28,24 +28,24 @@ _BLOCK_DROPOUT, _CLIP_DROPOUT = 0.2, 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cnn14Config(AudioTowerConfig):
-    """Shape of a CNN14, and what its training adds. Defaults are the published one without its classifier."""
+    """Shape of a CNN14 and its training noise. Defaults are the published ones without a classifier."""
 
     num_mels: int = 64
     """Mel bins of the input."""
     channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     """Channels of each block; the last is also the size of the clip vector."""
     num_classes: int | None = None
-    """Classes of the classifier (AudioSet's 527); None for no classifier."""
+    """Classes of the classifier (AudioSet's 527); None: no classifier."""
     has_dropout: bool = True
-    """Whether training drops features, 0.2 of them after each block and 0.5 around the clip vector."""
+    """Whether training uses dropout: rate 0.2 after each block and 0.5 around the clip vector."""
     spec_augment_time_width: int = 64
-    """SpecAugment in training: a masked stripe of time is narrower than this many frames."""
+    """SpecAugment in training: upper bound (exclusive) of the width of a masked time stripe, frames."""
     spec_augment_time_stripes: int = 2
-    """Masked stripes of time for each clip; 0 for none."""
+    """SpecAugment in training: masked time stripes of each clip; 0: none."""
     spec_augment_freq_width: int = 8
-    """A masked stripe of frequency is narrower than this many mel bins."""
+    """SpecAugment in training: upper bound (exclusive) of the width of a masked frequency stripe, mel bins."""
     spec_augment_freq_stripes: int = 2
-    """Masked stripes of frequency for each clip; 0 for none."""
+    """SpecAugment in training: masked frequency stripes of each clip; 0: none."""
 
     def __post_init__(self) -> None:
         if not self.channels or self.num_mels < self.shrinkage:
@@ -56,7 +56,7 @@ class Cnn14Config(AudioTowerConfig):
 
     @property
     def shrinkage(self) -> int:
-        """Frames, and mel bins, that one position of the last map comes from; an input has at least so many."""
+        """Factor by which time and frequency shrink; also the smallest number of frames of an input."""
         return 2 ** (len(self.channels) - 1)
 
     @property
@@ -80,11 +80,11 @@ FRONTENDS = {
         sample_rate_hz=44100, hop_samples=320, clip=ClipSpec(clip_sec=5.0, pad="repeat")
     ),
 }
-"""What the released weights were trained with: PANNs' ``Cnn14`` and ``Cnn14_16k``, and MS-CLAP 2022's."""
+"""Front-ends of the released weights: PANNs' ``Cnn14`` and ``Cnn14_16k``, and MS-CLAP 2022's."""
 
 
 class Cnn14(nn.Module):
-    """Log-mel features to states in time, to a clip vector, or to logits, in ``dtype``.
+    """Module from log-mel features to states in time, a clip vector, or logits, in ``dtype``.
 
     Parameters: ``feature_norm``, ``block{i}`` with ``conv0``, ``norm0``, ``conv1`` and ``norm1``, ``embed``; with
     classes ``head``.
@@ -93,8 +93,8 @@ class Cnn14(nn.Module):
     config: Cnn14Config
     dtype: jnp.dtype
     output: Literal["tokens", "clip", "logits"] = "clip"
-    """tokens: the last map's mean over frequency [B T // shrinkage D]; clip: the clip vector [B D]; logits: the
-    classifier's, float32 [B num_classes]; their sigmoids are probabilities."""
+    """Output. "tokens": the last map's mean over frequency [B T // shrinkage D]. "clip": the clip vector [B D].
+    "logits": the classifier's output, float32 [B num_classes]; its sigmoids are probabilities."""
     remat: Remat = "none"
 
     @nn.compact
@@ -106,10 +106,11 @@ class Cnn14(nn.Module):
         row_mask: Bool[Array, " B"] | None = None,
         moments: Moments | None = None,
     ) -> Float[Array, "B D"] | Float[Array, "B tokens D"]:
-        """Encodes ``features`` of any number of frames from `Cnn14Config.shrinkage` on; padding is heard.
+        """Encodes ``features`` of any number of frames from `Cnn14Config.shrinkage` on; padding is encoded like
+        audio.
 
         Args:
-            row_mask: True for real rows, which alone count in the statistics of training.
+            row_mask: True for real rows; only they enter the statistics of training.
             moments: of the whole batch, for ``feature_norm``; the blocks have theirs from the rows at hand.
 
         Raises:
@@ -169,7 +170,7 @@ class Cnn14(nn.Module):
 
 
 class _ConvBlock(nn.Module):
-    """Twice a 3 x 3 convolution without bias, BatchNorm and ReLU, and perhaps the mean of each 2 x 2 square."""
+    """Two times 3 x 3 convolution without bias, BatchNorm and ReLU, then optionally the mean of each 2 x 2 square."""
 
     channels: int
     is_pooled: bool

@@ -1,4 +1,4 @@
-"""EnCodec, the codec whose integers are the audio tokens of codec language models; the causal one of 24 kHz.
+"""EnCodec, the codec whose integer codes are the audio tokens of codec language models; the causal 24 kHz model.
 
 Defossez et al. 2022, https://arxiv.org/abs/2210.13438. Waveform [B W] -> convolutions that halve and widen, an LSTM ->
 a latent every 320 samples -> residual quantisation, 2 to 32 codes each -> the mirrored decoder -> waveform.
@@ -25,31 +25,31 @@ class EncodecConfig:
     """Shape of an EnCodec. Defaults are those of encodec_24khz."""
 
     sample_rate_hz: int = 24000
-    """Sample rate of the waveform."""
+    """Sample rate of the waveform, Hz."""
     num_filters: int = 32
-    """Channels of the first convolution; each step down doubles them."""
+    """Channels of the first convolution; each downsampling step doubles them."""
     strides: tuple[int, ...] = (2, 4, 5, 8)
-    """Factors by which the encoder's steps shorten, in their order; the decoder's lengthen, in the reverse."""
+    """Downsampling factors of the encoder's steps, in their order; the decoder upsamples by them in reverse."""
     num_residual_layers: int = 1
-    """Residual units before each step down, and after each up."""
+    """Residual units before each downsampling and after each upsampling step."""
     dilation_growth: int = 2
-    """Dilation of unit j is this to the power of j."""
+    """Base of the dilations: residual unit j has dilation base ** j."""
     window: int = 7
-    """Kernel of the first convolution of both halves, samples or frames."""
+    """Kernel size of the first convolution of encoder and decoder, samples or frames."""
     last_window: int = 7
-    """Kernel of the last."""
+    """Kernel size of the last convolution of encoder and decoder, samples or frames."""
     residual_window: int = 3
-    """Kernel of a residual unit's first convolution."""
+    """Kernel size of a residual unit's first convolution."""
     compress: int = 2
-    """A residual unit's hidden channels are its channels over this."""
+    """Divisor of a residual unit's channels that gives its hidden channels."""
     num_lstm_layers: int = 2
-    """Layers of the LSTM of each half."""
+    """Layers of the LSTM of encoder and decoder."""
     width: int = 128
-    """Size of a latent, and of a codebook's entries."""
+    """Size of a latent and of a codebook's entries."""
     codebook_size: int = 1024
     """Entries of a codebook, a power of two."""
     bandwidths_kbps: tuple[float, ...] = (1.5, 3.0, 6.0, 12.0, 24.0)
-    """Bit rates on offer, rising; the last takes all codebooks."""
+    """Supported bit rates, ascending; the last one uses all codebooks."""
 
     def __post_init__(self) -> None:
         if self.codebook_size < 2 or self.codebook_size & (self.codebook_size - 1):
@@ -64,7 +64,7 @@ class EncodecConfig:
 
     @property
     def hop_samples(self) -> int:
-        """Samples of a latent."""
+        """Samples from one latent to the next."""
         return math.prod(self.strides)
 
     @property
@@ -74,11 +74,12 @@ class EncodecConfig:
 
     @property
     def num_codebooks(self) -> int:
-        """All there are."""
+        """Number of codebooks."""
         return int(1000 * self.bandwidths_kbps[-1] // self.bits_per_second)
 
     def codebooks_at(self, bandwidth_kbps: float) -> int:
-        """Codebooks, from the first on, that a bit rate pays for. Raises UserError for a rate that is not on offer."""
+        """Returns how many codebooks, from the first on, a bit rate uses. Raises UserError for an unsupported
+        rate."""
         if bandwidth_kbps not in self.bandwidths_kbps:
             raise UserError(f"{bandwidth_kbps:g} kbps is not on offer; choose one of {self.bandwidths_kbps}")
         return max(1, int(1000 * bandwidth_kbps // self.bits_per_second))
@@ -93,9 +94,10 @@ VARIANTS = {"24khz": BASE, "nano": NANO}
 
 
 class CausalConv(nn.Module):
-    """A weight-normed convolution that sees nothing ahead, its input mirrored before its start: T -> ceil(T / stride).
+    """Causal convolution with weight norm, whose input is mirrored before its start: T -> ceil(T / stride).
 
-    Where the stride does not divide T the end is mirrored too, up to a whole stride, and that much is seen ahead.
+    Where the stride does not divide T, the end is mirrored too, up to a whole stride, and the convolution looks that
+    far ahead.
     """
 
     features: int
@@ -122,7 +124,8 @@ class CausalConv(nn.Module):
 
 
 def _mirror(x: Float[Array, "B T channels"], before: int, after: int) -> Float[Array, "B frames channels"]:
-    """Mirrors both ends without repeating them; what is shorter than its mirror image is followed by zeros first."""
+    """Mirrors both ends without repeating the end samples; an input shorter than its mirror image is zero-padded
+    first."""
     zeros = max(0, max(before, after) + 1 - x.shape[1])
     padded = jnp.pad(x, ((0, 0), (0, zeros), (0, 0)))
     padded = jnp.pad(padded, ((0, 0), (before, after), (0, 0)), mode="reflect")
@@ -130,7 +133,7 @@ def _mirror(x: Float[Array, "B T channels"], before: int, after: int) -> Float[A
 
 
 class ResidualUnit(nn.Module):
-    """shortcut(x) + conv(elu(conv(elu(x)))), the hidden channels fewer."""
+    """shortcut(x) + conv(elu(conv(elu(x)))), with fewer hidden channels."""
 
     config: EncodecConfig
     dilation: int
@@ -148,7 +151,7 @@ class ResidualUnit(nn.Module):
 
 
 class EncodecEncoder(nn.Module):
-    """Waveform to latents, SEANet's encoder.
+    """SEANet's encoder, waveform to latents.
 
     Parameters: ``conv_in``, ``residual_STEP_UNIT`` and ``down_STEP``, ``lstm`` (with a leading axis of layers),
     ``conv_out``.
@@ -172,7 +175,7 @@ class EncodecEncoder(nn.Module):
 
 
 class EncodecDecoder(nn.Module):
-    """Latents to waveform, SEANet's decoder.
+    """SEANet's decoder, latents to waveform.
 
     Parameters: ``conv_in``, ``lstm`` (with a leading axis of layers), ``up_STEP`` and ``residual_STEP_UNIT``,
     ``conv_out``.
@@ -198,7 +201,7 @@ class EncodecDecoder(nn.Module):
                 kernel_init=nn.initializers.he_normal(),
                 name=f"up_{step}",
             )
-            # Causal: of what the last frame reaches beyond its own samples nothing is kept.
+            # Causal: drop what the last frame writes beyond its own samples.
             x = up(nn.elu(x))[:, : x.shape[1] * stride]
             for unit in range(config.num_residual_layers):
                 dilation = config.dilation_growth**unit
@@ -218,16 +221,16 @@ def _lstm(config: EncodecConfig, dtype: jnp.dtype) -> nn.Module:
 
 
 class Encodec(nn.Module):
-    """Waveform to codes and back.
+    """EnCodec: waveform to codes and back.
 
-    Parameters: ``encoder``, ``decoder``. Collection ``batch_stats``: ``codebooks``, which no gradient moves.
+    Parameters: ``encoder``, ``decoder``. Collection ``batch_stats``: ``codebooks``, which get no gradient.
     """
 
     config: EncodecConfig
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        """Encoder, codebooks and decoder."""
+        """Makes encoder, codebooks and decoder."""
         config = self.config
         self.encoder = EncodecEncoder(config, self.dtype)
         self.codebooks = Codebooks(config.num_codebooks, config.codebook_size, config.width)
@@ -240,9 +243,9 @@ class Encodec(nn.Module):
         mask: Bool[Array, "B W"] | None = None,
         bandwidth_kbps: float | None = None,
     ) -> Float[Array, "B W"]:
-        """The waveform after coding and decoding, at `encode`'s bit rate.
+        """Encodes and decodes a waveform, at `encode`'s bit rate.
 
-        The gradient passes the codes as if they were the latents (van den Oord et al. 2017, arXiv 1711.00937,
+        Gradients pass the quantisation unchanged, straight-through (van den Oord et al. 2017, arXiv 1711.00937,
         section 3.2).
         """
         latents = self.embed(waveform, mask=mask)
@@ -255,7 +258,7 @@ class Encodec(nn.Module):
     def embed(
         self, waveform: Float[Array, "B W"], *, mask: Bool[Array, "B W"] | None = None
     ) -> Float[Array, "B N D"]:
-        """The latents before quantisation, one every ``hop_samples``, N = ceil(W / hop_samples)."""
+        """Returns the latents before quantisation, one every ``hop_samples``, N = ceil(W / hop_samples)."""
         return self.encoder(waveform if mask is None else jnp.where(mask, waveform, 0))
 
     def encode(
@@ -277,7 +280,7 @@ class Encodec(nn.Module):
         return quantize(latents, self.codebooks()[: self._num_codebooks(bandwidth_kbps)])
 
     def decode(self, codes: Int[Array, "B Q N"]) -> Float[Array, "B W"]:
-        """The waveform of codes, W = N hop_samples."""
+        """Decodes codes to a waveform, W = N hop_samples."""
         return self.decoder(dequantize(codes, self.codebooks()).astype(self.dtype))
 
     def _num_codebooks(self, bandwidth_kbps: float | None) -> int:
@@ -289,7 +292,7 @@ FAMILY = Family(
     name="encodec",
     kind="codec",
     config_type=EncodecConfig,
-    # Its convolutions keep little: there is nothing to compute again.
+    # The convolutions keep little for the backward pass: rematerialisation would save nothing.
     build=lambda config, dtype, remat: Encodec(config, dtype),
     variants=VARIANTS,
     example=lambda config: (jax.ShapeDtypeStruct((2, 4 * config.hop_samples), jnp.float32),),

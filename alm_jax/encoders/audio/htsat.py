@@ -31,7 +31,7 @@ from alm_jax.ranges import Range
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HtsatConfig(AudioTowerConfig):
-    """Shape of an HTSAT encoder, and what its training adds. Defaults are the published tiny one."""
+    """Shape of an HTSAT encoder and its training noise. Defaults are the published tiny model."""
 
     spec_size: int = 256
     """Side of the square image that the spectrogram is folded into."""
@@ -48,21 +48,22 @@ class HtsatConfig(AudioTowerConfig):
     window_size: int = 8
     """Side of an attention window, in tokens; divides the side of every stage's map."""
     mlp_ratio: float = 4.0
-    """Hidden size of the feed-forward half, in widths."""
+    """Hidden size of the feed-forward layers, as a multiple of the width."""
     use_qkv_bias: bool = True
     """Whether query, key and value have a bias."""
     drop_path_rate: float = 0.1
-    """Stochastic depth of the last block in training; earlier blocks ramp up to it linearly from 0."""
+    """Stochastic depth in training: drop rate of the last block; earlier blocks rise to it linearly from 0."""
     spec_augment_time_width: int = 64
-    """SpecAugment in training: a masked stripe of time is narrower than this many frames."""
+    """SpecAugment in training: upper bound (exclusive) of the width of a masked time stripe, frames."""
     spec_augment_time_stripes: Annotated[int, Range(0)] = 2
-    """Masked stripes of time for each clip; 0 for none."""
+    """SpecAugment in training: masked time stripes of each clip; 0: none."""
     spec_augment_freq_width: int = 8
-    """A masked stripe of frequency is narrower than this many mel bins."""
+    """SpecAugment in training: upper bound (exclusive) of the width of a masked frequency stripe, mel bins."""
     spec_augment_freq_stripes: Annotated[int, Range(0)] = 2
-    """Masked stripes of frequency for each clip; 0 for none."""
+    """SpecAugment in training: masked frequency stripes of each clip; 0: none."""
     kernel_init: Literal["normal", "fan_in"] = "normal"
-    """How kernels start: N(0, 0.02^2) as published, or N(0, 1 / fan-in), from which a narrow tower learns faster."""
+    """Initialisation of kernels: N(0, 0.02^2) as published, or N(0, 1 / fan-in), with which a narrow tower learns
+    faster."""
 
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.num_heads):
@@ -84,17 +85,17 @@ class HtsatConfig(AudioTowerConfig):
 
     @property
     def grid_size(self) -> int:
-        """Tokens along a side of the first stage's map."""
+        """Tokens along one side of the first stage's map."""
         return self.spec_size // self.patch_size
 
     @property
     def num_segments(self) -> int:
-        """Pieces of time that are stacked into the image."""
+        """Number of time segments stacked into the image."""
         return self.spec_size // self.num_mels
 
     @property
     def num_frames(self) -> int:
-        """Frames that the spectrogram is resized to: the longest input."""
+        """Frames that a spectrogram is resized to; also the longest input."""
         return self.spec_size * self.num_segments
 
     @property
@@ -125,8 +126,8 @@ def fold_to_patches(
 ) -> Float[Array, "B rows columns pixels"]:
     """Folds a spectrogram into the square image and cuts the image into patches of mel bins by frames.
 
-    Image row = segment * F + mel, column = frame inside the segment; pixels of a patch are row-major. Frames of a
-    segment that fill no patch are left out.
+    Image row = segment * F + mel, column = frame inside the segment; pixels of a patch are row-major. Frames at the
+    end of a segment that do not fill a patch are left out.
     """
     b, frames, mels = features.shape
     height, width = patch
@@ -138,7 +139,7 @@ def fold_to_patches(
 
 
 class Htsat(nn.Module):
-    """Log-mel features to the clip vector [B D], in ``dtype``; D is `HtsatConfig.width`.
+    """Module from log-mel features to the clip vector [B D], in ``dtype``; D is `HtsatConfig.width`.
 
     Parameters: ``feature_norm``, ``patch_embed``, ``patch_norm``, ``stage{i}_block{j}``,
     ``stage{i}_merge``, ``norm``.
@@ -167,7 +168,7 @@ class Htsat(nn.Module):
         row_mask: Bool[Array, " B"] | None,
         moments: Moments | None,
     ) -> Float[Array, "B *maps frames F"]:
-        """Normalised features, with masked stripes in training, of as many frames as the image has."""
+        """Normalises features, masks stripes in training, and resizes them to the image's frames."""
         config = self.config
         *_, num_frames, num_mels = features.shape
         if num_frames > config.num_frames or num_mels != config.num_mels:
@@ -192,7 +193,8 @@ class Htsat(nn.Module):
     def embed(
         self, name: str, x: Float[Array, "B frames F"], num_columns: int = 1
     ) -> Float[Array, "B rows columns D"]:
-        """The image of a spectrogram through the layer ``name`` on patches ``num_columns`` times as wide as high."""
+        """Embeds the image of a spectrogram with the layer ``name``, on patches ``num_columns`` times as wide as
+        high."""
         config = self.config
         patch = (config.patch_size, config.patch_size * num_columns)
         return Dense(
@@ -204,7 +206,7 @@ class Htsat(nn.Module):
         )(fold_to_patches(x, config.num_segments, patch))
 
     def transform(self, x: Float[Array, "B rows columns D"], train: bool) -> Float[Array, "B width"]:
-        """The Swin stages on embedded patches, and the mean over their tokens."""
+        """Applies the Swin stages to embedded patches and averages over the tokens."""
         config, init = self.config, KERNEL_INITS[self.config.kernel_init]
         x = LayerNorm(self.dtype, name="patch_norm")(x)
 

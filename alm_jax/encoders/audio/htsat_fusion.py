@@ -27,7 +27,7 @@ NUM_PARTS = NUM_MAPS - 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HtsatFusionConfig(HtsatConfig):
-    """Shape of an HTSAT with feature fusion: an HTSAT's."""
+    """Shape of an HTSAT with feature fusion; the fields are HTSAT's."""
 
 
 VARIANTS = {
@@ -41,7 +41,7 @@ TINY, NANO = VARIANTS["tiny"], VARIANTS["nano"]
 
 
 class HtsatFusion(Htsat):
-    """Four log-mels of each recording to its vector [B D], in ``dtype``.
+    """Module from four log-mels of each recording to its vector [B D], in ``dtype``.
 
     Parameters: `Htsat`'s, ``part_embed`` and ``fusion``.
     """
@@ -95,7 +95,7 @@ FAMILY = Family(
         jax.ShapeDtypeStruct((2, NUM_MAPS, config.num_frames, config.num_mels), jnp.float32),
         jax.ShapeDtypeStruct((2,), jnp.bool_),
     ),
-    # A FusionSpec, which answers what every front-end does but makes four maps.
+    # A FusionSpec: the interface of every front-end, with four maps a recording.
     frontend=FusionSpec(clip=ClipSpec(clip_sec=10.0)),
     takes=frozenset({"train", "row_mask", "moments", "longer"}),
     source="https://arxiv.org/abs/2211.06687",

@@ -1,10 +1,10 @@
 """A Vision Transformer for clips of any length, packed in training: NaFlex, native resolution and flexible length.
 
 log-mel [B T F] and which frames are real -> 16 x 16 patches of the real frames alone -> linear embedding + a learned
-position in time + one in frequency -> pre-norm blocks -> the norm of each clip's mean. Alone, a clip is a row; in
-training, several share a row one after another, attention sees one clip at a time, and what padding would cost is not
-paid. (NaViT, Dehghani et al. 2023, https://arxiv.org/abs/2307.06304, with its factorised positions and packing; NaFlex,
-SigLIP 2, Tschannen et al. 2025, https://arxiv.org/abs/2502.14786.)
+position in time + one in frequency -> pre-norm blocks -> the norm of each clip's mean. In evaluation a clip is a row.
+In training several clips share a row, attention stays within a clip, and no time is spent on padding. (NaViT,
+Dehghani et al. 2023, https://arxiv.org/abs/2307.06304, with its factorised positions and packing; NaFlex, SigLIP 2,
+Tschannen et al. 2025, https://arxiv.org/abs/2502.14786.)
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from alm_jax.ops.patchify import patchify
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackedVitConfig(AudioTowerConfig):
-    """Shape of a variable-duration ViT, and how its clips are packed. A step is a column of patches in time."""
+    """Shape of a variable-duration ViT, and how training packs its clips. A step is one column of patches in time."""
 
     num_frames: int = 3072
     """Frames of the longest clip, a multiple of patch_size."""
@@ -46,22 +46,22 @@ class PackedVitConfig(AudioTowerConfig):
     patch_size: int = 16
     """Side of a square patch, in frames and in mel bins."""
     width: int = 768
-    """Size of a token's state; also that of the clip vector."""
+    """Width: size of a token's hidden state and of the clip vector."""
     num_layers: int = 12
     """Transformer blocks."""
     num_heads: int = 12
     """Attention heads; divides the width."""
     mlp_dim: int = 3072
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     layer_norm_eps: float = 1e-6
-    """Added to the variance in LayerNorm."""
+    """Epsilon of LayerNorm."""
     clips_per_row: int = 4
-    """Clips that share a row in training; divides the rows of a (micro-)batch on every device. 1 packs nothing."""
+    """Clips that share a row in training; divides the rows of a (micro-)batch on every device. 1: no packing."""
     row_steps: int = 256
-    """Steps of a row in training. Where the clips of a row have more, the longest are cut at their end: a little over
-    clips_per_row times the mean length cuts few."""
+    """Steps of a row in training. Where the clips of a row have more, the longest are cut at their end; a value a
+    little over clips_per_row times the mean length cuts few."""
     kernel_init: Literal["normal", "fan_in"] = "fan_in"
-    """How kernels start: N(0, 0.02^2), or N(0, 1 / fan-in), from which a narrow tower learns faster."""
+    """Initialisation of kernels: N(0, 0.02^2), or N(0, 1 / fan-in), with which a narrow tower learns faster."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -81,7 +81,7 @@ class PackedVitConfig(AudioTowerConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches of the longest input along time and along frequency."""
+        """Number of patches of the longest input along time and along frequency."""
         return self.num_frames // self.patch_size, self.num_mels // self.patch_size
 
 
@@ -102,12 +102,13 @@ VARIANTS = {"base": BASE, "small": SMALL, "nano": NANO}
 
 
 def count_steps(config: PackedVitConfig, mask: Bool[Array, "B T"]) -> Int[Array, " B"]:
-    """Steps of each clip that hold a real frame; at least one."""
+    """Number of steps of each clip that hold a real frame; at least one."""
     return jnp.maximum(-(-jnp.sum(mask, axis=1) // config.patch_size), 1)
 
 
 def kept_steps(config: PackedVitConfig, mask: Bool[Array, "B T"], *, train: bool) -> Int[Array, "rows clips"]:
-    """Steps of each clip that a pass encodes: all of its own, but in training only as many as its row holds."""
+    """Number of steps of each clip that a pass encodes: all in evaluation; in training only as many as its row
+    holds."""
     steps, budget = count_steps(config, mask), config.row_steps if train else config.grid[0]
     return cut_to_budget(steps.reshape(-1, config.clips_per_row if train else 1), budget)
 
@@ -115,14 +116,14 @@ def kept_steps(config: PackedVitConfig, mask: Bool[Array, "B T"], *, train: bool
 def compute_state_mask(
     config: PackedVitConfig, mask: Bool[Array, "B T"], *, train: bool = False
 ) -> Bool[Array, "B N"]:
-    """Which of the states that are the output "tokens" are of steps that were encoded."""
+    """Mask, for the output "tokens", of the states of steps that were encoded."""
     steps, num_bands = -(-mask.shape[1] // config.patch_size), config.grid[1]
     kept = kept_steps(config, mask, train=train).reshape(-1)
     return jnp.repeat(jnp.arange(steps)[None, :] < kept[:, None], num_bands, axis=1)
 
 
 class PackedVit(nn.Module):
-    """Log-mel features to a clip vector, or to the states of its tokens, in ``dtype``.
+    """Module from log-mel features to a clip vector or to the states of its tokens, in ``dtype``.
 
     Parameters: ``patch_embed``, ``time_embed`` [steps D], ``frequency_embed`` [bands D], ``blocks`` (every array with a
     leading axis of layers), ``norm``.
@@ -132,8 +133,8 @@ class PackedVit(nn.Module):
     dtype: jnp.dtype
     remat: Remat = "none"
     output: Literal["clip", "tokens"] = "clip"
-    """clip: the norm of the mean over a clip's tokens [B D]; tokens: the norm of each, time-major with the bands inside
-    time [B N D], each clip in a row of its own again; zeros where `compute_state_mask` is False."""
+    """Output. "clip": norm of the mean over a clip's tokens [B D]. "tokens": norm of each token, time-major with the
+    bands inside time [B N D], one clip a row; zeros where `compute_state_mask` is False."""
 
     @nn.compact
     def __call__(
@@ -187,7 +188,7 @@ class PackedVit(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         init = KERNEL_INITS[config.kernel_init]
-        # Alone, a mask of keys says it all, and is what fused kernels may take.
+        # For clips that are not packed a mask of keys is enough; fused kernels accept it.
         seen = same_segment(segment)[:, None] if clips_per_row > 1 else segment == 0
         x, _ = blocks(
             config.num_heads, config.mlp_dim, config.layer_norm_eps, self.dtype, init, name="blocks"
@@ -201,7 +202,7 @@ class PackedVit(nn.Module):
     def _embed(
         self, patches: Float[Array, "R C bands pixels"], packing: Packing
     ) -> Float[Array, "R C bands D"]:
-        """Patches and where they are, in time and in frequency."""
+        """Returns the patches with their positions in time and in frequency."""
         config = self.config
         init = KERNEL_INITS[config.kernel_init]
         embed = Dense((config.width,), ("patch", "embed"), self.dtype, kernel_init=init, name="patch_embed")

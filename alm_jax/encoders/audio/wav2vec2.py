@@ -26,7 +26,7 @@ from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PostNormBlock, PreNormBlock
 from alm_jax.ops.window_mask import window_mask
 
-# torch.nn.LayerNorm's: the convolutions' norms do not follow the config.
+# torch.nn.LayerNorm's epsilon: the norms of the convolutions do not use the config's.
 _CONV_NORM_EPS = 1e-5
 
 
@@ -35,36 +35,38 @@ class Wav2Vec2Config(AudioTowerConfig):
     """Shape of a wav2vec 2.0 or HuBERT. Defaults are those of both base models."""
 
     conv_channels: tuple[int, ...] = (512,) * 7
-    """Channels that each convolution of the waveform produces."""
+    """Output channels of each convolution over the waveform."""
     conv_windows: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
-    """Size of each one's kernel."""
+    """Kernel size of each convolution over the waveform."""
     conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    """Step of each."""
+    """Stride of each convolution over the waveform."""
     conv_bias: bool = False
     """Whether the convolutions have a bias."""
     conv_norm: Literal["group", "layer"] = "group"
-    """group: each channel of the first convolution over time; layer: channels of every frame, after each."""
+    """Norm of the convolutions: "group" normalises each channel of the first one over time, "layer" the channels of
+    every frame after each."""
     width: int = 768
-    """Size of a state; also that of the clip vector."""
+    """Width: size of a state and of the clip vector."""
     num_layers: int = 12
     """Transformer blocks."""
     num_heads: int = 12
     """Attention heads; divides the width."""
     mlp_dim: int = 3072
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     pre_norm: bool = False
-    """Norms before each half of a block and one after the last, as in the large models; False: after each half."""
+    """Norm placement: True, before each sub-layer of a block and after the last block, as in the large models. False:
+    after each sub-layer."""
     position_window: int = 128
-    """States that the convolution of positions spans."""
+    """Kernel size of the convolution that encodes positions, states."""
     position_groups: int = 16
-    """Groups of its channels; divides the width."""
+    """Groups of the position convolution's channels; divides the width."""
     layer_norm_eps: float = 1e-5
-    """Added to the variance in the LayerNorms of projection and blocks."""
+    """Epsilon of the LayerNorms of projection and blocks."""
     has_mask_embed: bool = True
-    """Whether there is a vector for hidden states, as in models that can be pre-trained further."""
+    """Whether the model has a vector for masked states, as models that can be pre-trained further do."""
     compat: bool = False
-    """Padding under a mask as in the released code, where "group" takes its statistics over padding too. False: a
-    padded clip is encoded as if it ended."""
+    """Treatment of padding under a mask as in the released code, where "group" computes its statistics over padding
+    too. False: a padded clip is encoded as if it were not padded."""
 
     def __post_init__(self) -> None:
         if not len(self.conv_channels) == len(self.conv_windows) == len(self.conv_strides) > 0:
@@ -80,7 +82,7 @@ class Wav2Vec2Config(AudioTowerConfig):
 
     @property
     def min_samples(self) -> int:
-        """Samples that one state comes from: 400 at the published sizes."""
+        """Receptive field of one state, samples: 400 at the published sizes."""
         samples = 1
         for window, stride in zip(reversed(self.conv_windows), reversed(self.conv_strides), strict=True):
             samples = (samples - 1) * stride + window
@@ -115,14 +117,14 @@ VARIANTS = {
 
 
 def compute_state_mask(config: Wav2Vec2Config, mask: Bool[Array, "B W"]) -> Bool[Array, "B N"]:
-    """Which states come from real samples alone; ``mask`` is True for real samples, padding at the end."""
+    """Mask of the states that come from real samples only; ``mask`` is True for real samples, padding at the end."""
     for window, stride in zip(config.conv_windows, config.conv_strides, strict=True):
         mask = window_mask(mask, window, stride)
     return mask
 
 
 class Wav2Vec2(nn.Module):
-    """A waveform to states, or to a clip vector, in ``dtype``.
+    """Module from a waveform to states or to a clip vector, in ``dtype``.
 
     Parameters: ``conv_0`` .. and their norms ``conv_norm_0`` .., ``features_norm``, ``projection``, ``mask_embed``,
     ``position_conv``, ``norm``, ``blocks`` (every array with a leading axis of layers).
@@ -131,7 +133,7 @@ class Wav2Vec2(nn.Module):
     config: Wav2Vec2Config
     dtype: jnp.dtype
     output: Literal["tokens", "clip"] = "tokens"
-    """tokens: the states [B N D]; clip: their mean over real audio [B D]."""
+    """Output. "tokens": the states [B N D]. "clip": their mean over real audio [B D]."""
     remat: Remat = "none"
 
     @nn.compact
@@ -162,7 +164,7 @@ class Wav2Vec2(nn.Module):
         if layer is not None and not 0 <= layer <= config.num_layers:
             raise UserError(f"layer {layer}: this encoder has layers 0 to {config.num_layers}")
         if hidden is not None and not config.has_mask_embed:
-            raise UserError("this encoder has no vector to hide states behind: set has_mask_embed")
+            raise UserError("this encoder has no vector for masked states: set has_mask_embed")
         x = self._convolve(waveform, None if config.compat else mask)
         state_mask = None if mask is None else compute_state_mask(config, mask)
 
@@ -199,7 +201,7 @@ class Wav2Vec2(nn.Module):
     def _convolve(
         self, waveform: Float[Array, "B W"], mask: Bool[Array, "B W"] | None
     ) -> Float[Array, "B N channels"]:
-        """The convolutions of the waveform; ``mask`` keeps padding out of the statistics over time."""
+        """Applies the convolutions over the waveform; ``mask`` keeps padding out of the statistics over time."""
         config, x = self.config, waveform[:, :, None]
         for i, (channels, window, stride) in enumerate(
             zip(config.conv_channels, config.conv_windows, config.conv_strides, strict=True)
@@ -225,7 +227,7 @@ class Wav2Vec2(nn.Module):
     def _transform(
         self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None, layer: int | None
     ) -> Float[Array, "B N D"]:
-        """The blocks, up to ``layer``."""
+        """Applies the blocks, up to ``layer``."""
         config = self.config
         options = (config.num_heads, config.mlp_dim, config.layer_norm_eps)
         block = rematerialise(PreNormBlock if config.pre_norm else PostNormBlock, self.remat)

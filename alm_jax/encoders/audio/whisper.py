@@ -1,4 +1,4 @@
-"""Whisper's encoder, which Qwen-Audio and Qwen2-Audio hear with too.
+"""Whisper's encoder, also the audio encoder of Qwen-Audio and Qwen2-Audio.
 
 Radford et al. 2022, https://arxiv.org/abs/2212.04356. log-mel [B T F] -> two convolutions over three frames, the second
 halving the rate -> fixed sinusoids -> pre-norm blocks -> norm. Its decoder: `alm_jax/encoders/text/whisper_decoder.py`.
@@ -33,25 +33,25 @@ class WhisperEncoderConfig(AudioTowerConfig):
     """Shape of a Whisper encoder. Defaults are those of whisper-tiny."""
 
     num_mels: int = 80
-    """Mel bins of the input: 80, and 128 in large-v3."""
+    """Mel bins of the input: 80; 128 in large-v3."""
     max_positions: int = 1500
-    """States of the longest input before pooling, half its frames."""
+    """States of the longest input before pooling: half its frames."""
     width: int = 384
-    """Size of a state, even; also that of the clip vector."""
+    """Width: size of a state and of the clip vector; even."""
     num_layers: int = 4
     """Transformer blocks."""
     num_heads: int = 6
     """Attention heads; divides the width."""
     mlp_dim: int = 1536
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     pool_size: int = 1
-    """States averaged into one before the last norm: 1, and 2 in Qwen-Audio and Qwen2-Audio."""
+    """States averaged into one before the last norm: 1; 2 in Qwen-Audio and Qwen2-Audio."""
     compat: bool = False
-    """Frames under a mask as in Qwen2-Audio, which lets the convolutions see the padding after a clip's end. False:
-    they see zeros there, and a clip is encoded as if it ended."""
+    """Treatment of padding under a mask as in Qwen2-Audio, whose convolutions read the padding after a clip's end.
+    False: they read zeros there, and a clip is encoded as if it were not padded."""
     kernel_init: Literal["normal", "fan_in"] = "normal"
-    """How kernels start: N(0, 0.02^2), or N(0, 1 / fan-in), from which a narrow encoder learns faster: its states are
-    else hardly more than the sinusoids at first."""
+    """Initialisation of kernels: N(0, 0.02^2), or N(0, 1 / fan-in), with which a narrow encoder learns faster; with
+    the first its initial states are hardly more than the sinusoids."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.width % 2:
@@ -86,19 +86,21 @@ VARIANTS = {
 
 
 def compute_sinusoids(num_positions: int, width: int) -> Float[np.ndarray, "N D"]:
-    """[sin(n w_k), cos(n w_k)], w_k = 10000^(-k / (width / 2 - 1)), float32; OpenAI's ``sinusoids``."""
+    """Fixed positions [sin(n w_k), cos(n w_k)], w_k = 10000^(-k / (width / 2 - 1)), float32; OpenAI's
+    ``sinusoids``."""
     frequency = np.exp(-math.log(10000.0) / max(width // 2 - 1, 1) * np.arange(width // 2))
     angle = np.arange(num_positions)[:, None] * frequency[None]
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
 
 
 def compute_token_mask(config: WhisperEncoderConfig, mask: Bool[Array, "B T"]) -> Bool[Array, "B N"]:
-    """Which of the encoder's states are of real audio: ceil(L / 2) of L real frames, and of those whole groups."""
+    """Mask of the encoder's states of real audio: ceil(L / 2) of L real frames, and of those only whole pooling
+    groups."""
     return window_mask(mask[:, ::2], config.pool_size, config.pool_size)
 
 
 class WhisperEncoder(nn.Module):
-    """Log-mel features to states, or to a clip vector, in ``dtype``.
+    """Module from log-mel features to states or to a clip vector, in ``dtype``.
 
     Parameters: ``conv1``, ``conv2``, ``position_embed`` (sinusoids at first; the released models never trained them),
     ``blocks`` (every array with a leading axis of layers), ``norm``.
@@ -107,7 +109,8 @@ class WhisperEncoder(nn.Module):
     config: WhisperEncoderConfig
     dtype: jnp.dtype
     output: Literal["tokens", "clip"] = "tokens"
-    """tokens: the states [B N D], N = ceil(T / 2) // pool_size, normalised; clip: their mean over real audio [B D]."""
+    """Output. "tokens": the states [B N D], N = ceil(T / 2) // pool_size, normalised. "clip": their mean over real
+    audio [B D]."""
     remat: Remat = "none"
 
     @nn.compact
@@ -118,7 +121,7 @@ class WhisperEncoder(nn.Module):
 
         Args:
             mask: True where a frame is real, the padding at the end; `compute_token_mask` says which states are then.
-                None, as Whisper was trained: silence after a clip is heard.
+                None, as Whisper was trained: silence after a clip is encoded too.
 
         Raises:
             UserError: ``features`` do not fit the config.
@@ -142,10 +145,10 @@ class WhisperEncoder(nn.Module):
 
         conv1 = conv((1,), ("mel", "embed"), "conv1")
         conv2 = conv((2,), ("channels_in", "embed"), "conv2")
-        is_heard = None if mask is None or config.compat else mask[:, :, None]
-        x = features if is_heard is None else jnp.where(is_heard, features, 0)
+        is_real = None if mask is None or config.compat else mask[:, :, None]
+        x = features if is_real is None else jnp.where(is_real, features, 0)
         x = gelu(conv1(x))
-        x = gelu(conv2(x if is_heard is None else jnp.where(is_heard, x, 0)))
+        x = gelu(conv2(x if is_real is None else jnp.where(is_real, x, 0)))
 
         def init_positions(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
             return jnp.asarray(compute_sinusoids(*shape), dtype)

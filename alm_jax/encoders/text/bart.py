@@ -1,7 +1,8 @@
-"""BART: a bidirectional encoder and a decoder that writes, as EnCLAP captions with.
+"""BART: a bidirectional encoder and a causal decoder, the captioner of EnCLAP.
 
 Lewis et al. 2020 (https://arxiv.org/abs/1910.13461). Post-norm blocks with exact GELU, learned positions whose table
-starts with two rows for nobody, a norm after the embeddings; one table of embeddings for both sides and the head.
+starts with two unused rows, a norm after the embeddings; encoder, decoder and output head share one table of
+embeddings.
 """
 
 import dataclasses
@@ -28,18 +29,18 @@ from alm_jax.nn.transformer import PostNormBlock
 
 # torch.nn.LayerNorm's, which the released code keeps.
 LAYER_NORM_EPS = 1e-5
-# fairseq counted positions from pad_id + 1, whatever was padded; the rows below are never looked up.
+# fairseq counts positions from pad_id + 1, whatever is padded; the rows before it are never looked up.
 POSITION_OFFSET = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BartConfig:
-    """Shape of a BART. Defaults are the base one's."""
+    """Shape of a BART. Defaults are those of the base model."""
 
     vocab_size: int = 50265
-    """Entries of the tokenizer."""
+    """Vocabulary size: entries of the tokenizer."""
     width: int = 768
-    """Size of a token's state."""
+    """Width: size of a token's hidden state."""
     num_layers: int = 6
     """Blocks of the encoder."""
     num_decoder_layers: int = 6
@@ -47,20 +48,21 @@ class BartConfig:
     num_heads: int = 12
     """Attention heads; divides the width."""
     mlp_dim: int = 3072
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     max_positions: int = 1024
-    """Tokens of the longest source and of the longest text."""
+    """Maximum tokens of a source, and of a text."""
     dropout: float = 0.1
-    """Rate for embeddings, attention weights and residual branches in training."""
+    """Dropout rate of embeddings, attention weights and residual branches in training."""
     pad_id: int = 1
     """Id of the padding token."""
     start_id: int = 2
-    """Id of the token that every text starts with, </s>."""
+    """Id of the token that every target text starts with, </s>."""
     kernel_init: Literal["normal", "fan_in"] = "normal"
-    """How kernels start: N(0, 0.02^2) as published, or N(0, 1 / fan-in), from which a narrow model learns faster."""
+    """Initialisation of kernels: N(0, 0.02^2) as published, or N(0, 1 / fan-in), with which a narrow model learns
+    faster."""
 
     tied_head: ClassVar[bool] = True
-    """Logits come of the table of embeddings."""
+    """The output head is the table of embeddings."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -75,7 +77,7 @@ class BartConfig:
 
     @property
     def cache_shape(self) -> CacheShape:
-        """For `alm_jax.nn.kv_cache.make_cache`."""
+        """Sizes of the key-value cache, for `alm_jax.nn.kv_cache.make_cache`."""
         return CacheShape(self.num_decoder_layers, self.num_heads, self.head_dim)
 
 
@@ -95,14 +97,14 @@ VARIANTS = {"bart_base": BASE, "bart_large": LARGE, "nano": NANO}
 
 
 class BartDecoderBlock(nn.Module):
-    """x = norm(x + f(x)) for f: self-attention, attention to the source, and a feed-forward half.
+    """x = norm(x + f(x)), with f: self-attention, cross-attention to the source, and a feed-forward layer.
 
     The body of a scan that carries (x, cache).
     """
 
     config: BartConfig
     dropout_rate: float
-    """Of attention weights and of all branches; needs the "dropout" stream unless 0."""
+    """Dropout rate of attention weights and all branches; needs the "dropout" stream unless 0."""
     dtype: jnp.dtype
 
     @nn.compact
@@ -114,7 +116,7 @@ class BartDecoderBlock(nn.Module):
         visible: Bool[Array, "B 1 L slots"],
         source_mask: Bool[Array, "B S"],
     ) -> tuple[tuple[Float[Array, "B L D"], KVCache | None], None]:
-        """``source`` is this layer's keys and values of the encoder's states."""
+        """Applies one block; ``source`` is this layer's keys and values of the encoder's states."""
         config, rate, (x, cache) = self.config, self.dropout_rate, carry
         init = KERNEL_INITS[config.kernel_init]
 
@@ -142,7 +144,7 @@ class BartDecoderBlock(nn.Module):
 
 
 class BartStack(nn.Module):
-    """Embeddings of tokens to states: the encoder, or with a source the decoder.
+    """Encoder, or with a source decoder: embeddings of tokens to states.
 
     Parameters: ``position_embed``, ``embed_norm``, ``blocks`` (every array with a leading axis of layers).
     """
@@ -161,7 +163,7 @@ class BartStack(nn.Module):
         cache: KVCache | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B L D"], KVCache | None]:
-        """States of ``x``, and the ``cache`` with these tokens; ``source`` is `CrossKeyValue`'s."""
+        """Returns the states of ``x`` and the ``cache`` with these tokens; ``source`` is `CrossKeyValue`'s."""
         config = self.config
         length = x.shape[1] if cache is None else cache.mask.shape[1]
         if length > config.max_positions:
@@ -203,7 +205,7 @@ class BartStack(nn.Module):
 
 
 class Bart(nn.Module):
-    """A source and the text so far to logits, states, or each row's last state.
+    """Module from a source and the text so far to logits, states, or each row's last state.
 
     Parameters: ``token_embed``, ``encoder`` and ``decoder`` (each ``position_embed``, ``embed_norm``, ``blocks``),
     ``cross_key_value``.
@@ -214,7 +216,7 @@ class Bart(nn.Module):
     remat: Remat = "none"
 
     def setup(self) -> None:
-        """Embeddings, both stacks and what joins them."""
+        """Makes the embeddings, both stacks and the cross-attention's keys and values."""
         config = self.config
         self.token_embed = Embed(config.vocab_size, config.width, ("vocab", "embed"))
         self.encoder = BartStack(config, self.dtype, self.remat)
@@ -237,7 +239,7 @@ class Bart(nn.Module):
         output: Output = "logits",
         train: bool = False,
     ) -> Array:
-        """Reads the source and then ``ids``, as in training: see `encode` and `decode`."""
+        """Encodes the source and then decodes ``ids``, as in training: see `encode` and `decode`."""
         source = self.encode(source_ids, source_mask, train=train)
         read = self.decode(ids, mask, source=source, source_mask=source_mask, output=output, train=train)
         assert not isinstance(read, tuple)
@@ -252,10 +254,10 @@ class Bart(nn.Module):
         embeds_mask: Bool[Array, "B S"] | None = None,
         train: bool = False,
     ) -> Float[Array, "B S D"]:
-        """The encoder's states; ``mask`` is True for real tokens, which are padded on the right.
+        """Returns the encoder's states; ``mask`` is True for real tokens, which are padded on the right.
 
-        ``embeds``, of audio say, stand for the embeddings of tokens where ``embeds_mask`` is True, everywhere without
-        one.
+        ``embeds``, for example vectors of audio, replace the embeddings of tokens where ``embeds_mask`` is True;
+        everywhere without a mask.
         """
         x = insert(self.token_embed(ids).astype(self.dtype), embeds, embeds_mask)
         return self.encoder(x, mask, train=train)[0]
@@ -271,22 +273,23 @@ class Bart(nn.Module):
         output: Output = "logits",
         train: bool = False,
     ) -> Array | tuple[Array, Seq2SeqCache]:
-        """Reads ``ids``, after those that ``cache`` has read, with the source before its eyes.
+        """Reads ``ids``, after those that ``cache`` has read, attending to the source.
 
         Args:
             ids: tokens, of which the first is ``start_id``, as published.
             mask: True for real tokens; positions count them.
-            source: states of `encode`; with the prompt, and not with what follows.
+            source: states of `encode`; give it with the prompt and leave it out afterwards.
             source_mask: True where they are real; None for everywhere.
-            cache: for a prompt an empty one, of ``make_cache(config.cache_shape, ...)``; then what came back, which
-                knows the source.
+            cache: for a prompt an empty one, of ``make_cache(config.cache_shape, ...)``; then the cache returned by
+                the last call, which holds the source.
             output: see `alm_jax.nn.language_model.Output`.
 
         Returns:
-            The output, and with a ``cache`` the pair of it and the cache that holds these tokens and the source too.
+            The output; with a ``cache``, the pair of the output and the cache that now also holds these tokens and
+            the source.
 
         Raises:
-            UserError: there is neither a source nor a cache that knows one, or both; or the text is too long.
+            UserError: neither a source nor a cache that holds one is given, or both are; or the text is too long.
         """
         check_source(source, cache)
         text = cache.text if isinstance(cache, Seq2SeqCache) else cache

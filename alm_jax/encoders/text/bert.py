@@ -1,9 +1,9 @@
-"""BERT and RoBERTa: one module, two conventions of positions.
+"""BERT and RoBERTa: one module with two position conventions.
 
-Devlin et al. 2018 (https://arxiv.org/abs/1810.04805), Liu et al. 2019 (https://arxiv.org/abs/1907.11692).
-The output is the pooler's, tanh(W h_0 + b) of the first token's last state, what LAION-CLAP projects; that state
-itself, what MS-CLAP projects; or the mean of the real tokens' last states, a sentence encoder's (Reimers and Gurevych
-2019, https://arxiv.org/abs/1908.10084).
+Devlin et al. 2018 (https://arxiv.org/abs/1810.04805), Liu et al. 2019 (https://arxiv.org/abs/1907.11692). The output
+is one of three: the pooler's tanh(W h_0 + b) of the first token's last state, which LAION-CLAP projects; that state
+itself, which MS-CLAP projects; or the mean of the real tokens' last states, as in sentence encoders (Reimers and
+Gurevych 2019, https://arxiv.org/abs/1908.10084).
 """
 
 import dataclasses
@@ -30,35 +30,37 @@ class BertConfig(TextTowerConfig):
     """Shape of a BERT or RoBERTa encoder."""
 
     vocab_size: int = 50265
-    """Entries of the tokenizer."""
+    """Vocabulary size: entries of the tokenizer."""
     width: int = 768
-    """Size of a token's state."""
+    """Width: size of a token's hidden state."""
     num_layers: int = 12
     """Transformer blocks."""
     num_heads: int = 12
     """Attention heads; divides the width."""
     mlp_dim: int = 3072
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     max_positions: int = 514
-    """Rows of the position table; RoBERTa spends pad_id + 1 of them before the first token."""
+    """Rows of the position table; RoBERTa leaves the first pad_id + 1 of them unused."""
     positions: Literal["roberta", "bert"] = "roberta"
-    """roberta: real tokens count from pad_id + 1 and padding sits at pad_id; bert: 0, 1, 2, ..."""
+    """Position numbering. "roberta": real tokens count from pad_id + 1 and padding has pad_id. "bert": 0, 1, 2,
+    ..."""
     num_token_types: int = 1
-    """Rows of the token-type table; every token is of type 0."""
+    """Rows of the token-type table; every token has type 0."""
     layer_norm_eps: float = 1e-5
-    """Added to the variance in LayerNorm."""
+    """Epsilon of LayerNorm."""
     dropout: float = 0.1
-    """Rate for embeddings, attention weights and residual branches in training."""
+    """Dropout rate of embeddings, attention weights and residual branches in training."""
     pad_id: int = 1
     """Id of the padding token."""
     pooling: Literal["pooler", "first", "mean"] = "pooler"
-    """What becomes of the last states: the pooler's output of the first, the first itself, or the mean over real
-    tokens. Only the pooler has parameters."""
+    """Pooling of the last states into one vector: the pooler's output for the first token, the first token's state,
+    or the mean over real tokens. Only the pooler has parameters."""
     max_tokens: int | None = None
-    """Where texts are cut, special tokens included, as the published code cuts them (LAION-CLAP's 77); None for as
-    many tokens as there are positions."""
+    """Maximum tokens of a text, special tokens included, as in the published code (LAION-CLAP's 77); None: as many as
+    there are positions."""
     kernel_init: Literal["normal", "fan_in"] = "normal"
-    """How kernels start: N(0, 0.02^2) as published, or N(0, 1 / fan-in), from which a narrow tower learns faster."""
+    """Initialisation of kernels: N(0, 0.02^2) as published, or N(0, 1 / fan-in), with which a narrow tower learns
+    faster."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -73,7 +75,7 @@ class BertConfig(TextTowerConfig):
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest text: `max_tokens`, and no more than the position table can hold."""
+        """Tokens of the longest text: `max_tokens`, limited by the rows of the position table."""
         held = self.max_positions - (self.pad_id + 1 if self.positions == "roberta" else 0)
         return held if self.max_tokens is None else min(held, self.max_tokens)
 
@@ -95,17 +97,18 @@ VARIANTS = {
 
 
 class Bert(nn.Module):
-    """Token ids and their mask to one vector a text [B D], or to the last states of all tokens, in ``dtype``.
+    """Module from token ids and their mask to one vector a text [B D], or to the last states of all tokens, in
+    ``dtype``.
 
-    Parameters: ``token_embed``, ``position_embed``, ``type_embed``, ``embed_norm``, ``blocks`` (every array
-    with a leading axis of layers), and ``pooler`` where the config takes its output.
+    Parameters: ``token_embed``, ``position_embed``, ``type_embed``, ``embed_norm``, ``blocks`` (every array with a
+    leading axis of layers), and ``pooler`` where the config uses its output.
     """
 
     config: BertConfig
     dtype: jnp.dtype
     remat: Remat = "none"
     is_pooled: bool = True
-    """False: the states [B L D], whatever the config's pooling."""
+    """Whether to pool. False returns the states [B L D], whatever the config's pooling."""
 
     @nn.compact
     def __call__(
@@ -152,7 +155,7 @@ class Bert(nn.Module):
 
 
 def compute_positions(config: BertConfig, mask: Bool[Array, "B L"]) -> Int[Array, "B L"]:
-    """Row of the position table for each token."""
+    """Returns each token's row of the position table."""
     if config.positions == "bert":
         return jnp.broadcast_to(jnp.arange(mask.shape[1])[None, :], mask.shape)
     real = mask.astype(jnp.int32)

@@ -1,7 +1,7 @@
-"""CLIP's text tower, which Pengi reads its prompts with.
+"""CLIP's text tower, which encodes Pengi's prompts.
 
-Radford et al. 2021 (https://arxiv.org/abs/2103.00020). Pre-norm blocks in which a token sees those before it, and the
-quick approximation of GELU; the text's vector is the normalised state of its end token, by itself or projected.
+Radford et al. 2021 (https://arxiv.org/abs/2103.00020). Pre-norm blocks with causal attention and the quick
+approximation of GELU. A text's vector is the normalised state of its end token, projected or not.
 """
 
 import dataclasses
@@ -26,29 +26,29 @@ from alm_jax.ops.attention_masks import causal_mask
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipTextConfig(TextTowerConfig):
-    """Shape of a CLIP text tower. Defaults are that of ViT-B/32 and ViT-B/16."""
+    """Shape of a CLIP text tower. Defaults are those of ViT-B/32 and ViT-B/16."""
 
     vocab_size: int = 49408
-    """Entries of the tokenizer."""
+    """Vocabulary size: entries of the tokenizer."""
     width: int = 512
-    """Size of a token's state."""
+    """Width: size of a token's hidden state."""
     num_layers: int = 12
     """Transformer blocks."""
     num_heads: int = 8
     """Attention heads; divides the width."""
     mlp_dim: int = 2048
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     max_positions: int = 77
-    """Rows of the position table, and so tokens of the longest text."""
+    """Rows of the position table: the maximum tokens of a text."""
     layer_norm_eps: float = 1e-5
-    """Added to the variance in LayerNorm."""
+    """Epsilon of LayerNorm."""
     embed_dim: int | None = 512
-    """Size of the space that texts are projected into; None leaves the end token's state as it is."""
+    """Size of the space that texts are projected into; None: no projection, the vector is the end token's state."""
     end_id: int | None = None
-    """Id of the end token, of which a text's first counts. None, as published: the largest id of a text, which in
+    """Id of the end token; the first one of a text is used. None, as published: the largest id of a text, which in
     CLIP's own vocabulary is the end token."""
     kernel_init: Literal["normal", "fan_in"] = "normal"
-    """How kernels start: N(0, 0.02^2), or N(0, 1 / fan-in), from which a narrow tower learns faster."""
+    """Initialisation of kernels: N(0, 0.02^2), or N(0, 1 / fan-in), with which a narrow tower learns faster."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -73,7 +73,8 @@ VARIANTS = {"clip_vit_b_32": VIT_B_32, "clip_vit_b_16": VIT_B_32, "clip_vit_l_14
 
 
 class ClipText(nn.Module):
-    """Token ids and their mask to one vector a text [B E], or to the normalised states [B L D], in ``dtype``.
+    """Module from token ids and their mask to one vector a text [B E], or to the normalised states [B L D], in
+    ``dtype``.
 
     Parameters: ``token_embed``, ``position_embed``, ``blocks`` (every array with a leading axis of layers), ``norm``,
     and ``projection`` unless the config has none.
@@ -134,7 +135,7 @@ class ClipText(nn.Module):
 
 
 def find_end(config: ClipTextConfig, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Int[Array, " B"]:
-    """Index of each text's end token; 0 where there is none."""
+    """Returns the index of each text's end token; 0 where there is none."""
     ids = jnp.where(mask, ids, -1)
     return jnp.argmax(ids if config.end_id is None else ids == config.end_id, axis=1)
 

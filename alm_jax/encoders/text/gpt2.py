@@ -27,32 +27,33 @@ from alm_jax.nn.rematerialise import Remat, rematerialise
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpt2Config(TextTowerConfig):
-    """Shape of a GPT-2. Defaults are the small one, 124 M parameters."""
+    """Shape of a GPT-2. Defaults are those of the small model, 124 M parameters."""
 
     vocab_size: int = 50257
-    """Entries of the tokenizer."""
+    """Vocabulary size: entries of the tokenizer."""
     width: int = 768
-    """Size of a token's state."""
+    """Width: size of a token's hidden state."""
     num_layers: int = 12
     """Transformer blocks."""
     num_heads: int = 12
     """Attention heads; divides the width."""
     mlp_dim: int = 3072
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     max_positions: int = 1024
-    """Rows of the position table, and so tokens of the longest text."""
+    """Rows of the position table: the maximum tokens of a text."""
     layer_norm_eps: float = 1e-5
-    """Added to the variance in LayerNorm."""
+    """Epsilon of LayerNorm."""
     dropout: float = 0.1
-    """Rate for embeddings, attention weights and residual branches in training."""
+    """Dropout rate of embeddings, attention weights and residual branches in training."""
     compat: bool = False
-    """Where the state "last" is: True as in MS-CLAP 2023's code, at (number of ids other than 0) - 1, which a literal
-    "!" (id 0) in a caption moves to the left; False at the last real token."""
+    """Position of the output "last". True, as in MS-CLAP 2023's code: (number of ids other than 0) - 1, which a
+    literal "!" (id 0) in a caption shifts to the left. False: the last real token."""
     kernel_init: Literal["normal", "fan_in"] = "normal"
-    """How kernels start: N(0, 0.02^2) as published, or N(0, 1 / fan-in), from which a narrow model learns faster."""
+    """Initialisation of kernels: N(0, 0.02^2) as published, or N(0, 1 / fan-in), with which a narrow model learns
+    faster."""
 
     tied_head: ClassVar[bool] = True
-    """Logits come of the table of embeddings."""
+    """The output head is the table of embeddings."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -62,7 +63,7 @@ class Gpt2Config(TextTowerConfig):
 
     @property
     def cache_shape(self) -> CacheShape:
-        """For `alm_jax.nn.kv_cache.make_cache`."""
+        """Sizes of the key-value cache, for `alm_jax.nn.kv_cache.make_cache`."""
         return CacheShape(self.num_layers, self.num_heads, self.width // self.num_heads)
 
 
@@ -81,7 +82,7 @@ class Gpt2Block(nn.Module):
 
     config: Gpt2Config
     dropout_rate: float
-    """Of attention weights and of both branches; needs the "dropout" stream unless 0."""
+    """Dropout rate of attention weights and both branches; needs the "dropout" stream unless 0."""
     dtype: jnp.dtype
     has_prefix: bool = False
 
@@ -109,7 +110,7 @@ class Gpt2Block(nn.Module):
 
 
 class Gpt2(nn.Module):
-    """Token ids and their mask to logits or states, of every token or of each row's last.
+    """Module from token ids and their mask to logits or states, of every token or of each row's last.
 
     Parameters: ``token_embed``, ``position_embed``, ``blocks`` (every array with a leading axis of layers), ``norm``.
     """
@@ -137,8 +138,8 @@ class Gpt2(nn.Module):
         Args:
             ids: tokens; what lies under padding has no influence on real ones.
             mask: True for real tokens; they may be padded left or right. Positions count real tokens.
-            embeds: vectors that stand for tokens, of audio say, in place of the embeddings of ``ids``.
-            embeds_mask: where they do; None for everywhere.
+            embeds: vectors, for example of audio, that replace the embeddings of ``ids``.
+            embeds_mask: True where ``embeds`` replaces the embedding of a token; None: everywhere.
             prefix: True for tokens, before the others of this pass, that see each other in both directions (Raffel et
                 al. 2020, section 3.2.1); None: every token sees those before it alone.
             segments: the number of the text that a token is of, where a row holds several, one after another: they do
@@ -148,7 +149,7 @@ class Gpt2(nn.Module):
             train: drops out, by the stream "dropout".
 
         Returns:
-            The output, and with a ``cache`` the pair of it and the cache that holds these tokens too.
+            The output; with a ``cache``, the pair of the output and the cache that now also holds these tokens.
 
         Raises:
             UserError: there are more tokens, or slots in the cache, than positions.

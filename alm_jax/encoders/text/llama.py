@@ -28,32 +28,33 @@ from alm_jax.nn.rotary import RopeScaling, RotaryTables, inverse_frequencies, ro
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig(TextTowerConfig):
-    """Shape of a Llama. Defaults are the first 7B, which Vicuna and LTU start from."""
+    """Shape of a Llama. Defaults are those of the first 7B model, which Vicuna and LTU start from."""
 
     vocab_size: int = 32000
-    """Entries of the tokenizer."""
+    """Vocabulary size: entries of the tokenizer."""
     width: int = 4096
-    """Size of a token's state."""
+    """Width: size of a token's hidden state."""
     num_layers: int = 32
     """Transformer blocks."""
     num_heads: int = 32
-    """Heads of queries; divides the width into heads of an even size."""
+    """Heads of queries; the width divided by them is the size of a head, which is even."""
     num_kv_heads: int = 32
-    """Heads of keys and values; divides num_heads."""
+    """Heads of keys and values; divides num_heads. Fewer than num_heads: grouped-query attention."""
     mlp_dim: int = 11008
-    """Hidden size of the gated feed-forward half."""
+    """Hidden size of the gated feed-forward layers."""
     max_positions: int = 2048
-    """Tokens of the longest text it was trained on. Longer ones are computed, as published, and trusted less."""
+    """Tokens of the longest text in training. Longer texts are accepted, as published, but results get worse."""
     rms_norm_eps: float = 1e-6
-    """Added to the mean square in RMSNorm."""
+    """Epsilon of RMSNorm, added to the mean square."""
     rope_theta: float = 10000.0
     """Base of the rotary wave lengths."""
     rope_scaling: RopeScaling | None = None
-    """Llama 3.1's stretched wave lengths; None for the plain ones."""
+    """Llama 3.1's scaling of the rotary wave lengths; None: no scaling."""
     tied_head: bool = False
-    """Whether logits come of the table of embeddings."""
+    """Whether the output head is the table of embeddings."""
     kernel_init: Literal["normal", "fan_in"] = "normal"
-    """How kernels start: N(0, 0.02^2) as published, or N(0, 1 / fan-in), from which a narrow model learns faster."""
+    """Initialisation of kernels: N(0, 0.02^2) as published, or N(0, 1 / fan-in), with which a narrow model learns
+    faster."""
 
     has_qkv_bias: ClassVar[bool] = False
     """Whether queries, keys and values have biases."""
@@ -71,13 +72,13 @@ class LlamaConfig(TextTowerConfig):
 
     @property
     def cache_shape(self) -> CacheShape:
-        """For `alm_jax.nn.kv_cache.make_cache`."""
+        """Sizes of the key-value cache, for `alm_jax.nn.kv_cache.make_cache`."""
         return CacheShape(self.num_layers, self.num_kv_heads, self.width // self.num_heads)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Qwen2Config(LlamaConfig):
-    """Shape of a Qwen2. Defaults are the 7B."""
+    """Shape of a Qwen2. Defaults are those of the 7B model."""
 
     vocab_size: int = 152064
     width: int = 3584
@@ -202,7 +203,7 @@ class LlamaBlock(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token ids and their mask to logits or states, of every token or of each row's last.
+    """Module from token ids and their mask to logits or states, of every token or of each row's last.
 
     Parameters: ``token_embed``, ``blocks`` (every array with a leading axis of layers), ``norm``, and ``head`` unless
     the config ties it.
@@ -230,8 +231,8 @@ class Llama(nn.Module):
         Args:
             ids: tokens; what lies under padding has no influence on real ones.
             mask: True for real tokens; they may be padded left or right. Positions count real tokens.
-            embeds: vectors that stand for tokens, of audio say, in place of the embeddings of ``ids``.
-            embeds_mask: where they do; None for everywhere.
+            embeds: vectors, for example of audio, that replace the embeddings of ``ids``.
+            embeds_mask: True where ``embeds`` replaces the embedding of a token; None: everywhere.
             prefix: True for tokens, before the others of this pass, that see each other in both directions (Raffel et
                 al. 2020, section 3.2.1); None: every token sees those before it alone.
             segments: the number of the text that a token is of, where a row holds several, one after another: they do
@@ -240,7 +241,7 @@ class Llama(nn.Module):
             output: see `alm_jax.nn.language_model.Output`.
 
         Returns:
-            The output, and with a ``cache`` the pair of it and the cache that holds these tokens too.
+            The output; with a ``cache``, the pair of the output and the cache that now also holds these tokens.
         """
         config = self.config
         embed = Embed(config.vocab_size, config.width, ("vocab", "embed"), name="token_embed")

@@ -1,9 +1,9 @@
-"""T5, T5 v1.1 and Flan-T5: the encoder by itself, and the encoder with its decoder.
+"""T5, T5 v1.1 and Flan-T5: the encoder alone, and the encoder with its decoder.
 
 Raffel et al. 2020 (https://arxiv.org/abs/1910.10683), Chung et al. 2022 (https://arxiv.org/abs/2210.11416). Pre-norm
-blocks of RMSNorm and matrices alone: no biases, no 1 / sqrt(K) in attention, positions as a bias of the scores that
-one table gives to all layers. v1.1 and Flan have the gated feed-forward half and a head of their own. Parameters
-start as in the published code.
+blocks of RMSNorm and matrices without biases, attention without 1 / sqrt(K), and positions as a bias of the scores
+from one table for all layers. v1.1 and Flan have gated feed-forward layers and an untied head. Parameters are
+initialised as in the published code.
 """
 
 import dataclasses
@@ -34,32 +34,32 @@ from alm_jax.nn.rms_norm import RmsNorm
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5EncoderConfig(TextTowerConfig):
-    """Shape of T5's encoder. Defaults are T5-small's."""
+    """Shape of T5's encoder. Defaults are those of T5-small."""
 
     vocab_size: int = 32128
-    """Entries of the tokenizer, rounded up."""
+    """Vocabulary size: entries of the tokenizer, rounded up."""
     width: int = 512
-    """Size of a token's state."""
+    """Width: size of a token's hidden state."""
     num_layers: int = 6
     """Blocks of the encoder."""
     num_heads: int = 8
     """Attention heads."""
     head_dim: int = 64
-    """Size of a head; num_heads of them need not make the width."""
+    """Size of a head; num_heads times head size may differ from the width."""
     mlp_dim: int = 2048
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     mlp: Literal["relu", "gated_gelu"] = "relu"
-    """The first T5's feed-forward half, or that of v1.1 and Flan."""
+    """Feed-forward layers: those of the first T5, or the gated ones of v1.1 and Flan."""
     num_buckets: int = 32
     """Buckets of distances between two tokens; even."""
     max_distance: int = 128
-    """Tokens at least so far apart share a bucket."""
+    """Distance in tokens from which all distances share a bucket."""
     rms_norm_eps: float = 1e-6
-    """Added to the mean square in RMSNorm."""
+    """Epsilon of RMSNorm, added to the mean square."""
     dropout: float = 0.1
-    """Rate for embeddings, attention weights, residual branches and last states in training."""
+    """Dropout rate of embeddings, attention weights, residual branches and last states in training."""
     pad_id: int = 0
-    """Id of the padding token, which is also what a decoder starts from."""
+    """Id of the padding token, also the decoder's first token."""
 
     def __post_init__(self) -> None:
         if self.num_buckets % 2 or self.max_distance <= self.num_buckets // 2:
@@ -71,24 +71,25 @@ class T5EncoderConfig(TextTowerConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Config(T5EncoderConfig):
-    """Shape of a T5 with its decoder. Defaults are T5-small's."""
+    """Shape of a T5 with its decoder. Defaults are those of T5-small."""
 
     num_decoder_layers: int = 6
     """Blocks of the decoder."""
     tied_head: bool = True
-    """True, the first T5: logits come of the table of embeddings. False, v1.1 and Flan: the head has its own matrix."""
+    """Whether the output head is the table of embeddings, as in the first T5. False, as in v1.1 and Flan: the head
+    has its own matrix."""
     has_scaled_states: bool | None = None
-    """Whether states are divided by sqrt(width) before the head. None: where it is tied, as in every published model;
-    transformers 5 also makes models of which only one of the two holds."""
+    """Whether states are divided by sqrt(width) before the head. None: where the head is tied, as in every published
+    model. transformers 5 also makes models with only one of the two."""
 
     @property
     def scales_states(self) -> bool:
-        """`has_scaled_states`, resolved."""
+        """`has_scaled_states` with None resolved."""
         return self.tied_head if self.has_scaled_states is None else self.has_scaled_states
 
     @property
     def cache_shape(self) -> CacheShape:
-        """For `alm_jax.nn.kv_cache.make_cache`."""
+        """Sizes of the key-value cache, for `alm_jax.nn.kv_cache.make_cache`."""
         return CacheShape(self.num_decoder_layers, self.num_heads, self.head_dim)
 
 
@@ -119,7 +120,8 @@ VARIANTS = {
 
 
 def encoder_config(config: T5Config) -> T5EncoderConfig:
-    """The encoder of ``config`` by itself; its params are ``token_embed`` and ``encoder`` of the whole."""
+    """Makes the encoder of ``config`` alone; its parameters are ``token_embed`` and ``encoder`` of the whole
+    model."""
     names = [field.name for field in dataclasses.fields(T5EncoderConfig)]
     return T5EncoderConfig(**{name: getattr(config, name) for name in names})
 
@@ -136,7 +138,7 @@ class T5Block(nn.Module):
     config: T5EncoderConfig
     dtype: jnp.dtype
     dropout_rate: float
-    """Needs the "dropout" stream unless 0."""
+    """Dropout rate; needs the "dropout" stream unless 0."""
 
     @nn.compact
     def __call__(
@@ -148,7 +150,7 @@ class T5Block(nn.Module):
         bias: Float[Array, "..."],
         source_mask: Bool[Array, "B S"] | None,
     ) -> tuple[tuple[Float[Array, "B L D"], KVCache | None], None]:
-        """``source`` is this layer's keys and values of the encoder's states, in a decoder."""
+        """Applies one block; ``source`` is this layer's keys and values of the encoder's states, in a decoder."""
         config, (x, cache), rate = self.config, carry, self.dropout_rate
 
         def make_key() -> Array | None:
@@ -184,7 +186,7 @@ class T5Block(nn.Module):
 
 
 class T5Stack(nn.Module):
-    """Embeddings to normalised states: the blocks of an encoder or a decoder, and the table of their positions.
+    """Stack of blocks of an encoder or a decoder with its table of positions: embeddings to normalised states.
 
     Parameters: ``relative_bias``, ``blocks`` (every array with a leading axis of layers), ``norm``.
     """
@@ -205,14 +207,14 @@ class T5Stack(nn.Module):
         cache: KVCache | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B L D"], KVCache | None]:
-        """States of ``x``, and the ``cache`` with these tokens; ``source`` is `CrossKeyValue`'s."""
+        """Returns the states of ``x`` and the ``cache`` with these tokens; ``source`` is `CrossKeyValue`'s."""
         config = self.config
         rate = config.dropout if train else 0.0
 
         def make_key() -> Array | None:
             return self.make_rng("dropout") if rate else None
 
-        # Distances alone matter, so that rows need not be told apart before there is a cache.
+        # Only distances matter, so all rows share positions until there is a cache.
         positions = key_positions = jnp.arange(x.shape[1])[None, :]
         visible = mask[:, None, None, :]
         if self.is_decoder:
@@ -254,7 +256,7 @@ def _token_embed(config: T5EncoderConfig) -> Embed:
 
 
 class T5Encoder(nn.Module):
-    """Token ids and their mask to one vector a text, or to the states of the tokens.
+    """Module from token ids and their mask to one vector a text, or to the states of the tokens.
 
     Parameters: ``token_embed`` and ``encoder`` (``relative_bias``, ``blocks``, ``norm``).
     """
@@ -264,7 +266,7 @@ class T5Encoder(nn.Module):
     remat: Remat = "none"
 
     def setup(self) -> None:
-        """Embeddings and blocks."""
+        """Makes the embeddings and the blocks."""
         self.token_embed = _token_embed(self.config)
         self.encoder = T5Stack(self.config, self.config.num_layers, False, self.dtype, self.remat)
 
@@ -276,13 +278,13 @@ class T5Encoder(nn.Module):
         output: Literal["mean", "states"] = "mean",
         train: bool = False,
     ) -> Float[Array, "B D"] | Float[Array, "B L D"]:
-        """The mean over the real tokens [B D], or every token's state [B L D]; both in ``dtype``."""
+        """Returns the mean over the real tokens [B D], or every token's state [B L D]; both in ``dtype``."""
         states, _ = self.encoder(self.token_embed(ids).astype(self.dtype), mask, train=train)
         return masked_mean(states, mask) if output == "mean" else states
 
 
 class T5(nn.Module):
-    """A source and the text so far to logits, states, or each row's last state.
+    """Module from a source and the text so far to logits, states, or each row's last state.
 
     Parameters: ``token_embed``, ``encoder`` and ``decoder`` (each ``relative_bias``, ``blocks``, ``norm``),
     ``cross_key_value``, and ``head`` unless the config ties it.
@@ -293,7 +295,7 @@ class T5(nn.Module):
     remat: Remat = "none"
 
     def setup(self) -> None:
-        """Embeddings, both stacks and what joins them."""
+        """Makes the embeddings, both stacks and the cross-attention's keys and values."""
         config = self.config
         self.token_embed = _token_embed(config)
         self.encoder = T5Stack(config, config.num_layers, False, self.dtype, self.remat)
@@ -319,7 +321,7 @@ class T5(nn.Module):
         output: Output = "logits",
         train: bool = False,
     ) -> Array:
-        """Reads the source and then ``ids``, as in training: see `encode` and `decode`."""
+        """Encodes the source and then decodes ``ids``, as in training: see `encode` and `decode`."""
         source = self.encode(source_ids, source_mask, train=train)
         read = self.decode(ids, mask, source=source, source_mask=source_mask, output=output, train=train)
         assert not isinstance(read, tuple)
@@ -334,10 +336,10 @@ class T5(nn.Module):
         embeds_mask: Bool[Array, "B S"] | None = None,
         train: bool = False,
     ) -> Float[Array, "B S D"]:
-        """The encoder's states; ``mask`` is True for real tokens.
+        """Returns the encoder's states; ``mask`` is True for real tokens.
 
-        ``embeds``, of audio say, stand for the embeddings of tokens where ``embeds_mask`` is True, everywhere without
-        one.
+        ``embeds``, for example vectors of audio, replace the embeddings of tokens where ``embeds_mask`` is True;
+        everywhere without a mask.
         """
         x = insert(self.token_embed(ids).astype(self.dtype), embeds, embeds_mask)
         return self.encoder(x, mask, train=train)[0]
@@ -353,23 +355,25 @@ class T5(nn.Module):
         output: Output = "logits",
         train: bool = False,
     ) -> Array | tuple[Array, Seq2SeqCache]:
-        """Reads ``ids``, after those that ``cache`` has read, with the source before its eyes.
+        """Reads ``ids``, after those that ``cache`` has read, attending to the source.
 
         Args:
             ids: tokens, of which the first is the padding token, as published.
             mask: True for real tokens (that first one is real).
-            source: states of `encode`, or of anything else of this width; with the prompt, and not with what follows.
+            source: states of `encode`, or of anything else of this width; give it with the prompt and leave it out
+                afterwards.
             source_mask: True where they are real; None for everywhere.
-            cache: for a prompt an empty one, of ``make_cache(config.cache_shape, ...)``; then what came back, which
-                knows the source.
+            cache: for a prompt an empty one, of ``make_cache(config.cache_shape, ...)``; then the cache returned by
+                the last call, which holds the source.
             output: see `alm_jax.nn.language_model.Output`. Where the head is tied, states are those that it takes:
                 divided by sqrt(width).
 
         Returns:
-            The output, and with a ``cache`` the pair of it and the cache that holds these tokens and the source too.
+            The output; with a ``cache``, the pair of the output and the cache that now also holds these tokens and
+            the source.
 
         Raises:
-            UserError: there is neither a source nor a cache that knows one, or both.
+            UserError: neither a source nor a cache that holds one is given, or both are.
         """
         config = self.config
         check_source(source, cache)

@@ -1,4 +1,4 @@
-"""Whisper whole: its encoder, and the decoder that writes down what was said.
+"""Whisper complete: its encoder, and the decoder that transcribes.
 
 Radford et al. 2022, https://arxiv.org/abs/2212.04356. Token ids -> embeddings + learned positions -> blocks of causal
 self-attention, attention to the encoder's states and a feed-forward half -> norm -> the table of embeddings as head.
@@ -42,13 +42,13 @@ class WhisperConfig:
     """Shape of a Whisper. The decoder has the encoder's width, heads and feed-forward size, as published."""
 
     encoder: WhisperEncoderConfig = TINY
-    """What hears; without pooling."""
+    """The audio encoder; its pool_size must be 1."""
     vocab_size: int = 51865
-    """Token ids are below it: 51865, 51864 in the English models, 51866 in large-v3."""
+    """Vocabulary size: 51865; 51864 in the English models, 51866 in large-v3."""
     num_layers: int = 4
     """Blocks of the decoder."""
     max_text_positions: int = 448
-    """Tokens of the longest text."""
+    """Maximum tokens of a text."""
     tied_head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class WhisperConfig:
 
     @property
     def cache_shape(self) -> CacheShape:
-        """For `alm_jax.nn.kv_cache.make_cache`."""
+        """Sizes of the key-value cache, for `alm_jax.nn.kv_cache.make_cache`."""
         width, num_heads = self.encoder.width, self.encoder.num_heads
         return CacheShape(self.num_layers, num_heads, width // num_heads)
 
@@ -77,7 +77,7 @@ VARIANTS = {
 
 
 class WhisperCache(NamedTuple):
-    """What the decoder keeps of the text so far, and of the audio, whose keys and values never change."""
+    """Cache of the decoder: keys and values of the text so far, and of the audio, which do not change."""
 
     text: KVCache
     audio_key: Float[Array, "layers B N H K"]
@@ -86,7 +86,7 @@ class WhisperCache(NamedTuple):
 
 
 class WhisperDecoder(nn.Module):
-    """Token ids, after the audio's states, to logits, states, or each row's last state.
+    """Module from token ids and the audio's states to logits, states, or each row's last state.
 
     Parameters: ``token_embed``, ``position_embed``, ``blocks`` (every array with a leading axis of layers), ``norm``.
     """
@@ -105,18 +105,18 @@ class WhisperDecoder(nn.Module):
         cache: KVCache | WhisperCache | None,
         output: Output,
     ) -> Array | tuple[Array, WhisperCache]:
-        """See `Whisper.decode`."""
+        """Decodes tokens: see `Whisper.decode`."""
         config = self.config
         if (audio is None) != isinstance(cache, WhisperCache):
             raise UserError(
-                "the decoder hears either the encoder's states or those of a WhisperCache: give audio with the prompt, "
+                "the decoder takes either the encoder's states or a WhisperCache: give audio with the prompt, "
                 "and then the cache that came back, alone"
             )
         text_cache: KVCache | None
-        heard: Any = audio
+        states: Any = audio
         if isinstance(cache, WhisperCache):
             text_cache, audio_mask = cache.text, cache.audio_mask
-            heard = (cache.audio_key, cache.audio_value)
+            states = (cache.audio_key, cache.audio_value)
         else:
             text_cache = cache
         num_tokens = ids.shape[1] if text_cache is None else text_cache.mask.shape[1]
@@ -144,7 +144,7 @@ class WhisperDecoder(nn.Module):
         )
         decoder = blocks(config.encoder.num_heads, config.encoder.mlp_dim, self.dtype, name="blocks")
         (x, text_cache), kept = decoder(
-            (x, text_cache), jnp.arange(config.num_layers), heard, visible, audio_mask
+            (x, text_cache), jnp.arange(config.num_layers), states, visible, audio_mask
         )
         x = LayerNorm(self.dtype, LAYER_NORM_EPS, name="norm")(x)
         if output in ("last", "next"):
@@ -158,7 +158,7 @@ class WhisperDecoder(nn.Module):
 
 
 class Whisper(nn.Module):
-    """Log-mel features and the tokens so far to logits, states, or each row's last state.
+    """Module from log-mel features and the tokens so far to logits, states, or each row's last state.
 
     Parameters: ``encoder``, `WhisperEncoder`'s, and ``decoder``, `WhisperDecoder`'s.
     """
@@ -168,7 +168,7 @@ class Whisper(nn.Module):
     remat: Remat = "none"
 
     def setup(self) -> None:
-        """Encoder and decoder."""
+        """Makes encoder and decoder."""
         self.encoder = WhisperEncoder(self.config.encoder, self.dtype, remat=self.remat)
         self.decoder = WhisperDecoder(self.config, self.dtype, self.remat)
 
@@ -181,7 +181,7 @@ class Whisper(nn.Module):
         features_mask: Bool[Array, "B T"] | None = None,
         output: Output = "logits",
     ) -> Array:
-        """Hears ``features`` and reads ``ids``, as in training: see `encode` and `decode`."""
+        """Encodes ``features`` and then decodes ``ids``, as in training: see `encode` and `decode`."""
         audio = self.encode(features, features_mask)
         audio_mask = None if features_mask is None else compute_token_mask(self.config.encoder, features_mask)
         read = self.decode(ids, mask, audio=audio, audio_mask=audio_mask, output=output)
@@ -191,7 +191,7 @@ class Whisper(nn.Module):
     def encode(
         self, features: Float[Array, "B T F"], mask: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B N D"]:
-        """The encoder's states; ``mask`` is True for real frames."""
+        """Returns the encoder's states; ``mask`` is True for real frames."""
         return self.encoder(features, mask=mask)
 
     def decode(
@@ -204,21 +204,22 @@ class Whisper(nn.Module):
         cache: KVCache | WhisperCache | None = None,
         output: Output = "logits",
     ) -> Array | tuple[Array, WhisperCache]:
-        """Reads ``ids``, after those that ``cache`` has read, with the audio in its ear.
+        """Reads ``ids``, after those that ``cache`` has read, attending to the audio.
 
         Args:
             mask: True for real tokens; positions count them.
-            audio: states of `encode`; with the prompt, and not with what follows.
+            audio: states of `encode`; give it with the prompt and leave it out afterwards.
             audio_mask: True where they are of real audio; None for everywhere.
-            cache: for a prompt an empty one, of ``make_cache(config.cache_shape, ...)``; then what came back, which
-                knows the audio.
+            cache: for a prompt an empty one, of ``make_cache(config.cache_shape, ...)``; then the cache returned by
+                the last call, which holds the audio.
             output: see `alm_jax.nn.language_model.Output`.
 
         Returns:
-            The output, and with a ``cache`` the pair of it and the cache that holds these tokens and the audio too.
+            The output; with a ``cache``, the pair of the output and the cache that now also holds these tokens and
+            the audio.
 
         Raises:
-            UserError: there is neither audio nor a cache that knows it, or both; or the text is too long.
+            UserError: neither audio nor a cache that holds it is given, or both are; or the text is too long.
         """
         return self.decoder(ids, mask, audio, audio_mask, cache, output)
 
