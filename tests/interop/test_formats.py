@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import transformers
 
-from alm_jax.encoders.families import FAMILIES
 from alm_jax.errors import UserError
 from alm_jax.interop.format import Format, arrays_to_variables, variables_to_arrays
 from alm_jax.interop.formats import (
@@ -23,6 +22,7 @@ from alm_jax.interop.formats import (
     formats_of,
 )
 from alm_jax.interop.safetensors_io import read_weights
+from alm_jax.models.catalogue import FAMILIES
 
 # What only training uses, and no config.json of transformers holds.
 TRAINING_ALONE = ("kernel_init", "drop_path_rate", "dropout")
