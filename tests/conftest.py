@@ -78,7 +78,7 @@ def _bounded_memory_maps() -> Iterator[None]:
     """
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 10_000:
         jax.clear_caches()
 
 
