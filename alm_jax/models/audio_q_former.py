@@ -42,6 +42,8 @@ from alm_jax.ops.similarity import unit_vectors
 from alm_jax.types import PyTree
 
 Variables: TypeAlias = dict[str, Any]
+TEXT_STREAM = 1
+"""Folded into a step's key for the dropout of texts read alone; texts after their clip have the key itself."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,7 +190,7 @@ def read(
     Queries do not see a text that is written, so one pass gives both their states and the words'. ``ids`` begin with a
     start token, whose state is the text's; ``mask`` is True for real tokens. ``key`` is needed for dropout.
     """
-    key_text = None if key is None else jax.random.fold_in(key, 1)
+    key_text = None if key is None else jax.random.fold_in(key, TEXT_STREAM)
     states = _apply(config, params, heard, ids, mask, reading="causal", train=train, key=key)
     num_queries = config.q_former.num_queries
     written: Any = _lm_head(config).apply({"params": params["lm_head"]}, states[:, num_queries:])

@@ -40,6 +40,8 @@ from alm_jax.types import PyTree
 
 Variables: TypeAlias = dict[str, Any]
 LanguageModelConfig: TypeAlias = Gpt2Config | LlamaConfig | Qwen2Config | T5Config | BartConfig
+# Folded into the key of a forward pass for the dropout of each part; the audio tower has the key itself.
+TEXT_STREAM, SOURCE_STREAM, CONNECTOR_STREAM = 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,7 @@ def encode_audio(
             is_real = tower.state_mask(config.audio, frame_mask, train=train)
     # A connector may have no parameters.
     params = variables["params"].get("connector", {})
-    rngs = None if key is None else {"dropout": jax.random.fold_in(key, 3)}
+    rngs = None if key is None else {"dropout": jax.random.fold_in(key, CONNECTOR_STREAM)}
     vectors: Any = _connector(config, dtype).apply(
         {"params": params}, states, is_real, train=train, rngs=rngs
     )
@@ -263,7 +265,7 @@ def predict(
             output="states",
             source=source,
             source_mask=source_mask,
-            **_noise(config, train, key, 1),
+            **_noise(config, train, key, SOURCE_STREAM),
         )
         return Predicted(states, answer_ids, answer_mask)
     whole = assemble(heard, prompts, answer_ids, answer_mask)
@@ -276,7 +278,7 @@ def predict(
         embeds_mask=whole.embeds_mask,
         output="states",
         **({"prefix": whole.prefix} if config.prefix == "bidirectional" else {}),
-        **_noise(config, train, key, 0),
+        **_noise(config, train, key, TEXT_STREAM),
     )
     mask, before = answer_mask, whole.places[:, prompts.mask.shape[1] :] - 1
     if loss_on == "all":
@@ -360,7 +362,7 @@ def _read_source(
         method="encode",
         embeds=whole.embeds,
         embeds_mask=whole.embeds_mask,
-        **_noise(config, train, key, 0),
+        **_noise(config, train, key, TEXT_STREAM),
     )
     return states, whole.mask
 
@@ -376,7 +378,7 @@ def _noise(config: TwoHeadsConfig, train: bool, key: Array | None, stream: int) 
     """The options that switch on dropout, in language models that have it."""
     if not train or key is None or not hasattr(config.language_model, "dropout"):
         return {}
-    return {"train": True, "rngs": {"dropout": jax.random.fold_in(key, 1 + stream)}}
+    return {"train": True, "rngs": {"dropout": jax.random.fold_in(key, stream)}}
 
 
 def _connector(config: TwoHeadsConfig, dtype: Any) -> Connector:

@@ -39,6 +39,8 @@ from alm_jax.ops.similarity import unit_vectors
 from alm_jax.types import PyTree
 
 Variables: TypeAlias = dict[str, Any]
+PROJECTION_STREAM = 1
+"""Folded into a tower's key for the dropout of its projection; the tower has the key itself."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,8 +200,7 @@ def _project(
     config: TwoTowersConfig, params: PyTree, x: Float[Array, "B D"], *, train: bool, key: Array | None
 ) -> Float[Array, "B E"]:
     """A tower's output in the joint space, x / ||x||."""
-    # The tower has drawn from the key itself.
-    rngs = None if key is None else {"dropout": jax.random.fold_in(key, 1)}
+    rngs = None if key is None else {"dropout": jax.random.fold_in(key, PROJECTION_STREAM)}
     y: Any = _projection(config).apply({"params": params}, x, train=train, rngs=rngs)
     return unit_vectors(y)
 
