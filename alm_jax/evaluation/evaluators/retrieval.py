@@ -47,7 +47,12 @@ def retrieval_figures(label: str, panel: str, *, is_shown: bool) -> tuple[Figure
             found.append(
                 Figure(name=f"{way}/{name}", label=f"{label}{words}, {arrow}", is_higher_better=False)
             )
-    return (*found, Figure(name="chance_r@1", label=f"{label}R@1 by chance", is_share=True))
+    return (
+        *found,
+        Figure(name="chance_r@1", label=f"{label}R@1 by chance", is_share=True),
+        Figure(name="num_clips", label=f"{label}number of recordings"),
+        Figure(name="num_captions", label=f"{label}number of captions"),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,7 @@ class ZeroShot(Evaluator):
             chance="chance",
             is_higher_better=True,
         ),
+        Figure(name="num_clips", label="number of recordings classified"),
         Figure(name="top5_accuracy", label="zero-shot top-5 accuracy", is_share=True, is_higher_better=True),
     )
 
