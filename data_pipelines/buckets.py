@@ -1,7 +1,7 @@
-"""Data in a bucket (``gs://``, ``s3://``, whatever fsspec reads): fetched to this machine once, put there once.
+"""Data in a bucket (``gs://``, ``s3://``, any address fsspec reads): each file is downloaded or uploaded once.
 
-What is read is a local file always. A file is fetched whole, under another name until it is complete, by one process of
-a machine while the others wait. Credentials and endpoints are those of the bucket's own library: ``AWS_ENDPOINT_URL``,
+Programs always read local files. One process of a machine downloads a whole file under a temporary name while the
+others wait. Credentials and endpoints are those of the bucket's own library: ``AWS_ENDPOINT_URL``,
 ``GOOGLE_APPLICATION_CREDENTIALS``.
 """
 
@@ -17,25 +17,25 @@ from alm_jax.errors import UserError
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether a path is an address such as ``gs://bucket/folder``, and no path of this machine."""
+    """Whether a path is an address such as ``gs://bucket/folder`` rather than a local path."""
     return "://" in str(path)
 
 
 def local_folder(url: str, local_dir: str | Path) -> Path:
-    """The folder of this machine that stands for what is below ``url``."""
+    """Returns the local folder that mirrors what is below ``url``."""
     name = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:12]
     return Path(local_dir).expanduser().absolute() / f"{url.rstrip('/').rpartition('/')[2]}-{name}"
 
 
 def exists(url: str) -> bool:
-    """Whether there is such a file."""
+    """Whether the file exists."""
     with _reaching(url):
         fs, path = _open(url)
         return bool(fs.exists(path))
 
 
 def newest(url: str, name: str) -> str | None:
-    """Of the folders below ``url`` that have a file called ``name``, the one whose is the latest."""
+    """Returns, of the folders below ``url`` that hold a file called ``name``, the one whose file is the latest."""
     with _reaching(url):
         fs, path = _open(url)
         found = fs.glob(f"{path.rstrip('/')}/*/{name}")
@@ -44,7 +44,7 @@ def newest(url: str, name: str) -> str | None:
 
 
 def fetch(url: str, target: Path) -> None:
-    """Copies a file of a bucket to ``target``, where it is not there yet."""
+    """Downloads a file of a bucket to ``target``, unless it is already there."""
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,20 +57,20 @@ def fetch(url: str, target: Path) -> None:
 
 
 def mirror(url: str, local_dir: str | Path) -> Path:
-    """Everything below ``url`` in a folder of this machine, or the file; what is there and has not changed stays.
+    """Downloads everything below ``url``, or the file, into a local folder; unchanged local files are kept.
 
-    Files have the time of the bucket's, so that a data set's state is the same on every machine.
+    Files get the modification time of the bucket's, so that a data set's state is the same on every machine.
     """
     top = local_folder(url, local_dir)
     with _reaching(url):
         fs, root = _open(url)
         found = fs.find(root, detail=True)
         if not found:
-            raise FileNotFoundError("there is nothing of that name")
+            raise FileNotFoundError("nothing has that name")
         for path, info in sorted(found.items()):
             inside = path[len(root.rstrip("/")) :].lstrip("/")
             if ".." in inside.split("/"):
-                raise UserError(f"{url} holds {inside!r}, which leads out of it")
+                raise UserError(f"{url} holds {inside!r}, a path outside of it")
             target = top / (inside or path.rpartition("/")[2])
             modified = _modified(fs, path)
             seconds = modified.timestamp() if modified is not None else 0.0
@@ -85,7 +85,7 @@ def mirror(url: str, local_dir: str | Path) -> Path:
 
 
 def upload(folder: Path, url: str, *, last: str) -> None:
-    """Copies a folder into a bucket, the file ``last`` after all others."""
+    """Uploads a folder to a bucket, the file ``last`` after all others."""
     with _reaching(url):
         fs, root = _open(url)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -103,7 +103,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _modified(fs: Any, path: str) -> Any:
-    """When a file was changed, where the file system says so."""
+    """Returns a file's modification time, where the file system states one."""
     try:
         return fs.modified(path)
     except NotImplementedError:
@@ -112,7 +112,7 @@ def _modified(fs: Any, path: str) -> Any:
 
 @contextlib.contextmanager
 def _reaching(url: str) -> Iterator[None]:
-    """Says which address it was, and what to look at, where a bucket cannot be read or written."""
+    """Raises an error that names the address and what to check, where a bucket cannot be read or written."""
     try:
         yield
     except ImportError as error:
@@ -123,8 +123,8 @@ def _reaching(url: str) -> Iterator[None]:
         raise
     except Exception as error:  # every library has its own
         raise UserError(
-            f"{url} cannot be reached: {error or type(error).__name__}; look at the address, the credentials, and that "
-            "they may read (and to build, write) there"
+            f"{url} cannot be reached: {error or type(error).__name__}; check the address, the credentials, and "
+            "that they allow reading (for building, also writing)"
         ) from error
 
 

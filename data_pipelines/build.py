@@ -1,9 +1,9 @@
 """Builds a data set shard by shard: on threads here, or on Apache Beam, with the same code and the same bytes.
 
-The rows of a source are cut into shards of `ROWS_PER_SHARD`, in order. A shard is written by `write_shard` alone, from
-its rows: a file of records, a piece of the index, and a report, which comes last. A build that was killed is begun
-again with the same call: shards that have a report are kept, the others are written anew. `build` then joins the pieces
-of the index and writes the manifest; until then the folder is not complete.
+The rows of a source are cut into shards of `ROWS_PER_SHARD`, in order. `write_shard` writes a shard from its rows
+alone: a file of records, a piece of the index, and and last a report. To continue a build that was killed, make the
+same call: shards that have a report are kept, the others are written anew. `build` then joins the pieces of the index
+and writes the manifest; until then the folder is not complete.
 
     FOLDER/building/train-00003.plan       rows of the shard, pickled
     FOLDER/building/train-00003.arrow      its piece of the index
@@ -57,28 +57,28 @@ _BUILDING = "building"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildSpec:
-    """What every worker of a build needs to know; can be pickled."""
+    """What every worker of a build needs; can be pickled."""
 
     name: str
-    """Of the data set: ``esc50``."""
+    """Name of the data set: ``esc50``."""
     folder: Path
-    """Where the data set is built; a bucket's is a local folder that is uploaded when it is complete."""
+    """Folder that the data set is built in. For a bucket it is a local folder, uploaded when complete."""
     sample_rate_hz: int
     encoding: Encoding = "pcm"
     class_names: tuple[str, ...] = ()
     max_bad_fraction: float = 0.0
     """Largest fraction of the rows that may be rejected before the build gives up."""
     signature: str = ""
-    """The state of the sources."""
+    """State of the sources."""
     rows_per_shard: int = ROWS_PER_SHARD
 
     @property
     def scratch(self) -> Path:
-        """What is there only while it is built."""
+        """Scratch folder, removed at the end of the build."""
         return self.folder / _BUILDING
 
     def shard_name(self, split: str, number: int, num_shards: int) -> str:
-        """As TFDS names it."""
+        """File name of a shard, as TFDS names it."""
         return f"{self.name}-{split}.array_record-{number:05d}-of-{num_shards:05d}"
 
 
@@ -89,22 +89,22 @@ class Shard:
     split: str
     number: int
     num_shards: int
-    """Of its split."""
+    """Number of the shard in its split."""
     num_rows: int
     num_planned: int
     """Rows of the whole build."""
     num_rejected: int = 0
-    """Rows of the build that are known to be rejected."""
+    """Rows of the build that are already known to be rejected."""
 
     @property
     def stem(self) -> str:
-        """What its files in the scratch folder begin with."""
+        """Prefix of the shard's files in the scratch folder."""
         return f"{self.split}-{self.number:05d}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardReport:
-    """What came of a shard."""
+    """Result of writing a shard."""
 
     num_rows: int
     num_records: int
@@ -116,7 +116,7 @@ class ShardReport:
     num_negatives: int
     num_labels: int
     licences: dict[str, int]
-    """Rows by licence, in the order of the numbers of its piece of the index."""
+    """Rows by licence, in the order of the licence numbers of its piece of the index."""
     rejects: list[dict[str, str]]
     notes: dict[str, int]
     fingerprint: str
@@ -130,20 +130,21 @@ class Example:
     """Its samples, in pieces of `records.PIECE_SEC`."""
     num_samples: int
     captions: Sequence[str]
-    """Cleaned, at least one."""
+    """Captions, cleaned; at least one."""
     negatives: Sequence[str]
     source_sha256: str
     notes: Sequence[str]
-    """What was changed on the way, to be counted."""
+    """Changes made while reading, for the counts."""
 
 
 def make_example(row: SourceRow, sample_rate_hz: int) -> Example:
-    """Reads a row's recording and cleans its captions. Raises DataError, the reason, where it must be left out."""
+    """Reads a row's recording and cleans its captions. Raises DataError with the reason where the row must be
+    rejected."""
     captions = [caption for caption in map(normalise_caption, row.captions) if caption]
     if not captions:
         raise DataError("empty caption")
     recording = row.audio.read(sample_rate_hz, start_sec=row.start_sec, end_sec=row.end_sec)
-    # One that says the same as a right caption would teach the opposite.
+    # A negative caption equal to a right caption would teach the opposite.
     negatives = [text for text in map(normalise_caption, row.negatives) if text and text not in captions]
     dropped = ["empty captions dropped"] * (len(row.captions) - len(captions))
     return Example(
@@ -157,15 +158,15 @@ def make_example(row: SourceRow, sample_rate_hz: int) -> Example:
 
 
 def build(spec: BuildSpec, source: Source, *, beam: str | None = None) -> Manifest:
-    """Builds the data set in ``spec.folder``, or goes on where a build that was killed has stopped.
+    """Builds the data set in ``spec.folder``, or continues a build that was killed.
 
     Args:
-      beam: options of an Apache Beam pipeline, ``--runner=DataflowRunner --project=...``; the folder must be one that
-        its workers reach. None: threads of this process.
+      beam: options of an Apache Beam pipeline, ``--runner=DataflowRunner --project=...``; the folder must be
+          reachable by its workers. None: use threads of this process.
 
     Raises:
       DataError: too many rows are bad, or every row of a split.
-      UserError: Beam is asked for and not installed, or its options cannot be.
+      UserError: Beam is requested and not installed, or its options are invalid.
     """
     shards = _plan(spec, source)
     with Progress(spec.name, sum(shard.num_rows for shard in shards)) as progress:
@@ -184,7 +185,7 @@ def build(spec: BuildSpec, source: Source, *, beam: str | None = None) -> Manife
 
 
 def _plan(spec: BuildSpec, source: Source) -> list[Shard]:
-    """Cuts the rows into shards, and keeps the rows of each on disk for whoever writes it."""
+    """Cuts the rows into shards and stores the rows of each on disk for its writer."""
     plan = spec.scratch / "plan.json"
     if not plan.is_file():
         shutil.rmtree(spec.folder, ignore_errors=True)
@@ -221,7 +222,7 @@ def _keep_plan(spec: BuildSpec, split: str, rows: list[SourceRow], sizes: dict[s
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
+    """Writes a file atomically: readers see the whole file or none."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text, "utf-8")
     partial.replace(path)
@@ -230,15 +231,15 @@ def _write_whole(path: Path, text: str) -> None:
 def write_shard(
     spec: BuildSpec, shard: Shard, *, advance: Callable[[int], None] = lambda _: None
 ) -> ShardReport:
-    """Writes one shard, or finds it written: the same rows give the same bytes, whoever writes them.
+    """Writes one shard, or returns the report of one already written. The same rows give the same bytes.
 
-    Raises DataError where more rows are bad than may be.
+    Raises DataError where more rows are bad than the limit allows.
     """
     report_path = spec.scratch / f"{shard.stem}.json"
     if report_path.is_file():
         return ShardReport(**json.loads(report_path.read_text("utf-8")))
     rows: list[SourceRow] = pickle.loads((spec.scratch / f"{shard.stem}.plan").read_bytes())
-    own = f"{os.getpid()}.partial"  # two workers may write one shard, where Beam thinks the first is lost
+    own = f"{os.getpid()}.partial"  # Beam may start a shard twice, where it takes the first worker for lost
     records_path = spec.folder / spec.shard_name(shard.split, shard.number, shard.num_shards)
     index_piece = spec.scratch / f"{shard.stem}.arrow"
     partial_records = spec.scratch / f"{shard.stem}.records.{own}"
@@ -347,7 +348,7 @@ def _too_many(
 
 
 def features(encoding: Encoding) -> Any:
-    """The TFDS features of a record."""
+    """Returns the TFDS features of a record."""
     import tensorflow_datasets as tfds
 
     text = tfds.features.Text
@@ -363,19 +364,17 @@ def features(encoding: Encoding) -> Any:
             "id": text(doc="unique in the data set"),
             "audio": audio,
             "captions": tfds.features.Sequence(text()),
-            "negatives": tfds.features.Sequence(text(), doc="captions that are wrong"),
+            "negatives": tfds.features.Sequence(text(), doc="wrong captions"),
             "labels": tfds.features.Sequence(np.int32, doc="indices into class_names, of every class"),
             "licence": text(),
-            "piece": tfds.features.Scalar(
-                np.int32, doc="which piece of a long recording this is; 0 is the first"
-            ),
-            "source_sha256": text(doc="of the file it was made from, or empty"),
+            "piece": tfds.features.Scalar(np.int32, doc="number of the piece of a long recording, from 0"),
+            "source_sha256": text(doc="SHA-256 of the source file, or empty"),
         }
     )
 
 
 def serialiser(encoding: Encoding) -> Callable[[SourceRow, Example, Sequence[int], int, bytes], bytes]:
-    """A function that makes the bytes of a record, always the same: its features are in order of name."""
+    """Returns a function that serialises a record deterministically, with its features in order of name."""
     load_tensorflow()
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
@@ -402,7 +401,7 @@ def serialiser(encoding: Encoding) -> Callable[[SourceRow, Example, Sequence[int
 
 
 def _run_on_beam(spec: BuildSpec, shards: Sequence[Shard], options: str) -> None:
-    """Writes the shards as the elements of a Beam pipeline, which retries those that fail."""
+    """Writes the shards as elements of a Beam pipeline, which retries those that fail."""
     try:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -422,7 +421,7 @@ def _run_on_beam(spec: BuildSpec, shards: Sequence[Shard], options: str) -> None
 
 @contextlib.contextmanager
 def _watched(spec: BuildSpec, shards: Sequence[Shard], progress: Progress) -> Iterator[None]:
-    """Counts the shards that workers have written, wherever they are, while a pipeline runs."""
+    """Counts the shards written by all workers while a pipeline runs."""
     done = threading.Event()
     waiting = list(shards)
 
@@ -446,7 +445,7 @@ def _watched(spec: BuildSpec, shards: Sequence[Shard], progress: Progress) -> It
 
 
 def _write_and_count(spec: BuildSpec, shard: Shard) -> int:
-    """Writes a shard in a worker of Beam, which shows the counters."""
+    """Writes a shard in a worker of Beam, and updates Beam's counters."""
     from apache_beam.metrics import Metrics
 
     report = write_shard(spec, shard)
@@ -457,14 +456,16 @@ def _write_and_count(spec: BuildSpec, shard: Shard) -> int:
 
 
 def _finish(spec: BuildSpec, shards: Sequence[Shard]) -> Manifest:
-    """Joins what the shards wrote, and writes the manifest, with which the data set is complete."""
+    """Joins what the shards wrote, and writes the manifest, which completes the data set."""
     splits: dict[str, SplitManifest] = {}
     notes: collections.Counter[str] = collections.Counter()
     num_rejects = 0
     with open(spec.folder / REJECTS_FILE, "w", encoding="utf-8") as rejects:
         for split in dict.fromkeys(shard.split for shard in shards):
             own = [shard for shard in shards if shard.split == split]
-            reports = [write_shard(spec, shard) for shard in own]  # each is written: this reads its report
+            reports = [
+                write_shard(spec, shard) for shard in own
+            ]  # each shard is written: this reads its report
             for report in reports:
                 notes.update(report.notes)
                 num_rejects += len(report.rejects)
@@ -540,7 +541,7 @@ def _finish_split(spec: BuildSpec, shards: Sequence[Shard], reports: Sequence[Sh
 
 
 def _renumber(batch: pa.RecordBatch, first_record: int, licence_of: Int[np.ndarray, " L"]) -> pa.RecordBatch:
-    """A batch of a shard's piece of the index as the whole index has it."""
+    """Converts a batch of a shard's piece of the index to the form of the whole index."""
     columns = {name: batch.column(name) for name in SCHEMA.names}
     columns["record"] = pa.array(columns["record"].to_numpy() + first_record)
     columns["licence"] = pa.array(licence_of[columns["licence"].to_numpy()])
@@ -548,7 +549,7 @@ def _renumber(batch: pa.RecordBatch, first_record: int, licence_of: Int[np.ndarr
 
 
 def complete(spec: BuildSpec, manifest: Manifest) -> None:
-    """Writes the manifest, and removes what was needed to build."""
+    """Writes the manifest and removes the scratch files."""
     _write_whole(spec.folder / MANIFEST_FILE, manifest.to_json())
     shutil.rmtree(spec.scratch, ignore_errors=True)
 
@@ -556,7 +557,7 @@ def complete(spec: BuildSpec, manifest: Manifest) -> None:
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], num_threads: int | None = None
 ) -> Iterator[tuple[Item, Result]]:
-    """(item, function(item)) in order, made by threads that run a bounded number of items ahead."""
+    """Yields (item, function(item)) in order, computed by threads that run a bounded number of items ahead."""
     num_threads = num_threads or min(32, os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
         pending: collections.deque[tuple[Item, concurrent.futures.Future[Result]]] = collections.deque()

@@ -1,4 +1,4 @@
-"""How far a build is: a bar on a terminal, elsewhere a line every `LINE_EVERY_SEC`."""
+"""Progress of a build: a bar on a terminal; elsewhere a line every `LINE_EVERY_SEC`."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ LINE_EVERY_SEC = 30.0
 
 
 class Progress:
-    """Counts recordings; a context manager."""
+    """Progress counter of recordings; a context manager."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Progress:
             self._bar.stop()
 
     def advance(self, count: int = 1, *, rejected: int = 0) -> None:
-        """``count`` recordings more were read, or rejected; ``rejected`` of all so far were rejected since the last."""
+        """Adds ``count`` recordings, read or rejected; ``rejected`` of them were rejected."""
         self.done += count
         self._rejects += rejected
         if self._bar is not None and self._task is not None:

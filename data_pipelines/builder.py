@@ -1,4 +1,5 @@
-"""The TFDS builder of every data set: `data_pipelines.build` by ``tfds build`` and ``download_and_prepare``."""
+"""The TFDS builder of every data set: runs `data_pipelines.build` from ``tfds build`` and
+``download_and_prepare``."""
 
 import contextlib
 import dataclasses
@@ -23,18 +24,18 @@ from data_pipelines.source import Source
 
 @dataclasses.dataclass(kw_only=True)
 class CaptionedAudioConfig(tfds.core.BuilderConfig):
-    """A TFDS config that carries the settings of the data set as this project writes them."""
+    """A TFDS config that holds the settings of the data set as this project writes them."""
 
     settings: Any = None
     sample_rate_hz: int = 16_000
     encoding: Encoding = "pcm"
     max_bad_fraction: float = 0.0
     source: Source | None = None
-    """What ``settings.read()`` found, where it was called already."""
+    """Result of ``settings.read()``, where it was called already."""
 
 
 def settings_name(settings: DatasetConfig, sample_rate_hz: int, encoding: Encoding) -> str:
-    """A name that differs where the content would: words for people, and a digest of settings and format."""
+    """Name that differs where the content differs: readable words, and a digest of settings and format."""
     content = [dataclasses.asdict(settings), sample_rate_hz, encoding, FORMAT]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     stored = f"{sample_rate_hz}hz" if encoding == "pcm" else f"{sample_rate_hz}hz-{encoding}"
@@ -43,24 +44,25 @@ def settings_name(settings: DatasetConfig, sample_rate_hz: int, encoding: Encodi
 
 @functools.cache
 def builder_class(kind: type[DatasetConfig]) -> type["CaptionedAudioBuilder"]:
-    """The TFDS builder of a data set, of its name and with its documentation."""
+    """Makes the TFDS builder class of a data set, with its name and documentation."""
     doc = (kind.__doc__ or "").strip()
     named = {"__doc__": kind.__doc__, "__module__": kind.__module__, "KIND": kind}
     return type(kind.title(), (CaptionedAudioBuilder,), named | {"MANUAL_DOWNLOAD_INSTRUCTIONS": doc})
 
 
 class CaptionedAudioBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Splits of ``{id, audio (int16 PCM, mono, or FLAC), captions, negatives, labels, licence, piece, source_sha256}``.
+    """Splits of ``{id, audio (int16 PCM, mono, or FLAC), captions, negatives, labels, licence, piece,
+    source_sha256}``.
 
-    ``info.metadata`` has the class names, the sampling rate and the encoding; ``manifest.json`` beside the records has
-    all that was counted, and ``index/`` what is in the records but the audio.
+    ``info.metadata`` has the class names, the sampling rate and the encoding; ``manifest.json`` beside the records
+    has all counts, and ``index/`` everything in the records except the audio.
     """
 
     VERSION = tfds.core.Version(f"{FORMAT}.0.0")
     BUILDER_CONFIGS: ClassVar = [CaptionedAudioConfig(name="manual_dir")]
-    """The usual settings, of the files in TFDS's ``manual_dir``."""
+    """Default settings, for the files in TFDS's ``manual_dir``."""
     KIND: ClassVar[type[DatasetConfig]]
-    """The data set."""
+    """The data set that is built."""
     url_infos = None  # nothing is downloaded: TFDS need not look for checksums beside this file
 
     def __init__(self, **kwargs: Any) -> None:
@@ -77,7 +79,7 @@ class CaptionedAudioBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_re
         )
 
     def spec(self, source: Source, folder: Path) -> BuildSpec:
-        """What the build of these rows in this folder needs to know."""
+        """Makes the build's specification for these rows and this folder."""
         config = self.builder_config
         return BuildSpec(
             name=self.name,
@@ -90,7 +92,7 @@ class CaptionedAudioBuilder(tfds.core.dataset_builder.FileReaderBuilder, skip_re
         )
 
     def state_splits(self, manifest: Manifest, folder: Path) -> None:
-        """Puts into ``info`` what TFDS wants to know of the splits."""
+        """Fills ``info`` with the sizes and shards of the splits."""
         self.info.metadata["class_names"] = list(manifest.class_names)
         self.info.metadata["num_planned"] = manifest.num_planned
         template = tfds.core.ShardedFileTemplate(
@@ -135,7 +137,7 @@ def build_folder(
     max_bad_fraction: float,
     beam: str | None = None,
 ) -> Manifest:
-    """Builds a data set in ``folder``, to be read with and without TFDS; goes on with a build that was killed."""
+    """Builds a data set in ``folder``, readable with and without TFDS; continues a build that was killed."""
     with _quiet_tfds(), tempfile.TemporaryDirectory() as nowhere:
         config = CaptionedAudioConfig(
             name=settings.short_name(),
@@ -157,7 +159,7 @@ def build_folder(
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """Keeps TFDS from printing to the standard output, and from warning that a config is one's own."""
+    """Keeps TFDS from printing to the standard output, and from warning about custom configs."""
     absl_logger = logging.getLogger("absl")
     level = absl_logger.level
     absl_logger.setLevel(logging.ERROR)

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-_JOINERS = "\u200c\u200d"  # they join the letters and emoji of a word, and are nothing between words
+_JOINERS = "\u200c\u200d"  # joiners inside words and emoji; meaningless between words
 _EXTENSION = re.compile(r"\.(?:wave?|mp3|flac|og[ga]|opus|aif[fc]?|m4a|aac|wma|caf|au)$", re.IGNORECASE)
 _ESCAPE = re.compile(r"\\u[0-9a-fA-F]{4}")
 _CAMEL_CASE = re.compile(r"(?<=[a-z]{2})(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
@@ -17,7 +17,8 @@ _ABOUT_THE_FILE = re.compile(
 
 
 def normalise_caption(caption: str) -> str:
-    """NFC, without what cannot be seen (control, format, half surrogates), white space made one space; may be empty."""
+    """Normalises a text to NFC without invisible characters (control, format, half surrogates), each run of white
+    space made one space. The result may be empty."""
     words = unicodedata.normalize("NFC", caption).split()
     visible = ("".join(filter(_is_visible, word)).strip(_JOINERS) for word in words)
     return " ".join(filter(None, visible))
@@ -28,12 +29,12 @@ def _is_visible(character: str) -> bool:
 
 
 def clean_title(title: str) -> str:
-    """The words of a recording's title that describe a sound, or '' where none are left.
+    """Extracts the words of a recording's title that describe a sound; '' where none are left.
 
-    In this order: the file extension goes; punctuation and underscores become spaces, CamelCase is
-    split, and all is lower-case; a number glued to a word goes (``rooster2``), and any other word with
-    a digit in it (take numbers, dates, model codes); so do words about the file, not the sound
-    (``stereo``, ``loop``), and those of up to three letters without a vowel (library codes, initials).
+    In this order: the file extension is removed; punctuation and underscores become spaces, CamelCase is split, and
+    all is lower-case; a number at the end of a word is removed (``rooster2``), as is any other word with a digit in
+    it (take numbers, dates, model codes); so are words about the file, not the sound (``stereo``, ``loop``), and
+    words of up to three letters without a vowel (library codes, initials).
 
     >>> clean_title("animals_dog_bark_springer_spaniel_001.wav")
     'animals dog bark springer spaniel'

@@ -1,4 +1,4 @@
-"""What a data set would be made of: every recording decoded once, nothing written."""
+"""Report of what a data set would contain: every recording is decoded once, nothing is written."""
 
 import collections
 import dataclasses
@@ -14,7 +14,7 @@ from data_pipelines.decode import MAX_RATE_HZ, MIN_RATE_HZ, as_file, read_blocks
 from data_pipelines.source import Source, SourceRow, hash_file
 
 NUM_PROBLEMS = 10
-"""Problems that are kept word for word."""
+"""Maximum number of problems that are listed in full."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,43 +29,43 @@ class Heard:
 
 @dataclasses.dataclass(kw_only=True)
 class Report:
-    """What was found."""
+    """Result of the check."""
 
     found: tuple[str, ...] = ()
-    """What the data set says of its layout and columns."""
+    """Notes of the data set on its layout and columns."""
     num_rows: int = 0
     num_missing: int = 0
-    """Clips whose file is not there."""
+    """Number of clips whose file does not exist."""
     num_undecodable: int = 0
-    """Clips whose file is there and is no usable audio."""
+    """Number of clips whose file exists and is no usable audio."""
     num_without_caption: int = 0
     num_bad_rows: int = 0
-    """Rows of tables that cannot be used."""
+    """Number of table rows that cannot be used."""
     seconds: list[float] = dataclasses.field(default_factory=list)
-    """Of each clip that was decoded."""
+    """Length of each decoded clip."""
     rates: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    """Clips by sampling rate and channels."""
+    """Number of clips by sampling rate and channels."""
     splits: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     licences: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     classes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     words: list[int] = dataclasses.field(default_factory=list)
-    """Of each caption."""
+    """Number of words of each caption."""
     captions: list[int] = dataclasses.field(default_factory=list)
-    """Of each clip."""
+    """Number of captions of each clip."""
     duplicates: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     """Pairs of clips with the same recording."""
     num_repeated_captions: int = 0
-    """Captions that another clip has too."""
+    """Number of captions that another clip has too."""
     problems: list[str] = dataclasses.field(default_factory=list)
-    """The first of them, with file and line."""
+    """The first problems, with file and line."""
 
     @property
     def num_problems(self) -> int:
-        """Clips and rows that would be left out."""
+        """Number of clips and rows that would be left out."""
         return self.num_missing + self.num_undecodable + self.num_without_caption + self.num_bad_rows
 
     def lines(self) -> list[tuple[str, str]]:
-        """The report for people: names and values."""
+        """The report as lines of text: names and values."""
         num_found = self.num_rows - self.num_missing
         lines = [
             ("rows", f"{self.num_rows:,} ({_counts(self.splits)})"),
@@ -98,7 +98,7 @@ class Report:
 def check(
     source: Source, row_problems: Sequence[str] = (), *, advance: Callable[[], None] = lambda: None
 ) -> Report:
-    """Decodes every recording of a data set, at its own rate, and counts.
+    """Decodes every recording of a data set at its own rate, and counts.
 
     ``row_problems`` are those of its tables; ``advance`` is called after every clip.
     """
@@ -133,14 +133,14 @@ def check(
 
 
 def hear(row: SourceRow) -> Heard:
-    """Decodes a clip, piece by piece. Raises DataError, the reason, where it would be left out."""
+    """Decodes a clip piece by piece. Raises DataError with the reason where the clip would be left out."""
     content = row.audio.content()
     try:
         with soundfile.SoundFile(as_file(content)) as file:
             rate_hz, num_channels = file.samplerate, file.channels
     except (soundfile.SoundFileError, OSError):
         rate_hz, num_channels = 0, 0
-    # What cannot be is read at a usual rate, for the reader to say why.
+    # Where the rate is unknown a usual rate is used, so that the reader gives the reason.
     asked_hz = rate_hz if MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ else 16_000
     max_sec = None if row.end_sec is None else row.end_sec - row.start_sec
     num_samples = sum(map(len, read_blocks(content, asked_hz, start_sec=row.start_sec, max_sec=max_sec)))

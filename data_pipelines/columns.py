@@ -1,4 +1,4 @@
-"""Which column of a table is what: named in a config, or found by the usual names; and what its cells say."""
+"""Columns of a table: named in a config, or found by their usual names; and the reading of their cells."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from data_pipelines.captions import normalise_caption
 from data_pipelines.tables import Row
 
 NO_COLUMN = "-"
-"""The name that says: there is none, whatever the table has."""
+"""Column name that means: no such column, whatever the table has."""
 _NUMBERED = re.compile(r"captions?[ _]?(\d{1,4})", re.IGNORECASE)
 _USUAL = {
     "audio": (
@@ -37,31 +37,33 @@ _USUAL = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColumnsConfig:
-    """Names of columns; '' takes the first of the usual names that the table has, ``-`` takes none."""
+    """Names of a table's columns. The default '' takes the first usual name that the table has; ``-`` takes none."""
 
     audio: str = ""
-    """The recording: a path below the root, or bytes. Usual: audio, file, file_name, filename, path."""
+    """Column of the recording: a path below the root, or bytes. Usual names: audio, file, file_name, filename,
+    path."""
     captions: tuple[str, ...] = ()
-    """Its captions: one column or several, each with a text or a list of texts. Usual: caption, text, sentence, and
+    """Column or columns of captions, each a text or a list of texts. Usual names: caption, text, sentence, and
     caption_1, caption_2 and so on."""
     labels: str = ""
-    """Its classes, a text or a list of texts. Usual: labels, label, category, class, tags."""
+    """Column of the classes, a text or a list of texts. Usual names: labels, label, category, class, tags."""
     split: str = ""
-    """Its split. Usual: split, subset."""
+    """Column of the split. Usual names: split, subset."""
     licence: str = ""
-    """Its licence. Usual: licence, license."""
+    """Column of the licence. Usual names: licence, license."""
     start_sec: str = ""
-    """Where the clip begins in the recording, seconds. Usual: start_sec, start, start_time."""
+    """Column of the clip's start in the recording, seconds. Usual names: start_sec, start, start_time."""
     end_sec: str = ""
-    """Where it ends, seconds. Usual: end_sec, end, end_time."""
+    """Column of the clip's end in the recording, seconds. Usual names: end_sec, end, end_time."""
     id: str = ""
-    """What the clip is called, unique. Usual: id, uid, key."""
+    """Column of the clip's unique name. Usual names: id, uid, key."""
 
 
 def find_columns(config: ColumnsConfig, row: Row, known: Sequence[str]) -> ColumnsConfig:
-    """The columns of a table that has the columns ``known``; '' stands for none.
+    """Finds the columns of a table whose columns are ``known``; '' means none.
 
-    Raises DataError where one that is named is not there, or there is none for the recording; ``row`` says where.
+    Raises DataError where a named column does not exist, or where no column holds the recording; ``row`` gives the
+    place for the message.
     """
     found: dict[str, Any] = {}
     by_name = {name.lower(): name for name in reversed(known)}
@@ -91,7 +93,7 @@ def find_columns(config: ColumnsConfig, row: Row, known: Sequence[str]) -> Colum
 
 
 def describe_columns(columns: ColumnsConfig) -> tuple[str, ...]:
-    """What was found, a line for each field that has a column, and one for the others."""
+    """Describes what was found: a line for each field that has a column, and one for the others."""
     lines, missing = [], []
     for field in _USUAL:
         value = getattr(columns, field)
@@ -104,7 +106,7 @@ def describe_columns(columns: ColumnsConfig) -> tuple[str, ...]:
 
 
 def read_texts(row: Row, column: str, separator: str = "") -> list[str]:
-    """The texts of a cell that has one or a list; none where it is empty."""
+    """Returns the texts of a cell that has one text or a list; none where it is empty."""
     value = row.cells.get(column)
     values = value if isinstance(value, list | tuple) else [value]
     texts = []
@@ -118,7 +120,7 @@ def read_texts(row: Row, column: str, separator: str = "") -> list[str]:
 
 
 def read_text(row: Row, column: str) -> str:
-    """The text of a cell, cleaned; '' where it is empty or there is no such column."""
+    """Returns the cleaned text of a cell; '' where it is empty or there is no such column."""
     if not column:
         return ""
     texts = read_texts(row, column)
@@ -128,7 +130,7 @@ def read_text(row: Row, column: str) -> str:
 
 
 def read_seconds(row: Row, column: str) -> float | None:
-    """The number of a cell; None where it is empty or there is no such column."""
+    """Returns the number of a cell; None where it is empty or there is no such column."""
     value = row.cells.get(column) if column else None
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -142,7 +144,7 @@ def read_seconds(row: Row, column: str) -> float | None:
 
 
 def _as_text(value: str | int | float) -> str:
-    # JSON can hold half of a surrogate pair, which no file can.
+    # JSON can hold half of a surrogate pair, which no file name can.
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else repr(value)
 
 

@@ -1,4 +1,4 @@
-"""What a run says about its data: which set, at which settings, cut how, tokenised how."""
+"""Configuration of a run's data: data set, storage, filters, clip lengths and tokenizer."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ from data_pipelines.templates import TemplateName, render
 
 
 def __getattr__(name: str) -> Any:
-    """The configs of single data sets by their names, for config files that import them from here."""
+    """Config types of single data sets by name, so that config files can import them from here."""
     for kind in DatasetConfig.kinds() if name.endswith("Config") else ():
         if kind.__name__ == name:
             return kind
@@ -21,15 +21,16 @@ def __getattr__(name: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """What is asked of a recording; its caption is the answer."""
+    """A question asked about each recording; the recording's caption is the answer."""
 
     template: TemplateName = "plain"
-    """How recording and question are put together: `data_pipelines.templates` has them as they were published."""
+    """How recording and question are put together: one of the published templates of `data_pipelines.templates`."""
     question: str | tuple[str, ...] = ""
-    """The question, or the name of a task of the template (``caption``). Of several, training draws one for every
-    example and epoch, and evaluation asks the first."""
+    """The question, or the name of one of the template's tasks (``caption``). Of several, training picks one at
+    random for every example and epoch, and evaluation asks the first."""
     max_length: int = 64
-    """Tokens a prompt is padded to, P of the batch contract; a longer one is an error."""
+    """Maximum tokens of a prompt (P of the batch contract), to which shorter prompts are padded; a longer one is an
+    error."""
 
     def __post_init__(self) -> None:
         require(self.max_length >= 1, "prompt.max_length", self.max_length, "at least 1")
@@ -45,25 +46,26 @@ class PromptConfig:
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """Every question, the first of which is evaluation's."""
+        """Every question; evaluation asks the first."""
         return (self.question,) if isinstance(self.question, str) else self.question
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Which recordings of the training splits are read; evaluation always reads all."""
+    """Which recordings of the training splits are used; evaluation always uses all."""
 
     min_sec: float = 0.0
-    """Shorter recordings are left out, seconds."""
+    """Minimum length of a recording, seconds; shorter ones are left out."""
     max_sec: float | None = None
-    """Longer recordings are left out, seconds; None keeps them: a window is read of each."""
+    """Maximum length of a recording, seconds; longer ones are left out. None keeps them: a window of each is read."""
     licences: tuple[str, ...] = ()
-    """Licences that are kept, as patterns in which ``*`` stands for anything: ``CC0*``, ``CC-BY-4*``. The empty tuple
-    keeps every licence."""
+    """Licences to keep, as patterns in which ``*`` matches anything: ``CC0*``, ``CC-BY-4*``. The empty tuple keeps
+    every licence."""
     min_caption_words: int = 1
-    """Captions of fewer words are not read; a recording with no caption left is left out."""
+    """Minimum number of words of a caption; shorter captions are not used, and a recording with none left is left
+    out."""
     max_caption_words: int | None = None
-    """Captions of more words are not read; None keeps them."""
+    """Maximum number of words of a caption; longer captions are not used. None: no limit."""
 
     def __post_init__(self) -> None:
         require(self.min_sec >= 0, "filter.min_sec", self.min_sec, "zero or more")
@@ -79,25 +81,25 @@ class FilterConfig:
 
     @property
     def looks_at_captions(self) -> bool:
-        """Whether captions decide."""
+        """Whether the filter depends on captions."""
         return self.min_caption_words > 1 or self.max_caption_words is not None
 
     @property
     def keeps_all(self) -> bool:
-        """Whether it leaves nothing out."""
+        """Whether the filter keeps everything."""
         return self == FilterConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StorageConfig:
-    """How a data set is kept on disk once it is built."""
+    """How a built data set is stored on disk."""
 
     sample_rate_hz: int | None = None
-    """Sampling rate of the records, Hz; None: the model's. With a rate of its own one build serves models of every
-    rate: what they read is resampled as it is read."""
+    """Sampling rate of the stored recordings, Hz; None: the model's rate. With a fixed rate one build serves models
+    of every rate, and recordings are resampled as they are read."""
     encoding: Literal["pcm", "flac"] = "pcm"
-    """``pcm``: int16 samples, the fastest to read; ``flac``: the same samples in about half the space, and several
-    times the work."""
+    """``pcm``: int16 samples, the fastest to read. ``flac``: the same samples in about half the space, several times
+    slower to read."""
 
     def __post_init__(self) -> None:
         rate_hz = self.sample_rate_hz
@@ -114,19 +116,20 @@ class MixturePart:
     """One data set of a mixture."""
 
     name: str
-    """What its splits begin with: ``digits/train``."""
+    """Prefix of its splits' names: ``digits`` gives ``digits/train``."""
     dataset: DatasetConfig
     """The data set."""
     weight: int = 1
-    """Its share, beside the other parts' weights: of the rows of every batch, or of the batches."""
+    """Weight of the part, a whole number: its share of the rows of every batch, or of the batches, relative to the
+    other parts."""
     train_split: str = "train"
-    """Split(s) of it that the mixture's ``train`` has, joined with ``+``."""
+    """Split(s) of the part that belong to the mixture's ``train``, joined with ``+``."""
     eval_split: str = "test"
-    """Split(s) of it that the mixture's ``test`` has, joined with ``+``."""
+    """Split(s) of the part that belong to the mixture's ``test``, joined with ``+``."""
     prompt: PromptConfig | None = None
-    """What is asked of its recordings; None: what ``data.prompt`` says."""
+    """Prompt for its recordings; None: that of ``data.prompt``."""
     filter: FilterConfig | None = None
-    """Which of its recordings are trained on; None: what ``data.filter`` says."""
+    """Filter of its training recordings; None: that of ``data.filter``."""
 
     def __post_init__(self) -> None:
         require(
@@ -143,20 +146,21 @@ class MixturePart:
 class MixtureConfig:
     """Several data sets at once.
 
-    Splits: ``train`` and ``test``, made of what each part trains on and is evaluated on, and ``name/split``, any split
-    of a part; join them with ``+``. Classes of the same name are one class, whatever part they are of. Each part has
-    its own order and its own epochs.
+    Splits: ``train`` and ``test``, joined from the parts' train and test splits, and ``name/split``, any split of a
+    part; join them with ``+``. Classes of the same name in different parts are one class. Each part has its own order
+    and its own epochs.
     """
 
     parts: tuple[MixturePart, ...]
-    """The data sets; batches name them by their place (``source``). Said in the config file: the command line changes
-    single fields."""
+    """The data sets; batches number them by position (``source``). Set in the config file: the command line changes
+    only single fields."""
     mode: Literal["rows", "turns"] = "rows"
-    """``rows``: every batch has rows of every part, in fixed shares; ``turns``: a batch is of one part, and the parts
-    take turns. What does not divide is spread evenly over the steps."""
+    """``rows``: every batch has rows of every part, in fixed shares. ``turns``: a batch is of one part, and the parts
+    alternate. Remainders are spread evenly over the steps."""
     temperature: float | None = None
-    """None: shares are the parts' weights. T: they are sizes of the parts to the power 1 / T, to a part in a thousand:
-    1 reads every part equally often, a large T reads equally much of every part; weights are then not used."""
+    """Temperature of the shares. None: shares are the parts' weights. T: shares are the sizes of the parts to the
+    power 1 / T, rounded to thousandths, and weights are ignored; T = 1 reads all data equally often, a large T reads
+    equally much of every part."""
 
     def __post_init__(self) -> None:
         names = [part.name for part in self.parts]
@@ -168,20 +172,21 @@ class MixtureConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """A tokenizer trained on the captions of the train split, or a published one."""
+    """A tokenizer: a published one, or one trained on the captions of the train split."""
 
     kind: Literal["bpe", "wordpiece"] = "bpe"
-    """``bpe``: byte-level, as RoBERTa's; ``wordpiece``: lower-case, as BERT's. Ignored with ``path``."""
+    """Kind of tokenizer to train. ``bpe``: byte-level, like RoBERTa's. ``wordpiece``: lower-case, like BERT's.
+    Ignored with ``path``."""
     vocab_size: int | None = None
-    """Largest vocabulary to train, special tokens included; None for as many words as the model has, and 1000 where
-    there is no model of words. Ignored with ``path``."""
+    """Largest vocabulary to train, special tokens included. None: the model's vocabulary size, or 1000 where no model
+    reads text. Ignored with ``path``."""
     max_length: int = 32
-    """Tokens a caption is cut or padded to, special tokens included."""
+    """Maximum tokens of a caption, special tokens included; shorter captions are padded, longer ones cut."""
     length_buckets: tuple[int, ...] = ()
-    """Shorter lengths, in rising order, that a training batch is padded to where all its captions fit; each that
-    occurs compiles the step once more. The empty tuple pads every batch to max_length."""
+    """Shorter lengths, ascending, to which a training batch is padded where all its captions fit. Each length in use
+    compiles the step once more. The empty tuple pads every batch to max_length."""
     path: str | None = None
-    """A ``tokenizer.json``, or a folder that holds one; trained from the captions where it is None."""
+    """A ``tokenizer.json``, or a folder that holds one. None: train a tokenizer on the captions."""
 
     def __post_init__(self) -> None:
         require(self.max_length >= 3, "tokenizer.max_length", self.max_length, "at least 3")
@@ -203,7 +208,7 @@ class TokenizerConfig:
 
     @property
     def num_tokens(self) -> int:
-        """``vocab_size``, or its default where no model has filled it in."""
+        """``vocab_size``, or its default where no model has set it."""
         return 1000 if self.vocab_size is None else self.vocab_size
 
 
@@ -212,35 +217,37 @@ class DataConfig:
     """A data set, its splits, and how batches are cut from it."""
 
     dataset: DatasetConfig | MixtureConfig
-    """The data set, or several."""
+    """The data set, or a mixture of several."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """How captions become token ids."""
     filter: FilterConfig = FilterConfig()
-    """Which recordings are trained on."""
+    """Which recordings training uses."""
     storage: StorageConfig = StorageConfig()
-    """How a data set is kept on disk once it is built."""
+    """How a built data set is stored on disk."""
     prompt: PromptConfig | None = None
-    """What comes before a caption, which is then an answer with no start token; None where a model reads captions."""
+    """Prompt before a caption; the caption is then an answer without a start token. None where the model reads
+    captions."""
     num_negatives: Annotated[int, Range(0)] = 0
-    """Captions that are wrong, and nearly right, given with every pair, K of the batch contract; the data set must
-    have such. A loss with hard negatives needs them."""
+    """Number of wrong but similar captions given with every pair (K of the batch contract); the data set must have
+    them. A loss with hard negatives needs them."""
     source_sec: float | None = None
-    """Seconds of a recording that reach the device; shorter ones are zero-padded (``audio_num_samples``
-    says where), longer ones are cut: at random in training, from the centre in evaluation. None for the length of the
-    model's clips, and 10 s where there is no model."""
+    """Seconds of each recording that are sent to the device. Shorter recordings are zero-padded
+    (``audio_num_samples`` is the real length); longer ones are cut, at random in training and to the centre in
+    evaluation. None: the length of the model's clips, or 10 s where there is no model."""
     train_split: str = "train"
     """Split(s) to train on, joined with ``+``."""
     eval_split: str = "test"
     """Split(s) to evaluate on, joined with ``+``."""
     cache_dir: str = "~/.cache/alm_jax/data"
-    """Where prepared data sets are kept: a folder, or a bucket, ``gs://bucket/data``, from which every machine fetches
-    what it reads once. It may be moved or copied, and read-only for data sets that are complete."""
+    """Folder of prepared data sets: a local folder, or a bucket (``gs://bucket/data``), from which every machine
+    downloads what it reads once. The folder may be moved or copied, and may be read-only where its data sets are
+    complete."""
     local_dir: str = "~/.cache/alm_jax/buckets"
-    """Folder of this machine for what is fetched from buckets."""
+    """Local folder for downloads from buckets."""
     max_bad_fraction: float = 0.05
-    """Largest fraction of the recordings that may be rejected before the build gives up."""
+    """Largest fraction of recordings that may be rejected; above it the build stops with an error."""
     num_reads: int = 2
-    """Batches that are read at the same time."""
+    """Batches that are read concurrently."""
 
     def __post_init__(self) -> None:
         require(self.num_negatives >= 0, "num_negatives", self.num_negatives, "zero or more")
@@ -256,12 +263,12 @@ class DataConfig:
 
     @property
     def window_sec(self) -> float:
-        """``source_sec``, or its default where no model has filled it in."""
+        """``source_sec``, or its default where no model has set it."""
         return 10.0 if self.source_sec is None else self.source_sec
 
     @property
     def prompts(self) -> tuple[PromptConfig, ...]:
-        """The prompt of each part of a mixture, or of the one data set; none where captions have no prompt."""
+        """The prompt of each part of a mixture, or of the one data set; empty where there are no prompts."""
         return tuple(prompt for prompt in self._prompts if prompt is not None)
 
     @property
@@ -272,5 +279,5 @@ class DataConfig:
 
     @property
     def prompt_length(self) -> int:
-        """P of the batch contract, the longest ``max_length`` of the prompts; 0 where there are none."""
+        """P of the batch contract: the largest ``max_length`` of the prompts; 0 without prompts."""
         return max((prompt.max_length for prompt in self.prompts), default=0)

@@ -1,7 +1,7 @@
-"""Is an audio file whole? What its container says, read without decoding.
+"""Checks from its container, without decoding, that an audio file is complete.
 
-libsndfile decodes a file that was cut off in the middle, and says nothing: Ogg streams end at the last
-complete page, MP3 at the last complete frame, PCM at the last byte. So the containers are read here:
+libsndfile decodes a file that was cut off without reporting it: Ogg streams end at the last
+complete page, MP3 at the last complete frame, PCM at the last byte. So containers are checked here:
 
 * Ogg (RFC 3533): every page's checksum and sequence number, and the end-of-stream flag of every stream.
 * MP3 (ISO 11172-3, 13818-3): the chain of frame headers must end with a complete frame.
@@ -19,11 +19,11 @@ from alm_jax.errors import DataError
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _CHUNK_SIZES = re.compile(r"^\s*(?:data|SSND|Data Size|riff)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
 _DS64_FRAMES = re.compile(r"frame count (\d+) does not match value from 'ds64' chunk of (\d+)")
-_UNKNOWN_SIZES = (0xFFFFFFFF, 0x7FFFFFFF)  # of a program that streams, and cannot go back to the header
+_UNKNOWN_SIZES = (0xFFFFFFFF, 0x7FFFFFFF)  # written by streaming programs, which cannot go back to the header
 
 
 def describe_unreadable(source: Path | bytes) -> str:
-    """What a file, or its content, seems to be that libsndfile does not open, as the reason of a rejection."""
+    """Guesses what a file is that libsndfile does not open; the reason of a rejection."""
     if isinstance(source, bytes):
         head = source[:512]
     else:
@@ -39,7 +39,7 @@ def describe_unreadable(source: Path | bytes) -> str:
 
 
 def check_whole(source: Path | bytes) -> None:
-    """Raises DataError where the container of an Ogg or MP3 file, or its content, is cut off or damaged."""
+    """Raises DataError where the container of an Ogg or MP3 file is cut off or damaged."""
     if isinstance(source, bytes):
         _check_container(source)
         return
@@ -55,17 +55,17 @@ def _check_container(data: mmap.mmap | bytes) -> None:
 
 
 def check_header_size(log: str) -> None:
-    """Raises DataError where libsndfile's log says that the file ends before its header's size."""
+    """Raises DataError where libsndfile's log shows that the file is shorter than its header states."""
     for stated, actual in _CHUNK_SIZES.findall(log):
         if int(stated) > int(actual) and int(stated) not in _UNKNOWN_SIZES:
-            raise DataError(f"truncated: its header says {stated} bytes, it holds {actual}")
+            raise DataError(f"truncated: its header states {stated} bytes, it holds {actual}")
     for actual, stated in _DS64_FRAMES.findall(log):
         if int(stated) > int(actual):
-            raise DataError(f"truncated: its header says {stated} samples, it holds {actual}")
+            raise DataError(f"truncated: its header states {stated} samples, it holds {actual}")
 
 
 def _ogg_checksum(page: bytes) -> int:
-    """CRC-32 of RFC 3533 (polynomial 0x04c11db7, nothing reflected, start 0), by zlib's reflected one."""
+    """CRC-32 of RFC 3533 (polynomial 0x04c11db7, not reflected, start 0), computed with zlib's reflected CRC-32."""
     reflected = zlib.crc32(page.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(reflected.to_bytes(4, "little").translate(_REVERSED_BITS), "big")
 
@@ -77,7 +77,7 @@ def _check_ogg(data: mmap.mmap | bytes) -> None:
     while position < len(data):
         if data[position : position + 4] != b"OggS":
             if not any(is_open.values()):
-                return  # something after the end of every stream: a tag of another program, not audio
+                return  # data after the end of every stream: a tag of another program, not audio
             raise DataError(f"corrupt: no Ogg page at byte {position}")
         num_segments = data[position + 26] if position + 27 <= len(data) else 0
         end = position + 27 + num_segments
@@ -111,7 +111,7 @@ _MP3_RATES_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 
 
 
 def _mp3_frame_bytes(header: bytes) -> int | None:
-    """Length of the frame that starts with these four bytes; None where they start none."""
+    """Length of the frame that starts with these four bytes; None where they start no frame."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
@@ -136,7 +136,7 @@ def _check_mp3(data: mmap.mmap | bytes) -> None:
     while position < end:
         length = _mp3_frame_bytes(data[position : position + 4])
         if length is None:
-            return  # a tag at the end, or a stream whose frames cannot be walked; the decoder is the judge
+            return  # a tag at the end, or frames that cannot be followed; the decoder decides
         if position + length > end:
             raise DataError(f"truncated: its last MP3 frame, at byte {position}, is incomplete")
         position += length

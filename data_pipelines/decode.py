@@ -1,7 +1,7 @@
-"""From an audio file to a mono waveform: libsndfile decodes, soxr resamples. Neither TensorFlow nor JAX.
+"""From an audio file to a mono waveform: libsndfile decodes, soxr resamples. Needs neither TensorFlow nor JAX.
 
-One rule of scale for every subtype, libsndfile's: full scale is 1.0, so int16 is value / 32768, u8 is
-(value - 128) / 128, and float files are taken as they are. Channels are averaged.
+Scaling is libsndfile's for every subtype: full scale is 1.0, so int16 is value / 32768, u8 is (value - 128) / 128,
+and float files are used unchanged. Channels are averaged.
 """
 
 import errno
@@ -23,19 +23,19 @@ MAX_RATE_HZ = 768_000
 MAX_SOURCE_SEC = 360_000
 BLOCK_SEC = 120
 """Longest stretch of a recording that is decoded at once, seconds."""
-_LEAD_IN_FRAMES = 1 << 14  # MP3 frames borrow bits from the ones before: decoding begins this much earlier
+_LEAD_IN_FRAMES = 1 << 14  # MP3 frames use bits of earlier frames: decoding starts this much earlier
 
 
 def read_audio(
     source: str | Path | bytes, sample_rate_hz: int, *, start_sec: float = 0.0, max_sec: float | None = None
 ) -> Float[np.ndarray, " S"]:
-    """A recording, or ``max_sec`` of it from ``start_sec``: float32, mono, ``sample_rate_hz``.
+    """Reads a recording, or ``max_sec`` of it from ``start_sec``: float32, mono, ``sample_rate_hz``.
 
     ``source`` is a path, or the content of a file. Only the window is decoded, so memory is bounded by ``max_sec``
-    however long the file is. Resampling is soxr's HQ; a file that has the rate already is returned as it is decoded.
+    however long the file is. Resampling is soxr's HQ; a file that already has the rate is not resampled.
 
     Raises:
-      DataError: the reason alone (the caller knows the path): missing, empty, header-only, not audio,
+      DataError, with the reason only, since the caller knows the path: missing, empty, header-only, not audio,
         corrupt, truncated, NaN or Inf samples, a sampling rate outside 1 kHz to 768 kHz, a length over
         100 hours, ``start_sec`` at or after the end, or so short that resampling leaves no sample.
     """
@@ -46,7 +46,8 @@ def read_audio(
 def read_blocks(
     source: str | Path | bytes, sample_rate_hz: int, *, start_sec: float = 0.0, max_sec: float | None = None
 ) -> Iterator[Float[np.ndarray, " S"]]:
-    """As `read_audio`, block after block of up to `BLOCK_SEC`: memory does not grow with the recording."""
+    """Reads like `read_audio`, block after block of up to `BLOCK_SEC`, so that memory does not grow with the
+    recording."""
     source = source if isinstance(source, bytes) else Path(source)
     num_decoded, num_made, rate_hz = 0, 0, sample_rate_hz
     try:
@@ -73,18 +74,18 @@ def read_blocks(
 
 
 def duration_sec(source: str | Path | bytes) -> float:
-    """Seconds of a recording that `read_audio` has read, by its header."""
+    """Length in seconds of a recording that `read_audio` has read, by its header."""
     with soundfile.SoundFile(as_file(source)) as file:
         return float(file.frames / file.samplerate)
 
 
 def as_file(source: str | Path | bytes) -> str | Path | io.BytesIO:
-    """What soundfile opens: the path, or a file in memory that has the content."""
+    """Returns what soundfile opens: the path, or an in-memory file of the content."""
     return _Memory(source) if isinstance(source, bytes) else source
 
 
 class _Memory(io.BytesIO):
-    """A file in memory that stays where it is when a damaged header sends the decoder to a place that cannot be."""
+    """An in-memory file that ignores seeks to impossible places, which damaged headers cause."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         try:
@@ -94,7 +95,7 @@ class _Memory(io.BytesIO):
 
 
 def _check_there(source: Path | bytes) -> None:
-    """Raises DataError where there is no file, or nothing in it; OSError where the system refuses to say."""
+    """Raises DataError where the file does not exist or is empty; OSError where the system cannot tell."""
     if isinstance(source, bytes):
         size = len(source)
     else:
@@ -107,27 +108,27 @@ def _check_there(source: Path | bytes) -> None:
                 raise
             if source.is_symlink():
                 raise DataError(
-                    f"missing: it is a link to {source.readlink()}, which is not there"
+                    f"missing: it is a link to {source.readlink()}, which does not exist"
                 ) from error
             raise DataError("missing: there is no such file") from error
         except ValueError as error:
             raise DataError("missing: a path with a zero byte") from error
         if not stat.S_ISREG(status.st_mode):
-            raise DataError("missing: there is no such file, but a folder or a device")
+            raise DataError("missing: it is a folder or a device, not a file")
         size = status.st_size
     if size == 0:
         raise DataError("empty: the file has 0 bytes")
 
 
 def float_to_pcm(waveform: Float[np.ndarray, " S"]) -> Int[np.ndarray, " S"]:
-    """int16 PCM, ``round(32768 x)`` clipped to [-32768, 32767]; exact for what came from int16."""
+    """Converts to int16 PCM, ``round(32768 x)`` clipped to [-32768, 32767]; exact for audio that came from int16."""
     return np.clip(np.rint(waveform * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def _decode_blocks(
     file: soundfile.SoundFile, start_sec: float, max_sec: float | None
 ) -> Iterator[tuple[Float[np.ndarray, " S"], bool]]:
-    """Float32 mono samples of the window, at the file's own rate, and whether a block is the last."""
+    """Yields float32 mono samples of the window at the file's own rate, and whether a block is the last."""
     rate_hz = file.samplerate
     if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
         raise DataError(f"absurd sampling rate: {rate_hz} Hz, expected {MIN_RATE_HZ} to {MAX_RATE_HZ}")
@@ -135,7 +136,7 @@ def _decode_blocks(
     if file.frames == 0:
         raise DataError("empty: it has a header and no samples")
     if file.frames > MAX_SOURCE_SEC * rate_hz:
-        raise DataError("absurd length: its header says more than 100 hours, or that it does not know")
+        raise DataError("absurd length: its header states more than 100 hours, or no length")
     start = round(start_sec * rate_hz)
     if start >= file.frames:
         raise DataError(f"too short: it lasts {file.frames / rate_hz:.3f} s, wanted from {start_sec:.3f} s")
@@ -143,7 +144,7 @@ def _decode_blocks(
     end, block_frames = start + wanted, BLOCK_SEC * rate_hz
     for first in range(start, end, block_frames):
         size = min(block_frames, end - first)
-        # soundfile seeks after each read, and libsndfile's MP3 decoder loses its place when it seeks.
+        # soundfile seeks after each read, and libsndfile's MP3 decoder loses its position when it seeks.
         seeks = first and (first == start or file.format == "MP3")
         lead_in = min(first, _LEAD_IN_FRAMES) if seeks else 0
         if seeks:
@@ -152,13 +153,13 @@ def _decode_blocks(
 
 
 def _read_frames(file: soundfile.SoundFile, lead_in: int, size: int) -> Float[np.ndarray, " S"]:
-    """The next ``size`` samples after ``lead_in`` of them, channels averaged."""
+    """Returns the next ``size`` samples after ``lead_in`` of them, channels averaged."""
     try:
         frames = file.read(lead_in + size, dtype="float32", always_2d=True)[lead_in:]
     except soundfile.SoundFileError as error:
         raise DataError("corrupt or truncated: the decoder fails in the middle") from error
     if len(frames) < size:
-        raise DataError(f"truncated: {len(frames)} samples decoded, its header says {size}")
+        raise DataError(f"truncated: {len(frames)} samples decoded, its header states {size}")
     with np.errstate(invalid="ignore", over="ignore"):  # such samples are refused below
         waveform = frames.mean(axis=1)
     num_bad = waveform.size - int(np.isfinite(waveform).sum())

@@ -1,10 +1,11 @@
-"""Damaged recordings, tables and tars by the thousand: each is read, or refused with a DataError, in bounded time.
+"""Fuzz test of every reader: thousands of damaged recordings, tables and tars must be read, or refused with a
+DataError, in bounded time.
 
     python -m data_pipelines.fuzz --inputs 100000 --seed 0
 
-Inputs are made from small whole ones by flipping, cutting, repeating, inserting and overwriting bytes, by a seed. A
-process of its own reads each block of them, with a limit on its memory and an alarm for each input: so a crash of a
-decoder, an endless loop and a bomb are all seen, and named by the number of the input.
+Inputs are made from small valid files by flipping, cutting, repeating, inserting and overwriting bytes, from a seed.
+Each block of inputs is read in its own process, with a memory limit and an alarm for each input, so that crashes of a
+decoder, endless loops and decompression bombs are detected and reported by the number of the input.
 """
 
 import argparse
@@ -33,29 +34,29 @@ from data_pipelines.datasets.recordings import RecordingsConfig
 from data_pipelines.decode import read_audio
 
 MAX_SEC = 10.0
-"""Longest time for one input, by the clock of the processor."""
+"""Longest processor time for one input."""
 MAX_BYTES = 2 << 30
-"""Most memory of the process beyond what it has at its start."""
+"""Largest growth of a process's memory beyond its start."""
 BLOCK = 2000
-"""Inputs of one process."""
+"""Inputs read in one process."""
 _RATE_HZ = 16_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a block of inputs."""
+    """Result of a block of inputs."""
 
     counts: collections.Counter[str]
-    """Inputs that were read, or refused, by kind: ``flac read``, ``csv refused``."""
+    """Number of inputs that were read or refused, by kind: ``flac read``, ``csv refused``."""
     failures: tuple[str, ...]
-    """Inputs that were neither."""
+    """Inputs that were neither read nor refused cleanly."""
     slowest_sec: float
     most_bytes: int
-    """Growth of the process."""
+    """Memory growth of the process."""
 
 
 def whole_inputs() -> dict[str, bytes]:
-    """A small whole input of every kind, by its ending."""
+    """Makes a small valid input of every kind, by file ending."""
     rng = np.random.default_rng(0)
     signal_ = np.cumsum(rng.uniform(-0.1, 0.1, (1200, 1)), axis=0) % 1.0 - 0.5
     kinds = {
@@ -119,7 +120,7 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
 
 
 def damage(whole: bytes, rng: np.random.Generator) -> bytes:
-    """An input that is damaged in one to three places, or left as it is once in twenty times."""
+    """Makes an input damaged in one to three places; one in twenty is left undamaged."""
     if rng.random() < 0.05:
         return whole
     data = bytearray(whole)
@@ -127,7 +128,7 @@ def damage(whole: bytes, rng: np.random.Generator) -> bytes:
         if not data:
             break
         place = int(rng.integers(len(data)))
-        # Headers decide more than samples: half of the damage is there.
+        # Headers matter more than samples: half of the damage is there.
         place = place % 200 if rng.random() < 0.5 else place
         length = int(rng.integers(1, 9))
         match int(rng.integers(7)):
@@ -153,7 +154,7 @@ def read_input(ending: str, content: bytes, folder: Path) -> None:
     if ending in ("csv", "tsv", "jsonl", "parquet", "tar"):
         path = folder / f"input.{ending}"
         path.write_bytes(content)
-        # Half of them as `alm data check` reads them, which goes on after a bad row.
+        # Half of them are read as `alm data check` reads them, which continues after a bad row.
         problems: list[str] | None = [] if len(content) % 2 else None
         for row in RecordingsConfig(path=str(path)).read(problems).rows[:3]:
             row.audio.state()
@@ -169,7 +170,7 @@ def read_input(ending: str, content: bytes, folder: Path) -> None:
     if isinstance(from_file, AlmError):
         raise from_file
     if not np.isfinite(from_file).all() or not len(from_file):
-        raise RuntimeError("samples that are not finite, or none, were handed on")
+        raise RuntimeError("the reader returned no samples, or some that are not finite")
 
 
 def _outcome(read: Callable[[], np.ndarray]) -> np.ndarray | AlmError:
@@ -210,7 +211,7 @@ def fuzz_block(first: int, count: int, seed: int) -> Outcome:
 
 
 def _work(first: int, count: int, seed: int, results: "multiprocessing.Queue[Outcome]") -> None:
-    """A process: its memory and time are bounded, so that nothing it does is felt outside."""
+    """Reads inputs in a process with bounded memory and time."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders write to the standard error
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + MAX_BYTES, used + MAX_BYTES))
@@ -219,7 +220,7 @@ def _work(first: int, count: int, seed: int, results: "multiprocessing.Queue[Out
 
 
 def fuzz(num_inputs: int, seed: int) -> Iterator[Outcome]:
-    """Blocks of inputs, each in a process of its own; one that dies is a failure of its block."""
+    """Reads blocks of inputs, each in its own process; a process that dies is a failure of its block."""
     context = multiprocessing.get_context("spawn")
     for first in range(0, num_inputs, BLOCK):
         count = min(BLOCK, num_inputs - first)
@@ -236,10 +237,10 @@ def fuzz(num_inputs: int, seed: int) -> Iterator[Outcome]:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.fuzz", description="Read damaged inputs.")
     parser.add_argument("--inputs", type=int, default=100_000, help="how many; 100,000")
-    parser.add_argument("--seed", type=int, default=0, help="decides every one of them; 0")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs; default 0")
     own = parser.parse_args()
     counts: collections.Counter[str] = collections.Counter()
     failures: list[str] = []

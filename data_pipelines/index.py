@@ -1,8 +1,8 @@
-"""The index of a split: what is in its records but the audio, as an Arrow file on disk that is read where it lies.
+"""The index of a split: everything in its records except the audio, as a memory-mapped Arrow file.
 
-The file is an Arrow IPC file of record batches of `ROWS_PER_BATCH` rows (the last may be shorter), mapped into memory:
-opening it reads its footer, and a row is read when it is asked for. Nothing in Python grows with the number of rows but
-one small object for every `ROWS_PER_BATCH` of them that was touched.
+The file is an Arrow IPC file of record batches of `ROWS_PER_BATCH` rows (the last may be shorter), mapped into
+memory: opening it reads its footer, and a row is read when it is asked for. Python memory does not grow with the
+number of rows, except for one small object for every `ROWS_PER_BATCH` rows that were read.
 
 ===============  =================  ==================================================================
 column           type               meaning
@@ -33,7 +33,7 @@ from alm_jax.errors import DataError
 Value = TypeVar("Value")
 
 ROWS_PER_BATCH = 1 << 16
-"""Rows of a record batch: how often Python holds an object for the index."""
+"""Rows of a record batch: Python holds one object of the index for each batch."""
 
 SCHEMA = pa.schema(
     [
@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
 
 
 class IndexWriter:
-    """Writes an index row by row, or from indexes of pieces of it; a context manager."""
+    """Writes an index row by row, or from the indexes of its pieces; a context manager."""
 
     def __init__(self, path: Path) -> None:
         self._file = pa.OSFile(str(path), "wb")
@@ -69,13 +69,13 @@ class IndexWriter:
         self._file.close()
 
     def add(self, row: dict[str, Any]) -> None:
-        """Adds one row, its values by the name of the column."""
+        """Adds one row, given as values by column name."""
         self._rows.append(row)
         if len(self._rows) == ROWS_PER_BATCH:
             self._collect()
 
     def extend(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Adds rows that are in Arrow already."""
+        """Adds rows that are already in Arrow form."""
         for batch in batches:
             self._parts.append(batch)
             self._num_waiting += batch.num_rows
@@ -100,11 +100,11 @@ class IndexWriter:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """An index on disk. Raises DataError, which says what to do, where the file is not whole."""
+    """An index on disk. Raises DataError with the remedy where the file is not complete."""
 
     path: Path
     num_rows: int
-    """What the summary of the data set says."""
+    """What the data set's summary states of it."""
 
     def __len__(self) -> int:
         return self.num_rows
@@ -141,7 +141,7 @@ class Index:
         return {}
 
     def batch(self, number: int) -> pa.RecordBatch:
-        """Rows ``number * ROWS_PER_BATCH`` and on."""
+        """Rows from ``number * ROWS_PER_BATCH`` on."""
         if number not in self._batches:
             try:
                 self._batches[number] = self._reader.get_batch(number)
@@ -151,16 +151,16 @@ class Index:
 
     @property
     def num_batches(self) -> int:
-        """Record batches of the file."""
+        """Number of record batches of the file."""
         return int(self._reader.num_record_batches)
 
     def value(self, column: str, row: int) -> Any:
-        """The value of one row, as Python has it."""
+        """Returns the value of one row as a Python object."""
         batch, place = divmod(row, ROWS_PER_BATCH)
         return self.batch(batch).column(column)[place].as_py()
 
     def numbers(self, column: str, rows: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-        """The values of several rows of a column of numbers."""
+        """Returns the values of several rows of a column of numbers."""
         found = np.empty(len(rows), np.int64)
         batches, places = np.divmod(rows, ROWS_PER_BATCH)
         for number in np.unique(batches).tolist():
@@ -169,7 +169,8 @@ class Index:
         return found
 
     def single_values(self, column: str, rows: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-        """The value of each row of a column of lists of numbers that has exactly one, -1 elsewhere."""
+        """Returns, for each row of a column of lists of numbers, the only number of the list, and -1 where the list
+        has none or several."""
         found = np.full(len(rows), -1, np.int64)
         batches, places = np.divmod(rows, ROWS_PER_BATCH)
         for number in np.unique(batches).tolist():
@@ -183,7 +184,7 @@ class Index:
 
 
 class Column(Sequence[Value], Generic[Value]):
-    """A column of a split: a sequence whose values are read from disk when they are asked for."""
+    """A column of a split: a sequence whose values are read from disk on access."""
 
     def __init__(self, length: int, read: Any) -> None:
         self._length = length

@@ -1,4 +1,5 @@
-"""How recordings and their texts lie in a file or folder: a table, pairs of files, tars, or Hugging Face's layouts."""
+"""Layouts of recordings and their texts in a file or folder: a table, pairs of files, tars, or Hugging Face's
+layouts."""
 
 import dataclasses
 import glob
@@ -32,27 +33,28 @@ _SPLIT_WORDS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """A file of a data set that has rows, or the folder whose pairs are rows."""
+    """A file of a data set that has rows, or a folder whose pairs of files are rows."""
 
     path: Path
     root: Path
-    """What paths in it are relative to."""
+    """Folder that its paths are relative to."""
     split: str = ""
-    """That its name says: ``train-00000-of-00004.parquet``, ``test/metadata.csv``; '' where it says none."""
+    """Split that its name states: ``train-00000-of-00004.parquet``, ``test/metadata.csv``; '' where it states
+    none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What was found at a path."""
+    """Layout found at a path."""
 
     kind: str
-    """In a few words: ``a table``, ``webdataset tars``."""
+    """Short description: ``a table``, ``webdataset tars``."""
     parts: tuple[Part, ...]
     unused: Unused
-    """What is passed over while rows are read."""
+    """What was skipped while reading rows."""
 
     def rows(self) -> Iterator[tuple[Part, Row]]:
-        """Every row, part after part. Raises DataError where a part cannot be read."""
+        """Yields every row, part after part. Raises DataError where a part cannot be read."""
         for part in self.parts:
             if part.path.is_dir():
                 rows = _read_folder(part, self.unused)
@@ -65,9 +67,9 @@ class Layout:
 
 
 def find_layout(path: str, root: str = "") -> Layout:
-    """Looks at a path, or at a pattern of paths. Raises UserError where nothing that is known is there.
+    """Finds the layout of a path or a pattern of paths. Raises UserError where there is no known layout.
 
-    ``root``: what paths in tables are relative to; '' is the folder of the table.
+    ``root``: folder that paths in tables are relative to; '' is the folder of the table.
     """
     place = Path(path).expanduser()
     files = [place]
@@ -108,7 +110,7 @@ def find_layout(path: str, root: str = "") -> Layout:
 
 
 def split_of(relative: PurePath) -> str:
-    """The split that a path names, by a folder or by how its name begins; '' where it names none."""
+    """Split named by a path, by a folder or by the beginning of its name; '' where it names none."""
     for word in relative.parts:
         match = re.match(r"[A-Za-z]+(?=$|[-_.\d])", word)
         if match and match[0].lower() in _SPLIT_WORDS:
@@ -125,7 +127,8 @@ def _parts(files: Sequence[Path], base: Path, root: str) -> tuple[Part, ...]:
 
 
 def _read_folder(part: Part, unused: Unused) -> Iterator[Row]:
-    """Recordings with the texts beside them; or where none has any, with the names of their folders as classes."""
+    """Yields recordings with the texts beside them; where none has a text, with the names of their folders as
+    classes."""
     files = sorted(path for path in part.path.rglob("*") if not path.name.startswith("."))
     texts: dict[Path, list[Path]] = {}
     for path in files:

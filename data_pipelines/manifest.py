@@ -1,8 +1,8 @@
-"""The manifest of a prepared data set: what was expected and found, and what is needed to open it.
+"""The manifest of a prepared data set: what was expected, what was found, and what is needed to open it.
 
-``manifest.json`` is written last, so a folder that has one is complete. Beside it lie ``index/SPLIT.arrow``, the shards
-of the records, what TFDS writes to read them, and ``rejects.jsonl``. Nothing in it is a path outside the folder, which
-may be moved, copied or mounted read-only.
+``manifest.json`` is written last, so a folder that has one is complete. Beside it are ``index/SPLIT.arrow``, the
+shards of the records, the files that TFDS needs to read them, and ``rejects.jsonl``. No path in it leads outside the
+folder, which may be moved, copied or mounted read-only.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ REJECTS_FILE = "rejects.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitManifest:
-    """What a split has."""
+    """Contents of one split."""
 
     num_planned: int
-    """Rows that the source has."""
+    """Number of rows of the source."""
     num_rows: int
-    """Recordings that were kept."""
+    """Number of recordings that were kept."""
     num_missing: int
-    """Recordings that were not there."""
+    """Number of recordings that did not exist."""
     num_undecodable: int
-    """Recordings, or captions, that were there and could not be used."""
+    """Number of recordings, or captions, that existed and could not be used."""
     seconds: float
     shortest_sec: float
     longest_sec: float
@@ -40,47 +40,47 @@ class SplitManifest:
     num_negatives: int
     num_labels: int
     licences: Mapping[str, int]
-    """Recordings by licence; the index has the number of a licence in this order."""
+    """Number of recordings by licence; the index holds the number of a licence in this order."""
     ids_sha256: str
-    """SHA-256 of the ids that were kept, in order, a line each: equal where two builds have the same recordings."""
+    """SHA-256 of the ids that were kept, in order, one a line: equal where two builds have the same recordings."""
     fingerprint: str
     """SHA-256 of the rows in order: ids, lengths, labels, captions, negatives, hashes of the source files."""
     index_bytes: int
-    """Size of the split's index file."""
+    """Size of the split's index file, bytes."""
     shards: tuple[str, ...]
     """Files of the records, in order."""
     shard_lengths: tuple[int, ...]
-    """Records of each."""
+    """Number of records of each file."""
     shard_bytes: tuple[int, ...]
-    """Size of each."""
+    """Size of each file, bytes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a prepared data set is."""
+    """Contents of a prepared data set."""
 
     name: str
-    """Of the data set: ``esc50``."""
+    """Name of the data set: ``esc50``."""
     sample_rate_hz: int
-    """At which its recordings are stored."""
+    """Sampling rate of its stored recordings, Hz."""
     encoding: Encoding
     class_names: tuple[str, ...]
-    """What labels index."""
+    """Class names, which labels index."""
     signature: str
-    """The state of the sources that it was built from."""
+    """State of the sources that it was built from."""
     notes: Mapping[str, int]
-    """What was changed on the way, counted."""
+    """Number of changes made while building, by kind."""
     splits: Mapping[str, SplitManifest]
     format: int = FORMAT
 
     @property
     def num_planned(self) -> int:
-        """Recordings that the source has, over all splits."""
+        """Number of recordings of the source, over all splits."""
         return sum(split.num_planned for split in self.splits.values())
 
     @property
     def num_rejected(self) -> int:
-        """Recordings that were left out."""
+        """Number of recordings that were left out."""
         return self.num_planned - sum(split.num_rows for split in self.splits.values())
 
     @property
@@ -91,17 +91,17 @@ class Manifest:
         return hashlib.sha256(json.dumps([content, rows]).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The text of the file."""
+        """The content of the file, JSON."""
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a data set that was built to the end, in the layout of today."""
+    """Whether a folder holds a completely built data set in the current layout."""
     return (folder / MANIFEST_FILE).is_file()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in a folder. Raises DataError, with the remedy, where it or an index is damaged."""
+    """Reads the manifest of a folder. Raises DataError with the remedy where it or an index is damaged."""
     path = folder / MANIFEST_FILE
     remedy = f"delete the folder {folder}, and the data set is built again"
     try:
@@ -128,5 +128,5 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def index_path(folder: Path, split: str) -> Path:
-    """The index of a split."""
+    """Opens the index of a split."""
     return folder / "index" / f"{split}.arrow"

@@ -1,13 +1,13 @@
-"""Which part of a mixture each row of each step is from: a pure function of the step, with exact shares.
+"""Which part of a mixture each row of each step comes from: a pure function of the step, with exact shares.
 
-Parts have whole weights. After as many steps as the weights sum to, a *period*, every part has given exactly its share
-of the rows, and then it begins again; within a period the shares differ from step to step by at most one row. So the
-position of a row in the endless stream of its part is known without looking at the steps before it, and each part has
-its own permutations and its own epochs.
+Parts have whole-number weights. After as many steps as the sum of the weights, a *period*, every part has given
+exactly its share of the rows, and the schedule repeats; within a period the shares differ from step to step by at
+most one row. So the position of a row in the endless stream of its part is known without computing the steps before
+it, and each part has its own permutations and its own epochs.
 
-Systematic sampling: the remainders that a step shares out lie end to end on a line, and a part gets one more row for
-every whole number in its stretch. The line is shifted from step to step by steps of the golden section, which spreads
-every part's rows over the period, and takes every shift once.
+The method is systematic sampling: the remainders that a step shares out lie end to end on a line, and a part gets one
+more row for every whole number in its stretch. The line is shifted from step to step by multiples of the golden
+section, which spreads every part's rows over the period and takes every shift once.
 """
 
 import dataclasses
@@ -23,29 +23,30 @@ _GOLDEN_SECTION = (math.sqrt(5) - 1) / 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Schedule:
-    """The rows of the steps of one period of W steps; step s is like step s % W."""
+    """The rows of the steps of one period of W steps; step s equals step s % W."""
 
     part: Int[np.ndarray, " R"]
-    """Which part each row is from, the rows of all steps one after the other."""
+    """Part that each row comes from, the rows of all steps one after the other."""
     offset: Int[np.ndarray, " R"]
-    """How many rows of that part come before it in the period."""
+    """Number of earlier rows of the same part in the period."""
     first_row: Int[np.ndarray, " W1"]
-    """Where the rows of each step begin, and the end of the last."""
+    """Start of each step's rows, and the end of the last."""
     rows_per_period: Int[np.ndarray, " K"]
-    """Rows that each part gives in a period."""
+    """Number of rows that each part gives in a period."""
 
     def __len__(self) -> int:
         return len(self.first_row) - 1
 
     def rows_before(self, step: int) -> Int[np.ndarray, " K"]:
-        """Rows that each part has given before a step."""
+        """Returns the number of rows that each part has given before a step."""
         periods, place = divmod(step, len(self))
         given = np.bincount(self.part[: self.first_row[place]], minlength=len(self.rows_per_period))
         return periods * self.rows_per_period + given
 
 
 def share_out(weights: Sequence[int], num_rows: int) -> Int[np.ndarray, "W K"]:
-    """Rows that each of K parts gives in each step of a period, W = the sum of the weights in lowest terms.
+    """Returns the number of rows that each of K parts gives in each step of a period, W = the sum of the weights in
+    lowest terms.
 
     They sum to ``num_rows`` in a step and to ``num_rows`` times the weight in a period, and each is its share rounded
     up or down.
@@ -63,7 +64,8 @@ def share_out(weights: Sequence[int], num_rows: int) -> Int[np.ndarray, "W K"]:
 
 
 def schedule(weights: Sequence[int], batch_sizes: Sequence[int], mode: Literal["rows", "turns"]) -> Schedule:
-    """Every step's rows: ``rows`` shares out each batch, its parts evenly mixed; ``turns`` gives out whole batches.
+    """Makes every step's rows: ``rows`` divides each batch among the parts, evenly mixed; ``turns`` assigns whole
+    batches.
 
     ``batch_sizes`` is the size of a batch of each part; with ``rows`` they are all the same.
     """
@@ -89,6 +91,6 @@ def schedule(weights: Sequence[int], batch_sizes: Sequence[int], mode: Literal["
 
 
 def whole_weights(shares: Sequence[float], total: int = 1000) -> tuple[int, ...]:
-    """Whole numbers in about these proportions, each at least one, that sum to about ``total``."""
+    """Returns whole numbers in approximately these proportions, each at least one, with a sum of about ``total``."""
     scale = total / sum(shares)
     return tuple(max(1, round(share * scale)) for share in shares)

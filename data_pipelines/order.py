@@ -1,9 +1,10 @@
 """Which examples each training step reads, in which epoch: a pure function of (seed, step), over any mixture.
 
 The examples of a split are dealt into *streams*: one for the data set, or one for each part of a mixture. Each stream
-has its own permutations and its own epochs (`data_pipelines.sampling`), and a schedule says which streams a step reads
-from (`data_pipelines.mixture`). The graph gives the place of an example in its stream; which example that is, is read
-off the borders of the split's stretches, or off a file of row numbers: nothing grows with the number of examples.
+has its own permutations and its own epochs (`data_pipelines.sampling`), and a schedule says which streams a step
+reads from (`data_pipelines.mixture`). The graph computes the place of an example in its stream; the example is then
+found from the borders of the split's stretches or from a file of row numbers, so memory does not grow with the number
+of examples.
 """
 
 import dataclasses
@@ -23,15 +24,15 @@ from data_pipelines.tensorflow_cpu import load_tensorflow
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Stream:
-    """Some examples of a split, in an order of their own."""
+    """Some examples of a split, with their own order."""
 
     name: str
-    """The part of the mixture; '' where there is one data set alone."""
+    """Name of the part of the mixture; '' for a single data set."""
     part: int
     starts: Int[np.ndarray, " P"]
     """Index in the split of the first example of each of its stretches."""
     sizes: Int[np.ndarray, " P"]
-    """Examples of each."""
+    """Number of examples of each."""
 
     def __len__(self) -> int:
         return int(self.sizes.sum())
@@ -41,7 +42,7 @@ class Stream:
         return np.cumsum(self.sizes)
 
     def indices(self, places: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-        """Indices in the split of the examples at these places of the stream."""
+        """Returns the indices in the split of the examples at these places of the stream."""
         stretch = np.searchsorted(self._ends, places, side="right")
         return places - (self._ends - self.sizes)[stretch] + self.starts[stretch]
 
@@ -55,7 +56,7 @@ class Order:
     seeds: Int[np.ndarray, " K"]
 
     def draw(self, step: Any) -> tuple[Any, Any, Any]:
-        """(stream, place in it, epoch) of the rows of a step, [B] each, in the graph."""
+        """Returns (stream, place in it, epoch) of the rows of a step, [B] each, computed in the graph."""
         tf = load_tensorflow()
         plan = self.plan
         first, number = tf.constant(plan.first_row, tf.int64), step % len(plan)
@@ -72,7 +73,7 @@ class Order:
         return stream, places, epochs
 
     def indices(self, streams: Int[np.ndarray, " B"], places: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-        """Indices in the split of examples at these places of these streams."""
+        """Returns the indices in the split of examples at these places of these streams."""
         found = np.empty(len(places), np.int64)
         for number in np.unique(streams).tolist():
             here = streams == number
@@ -80,7 +81,7 @@ class Order:
         return found
 
     def epochs(self, step: int) -> dict[str, float]:
-        """How often each part has been read before a step: 1.5 is once and half of it again."""
+        """Returns how often each part has been read before a step: 1.5 is once and a half."""
         given = self.plan.rows_before(step)
         rows: dict[str, int] = {}
         sizes: dict[str, int] = {}
@@ -91,13 +92,13 @@ class Order:
 
 
 def make_order(prepared: Prepared, split: Split, *, batch_size: int, seed: int) -> Order:
-    """The order in which training reads ``split``."""
+    """Makes the order in which training reads ``split``."""
     dataset = prepared.config.dataset
     if not isinstance(dataset, MixtureConfig):
         stream = _make_stream(split, 0, "")
         plan = schedule([1], [batch_size], "rows")
         return Order(streams=(stream,), plan=plan, seeds=np.array([seed], np.uint64))
-    # Those parts that the split has; each split of a part lies in one piece or several.
+    # Only the parts that the split has; each split of a part lies in one piece or several.
     parts = sorted({stretch.part for stretch in split.stretches})
     streams = [_make_stream(split, part, dataset.parts[part].name) for part in parts]
     weights: Sequence[int] = [dataset.parts[part].weight for part in parts]

@@ -1,4 +1,4 @@
-"""A page of a built data set: clips to listen to, with spectrogram and captions, and figures of each split."""
+"""HTML page of a built data set: clips to play, with spectrogram and captions, and statistics of each split."""
 
 import base64
 import html
@@ -13,7 +13,7 @@ from data_pipelines.prepared import Prepared
 from data_pipelines.statistics import Statistics
 
 PLAYED_SEC = 10.0
-"""Longest part of a clip that is played and drawn."""
+"""Longest part of a clip that is played and plotted, seconds."""
 _STYLE = """
 body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse } td, th { padding: .2em 1em .2em 0; text-align: left; vertical-align: top }
@@ -23,7 +23,7 @@ table { border-collapse: collapse } td, th { padding: .2em 1em .2em 0; text-alig
 
 
 def write_page(path: Path, prepared: Prepared, title: str, statistics: dict[str, Statistics]) -> None:
-    """Writes one HTML file that needs no other; ``statistics`` by the name of the split, in order."""
+    """Writes one self-contained HTML file; ``statistics`` by the name of the split, in order."""
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style>",
@@ -71,7 +71,7 @@ def _section(prepared: Prepared, name: str, figures: Statistics) -> list[str]:
 
 
 def draw_histograms(figures: Statistics, class_names: Sequence[str]) -> bytes:
-    """PNG: lengths, loudness, tokens, and the most frequent classes where there are any."""
+    """Plots lengths, loudness, tokens, and the most frequent classes where there are any; returns a PNG."""
     from matplotlib.figure import Figure
 
     labels = figures.labels[figures.labels >= 0]
@@ -95,7 +95,7 @@ def draw_histograms(figures: Statistics, class_names: Sequence[str]) -> bytes:
 
 
 def draw_spectrogram(pcm: np.ndarray, sample_rate_hz: int) -> bytes:
-    """PNG: decibels over time and frequency."""
+    """Plots decibels over time and frequency; returns a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4, 1.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""Parquet tables: cells as Python values, and recordings that are cells, read when they are needed."""
+"""Parquet tables: cells as Python values; recordings stored in cells are read on demand."""
 
 import dataclasses
 import functools
@@ -19,15 +19,15 @@ class AudioCell:
     """A recording whose file is a cell of a Parquet table: bytes, or ``{bytes, path}`` as ``datasets`` stores it."""
 
     path: Path
-    """The table."""
+    """Path of the table."""
     column: str
     group: int
     """Number of the row group."""
     row: int
-    """Number of the row, in its group."""
+    """Number of the row in its group."""
 
     def content(self) -> bytes:
-        """As ``source.Audio.content``."""
+        """Implements ``source.Audio.content``."""
         cell = _read_group(self.path, self.column, self.group)[self.row].as_py()
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if data is None:
@@ -37,19 +37,19 @@ class AudioCell:
     def read(
         self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
     ) -> Recording | LongRecording:
-        """As ``source.Audio.read``."""
+        """Implements ``source.Audio.read``."""
         return read_encoded(self.content(), sample_rate_hz, start_sec=start_sec, end_sec=end_sec)
 
     def state(self) -> object:
-        """As ``source.Audio.state``."""
+        """Implements ``source.Audio.state``."""
         return file_state(self.path), self.column, self.group, self.row
 
 
 def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table. Raises DataError where it cannot be read.
+    """Yields the rows of a table. Raises DataError where it cannot be read.
 
-    A column of bytes, or of ``{bytes, path}``, gives an `AudioCell`; the path that is stored beside the bytes is
-    the cell ``NAME.path``. Class numbers whose names the table states, as ``datasets`` writes them, become the names.
+    A column of bytes, or of ``{bytes, path}``, gives an `AudioCell`; the path stored beside the bytes becomes the
+    cell ``NAME.path``. Class numbers whose names the table states, as ``datasets`` writes them, become the names.
     """
     import pyarrow
     from pyarrow import parquet, types
@@ -60,7 +60,7 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
             names = _class_names(schema.metadata or {})
             audio = [field.name for field in schema if _holds_bytes(field.type, types)]
             others = [field.name for field in schema if field.name not in audio]
-            # Of a recording the path alone: its bytes stay where they are.
+            # Of a recording only the path is read: its bytes stay in the file.
             paths = [f"{name}.path" for name in audio if types.is_struct(schema.field(name).type)]
             for group in range(file.num_row_groups):
                 number = 0
@@ -96,7 +96,7 @@ def _holds_bytes(kind: Any, types: Any) -> bool:
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """Names of the classes by column, from what ``datasets`` writes beside the schema."""
+    """Returns the class names by column, from what ``datasets`` writes beside the schema."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return {name: list(feature["names"]) for name, feature in features.items() if "names" in feature}
@@ -106,7 +106,7 @@ def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
 
 @functools.lru_cache(maxsize=_KEPT_GROUPS)
 def _read_group(path: Path, column: str, group: int) -> Any:
-    """A column of a row group."""
+    """Reads a column of a row group."""
     import pyarrow
     from pyarrow import parquet
 

@@ -1,4 +1,4 @@
-"""Paths that a table names: kept inside the folder that they are relative to, links included."""
+"""Paths named in a table, kept inside the folder that they are relative to, links included."""
 
 import functools
 import os
@@ -8,11 +8,11 @@ from data_pipelines.tables import Row
 
 
 def resolve_inside(root: Path, name: str, row: Row, column: str) -> Path:
-    """``root / name``, a path below ``root``; nothing is opened, and the file need not be there.
+    """Returns ``root / name``, a path below ``root``; nothing is opened, and the file need not exist.
 
     A link is followed where it leads to a place inside ``root``, or, where ``root`` is a snapshot in the cache of the
     Hugging Face Hub, into the ``blobs`` of that cache, where all its files lie. Raises DataError, with file, line and
-    column, for a path that climbs out by ``..`` or by another link, or that no file can have.
+    column, for a path that leaves ``root`` by ``..`` or by another link, or that no file can have.
     """
     if "\\" in name or "\0" in name or not name.strip() or not _can_be_encoded(name):
         raise row.fail(column, f"a path inside {root}")
@@ -32,7 +32,8 @@ def resolve_inside(root: Path, name: str, row: Row, column: str) -> Path:
 
 @functools.lru_cache(maxsize=16)
 def _allowed(root: Path) -> list[Path]:
-    """Where a link may lead: into ``root``, and where that is in a snapshot of a Hub cache into its blobs."""
+    """Returns where a link may lead: into ``root`` and, where that is in a snapshot of a Hub cache, into its
+    blobs."""
     places = [Path(os.path.realpath(root))]
     absolute = Path(os.path.abspath(root))
     for folder in (absolute, *absolute.parents):

@@ -1,4 +1,4 @@
-"""Batches of the contract in ``alm_jax.batch``, through ``tf.data``; resuming is one integer.
+"""Batches of the contract in ``alm_jax.batch``, through ``tf.data``; to resume takes one integer.
 
     range(start_step, ...) -> places (data_pipelines.order) -> random access into the records -> prefetch
 
@@ -37,7 +37,7 @@ Batch = dict[str, np.ndarray]
 _PREFETCHED_BATCHES = 2
 _PADDING = -1
 _ALIGNMENT_BYTES = 64  # of a tensor
-# What is drawn for an example, each of random bits of its own.
+# Purposes of the random numbers of an example; each has its own bits.
 
 
 def train_batches(
@@ -50,19 +50,19 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """This process's rows of the global batches from ``start_step`` on, without end.
+    """Yields this process's rows of the global batches from ``start_step`` on, without end.
 
     Each epoch is a permutation of the split, or in a mixture of what the split has of each part; batches run
     across its end. An example with several
     captions shows one a time, ``data.num_negatives`` of its negative captions, and a recording longer than
-    ``source_sec`` one window, and is asked one of the questions of ``data.prompt``, all drawn anew in every
-    epoch. With ``tokenizer.length_buckets``, L is the first of them that holds every text of the global
-    batch; a process then tokenizes the captions of the others' rows too, and needs no word from them.
+    ``source_sec`` one window, and is asked one of the questions of ``data.prompt``, all chosen at random again in
+    every epoch. With ``tokenizer.length_buckets``, L is the first of them that holds every text of the global batch;
+    a process then tokenizes the captions of the others' rows too, and needs no communication.
 
     Args:
       batch_size: rows of the global batch, over all processes.
-      seed: decides order, captions and windows.
-      start_step: the first step; costs nothing.
+      seed: determines order, captions and windows.
+      start_step: the first step; starting late takes no extra time.
 
     Raises:
       UserError: the batch does not divide among the processes, or the seed is negative.
@@ -82,7 +82,7 @@ def train_batches(
 def eval_batches(
     prepared: Prepared, split: str, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
-    """This process's rows of the split in order, once; rows that fill up the last batch are masked.
+    """Yields this process's rows of the split in order, once; rows that fill up the last batch are masked.
 
     The text of a row is its first caption (``Split.captions`` has them all), its window the centre, its
     negative captions the first, its question the first.
@@ -112,16 +112,17 @@ def check_batch_size(batch_size: int, process_count: int) -> None:
 
 @dataclasses.dataclass
 class _Reader:
-    """Makes this process's rows of a batch from the places of all; stateless but for the error it hands on."""
+    """Makes this process's rows of a batch from the places of all rows; stateless except for the error it passes
+    on."""
 
     prepared: Prepared
     split: Split
     process_index: int
     process_count: int
     seed: int | None = None
-    """None in evaluation."""
+    """Seed of captions and windows; None in evaluation."""
     order: Order | None = None
-    """None in evaluation, whose places are those of the split."""
+    """Order of training; None in evaluation, where places are indices of the split."""
     error: AlmError | None = None
 
     def __call__(
@@ -136,7 +137,7 @@ class _Reader:
             raise
 
     def _own(self, num_rows: int) -> slice:
-        """Rows of the global batch that are this process's."""
+        """Rows of the global batch that belong to this process."""
         size = num_rows // self.process_count
         return slice(self.process_index * size, (self.process_index + 1) * size)
 
@@ -168,7 +169,7 @@ class _Reader:
     def _read_audio(
         self, indices: Int[np.ndarray, " b"], epochs: Int[np.ndarray, " b"]
     ) -> tuple[Int[np.ndarray, "b S"], Int[np.ndarray, " b"]]:
-        """A window of every recording, and how much of it is real; a padding row has none."""
+        """Reads a window of every recording, and its real length; a padding row has length 0."""
         size = self.prepared.num_source_samples
         audio, num_samples = _empty_pcm(len(indices), size), np.zeros(len(indices), np.int32)
         real = np.flatnonzero(indices != _PADDING)
@@ -189,7 +190,7 @@ class _Reader:
         return audio, num_samples
 
     def _read_prompts(self, indices: Int[np.ndarray, " b"], epochs: Int[np.ndarray, " b"]) -> Batch:
-        """The prompts of this process's rows; a padding row has none."""
+        """Returns the prompts of this process's rows; a padding row has none."""
         length = self.prepared.config.prompt_length
         ids = np.full((len(indices), length), pad_id(self.prepared.tokenizer), np.int32)
         mask, position = np.zeros(ids.shape, np.bool_), np.zeros(len(indices), np.int32)
@@ -215,13 +216,13 @@ class _Reader:
     def _read_text(
         self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]
     ) -> tuple[Int[np.ndarray, "b K1 L"], Bool[np.ndarray, "b K1 L"]]:
-        """Ids and mask of the texts of this process's rows, as long as the whole batch needs: K1 = 1 + K.
+        """Returns ids and mask of the texts of this process's rows, as long as the whole batch needs: K1 = 1 + K.
 
-        A row's caption comes first, its negative captions after it; a text that is not there has no token.
+        A row's caption comes first, its negative captions after it; a missing text has no token.
         """
         config = self.prepared.config.tokenizer
         own = self._own(len(indices))
-        # Evaluation stacks its batches, so there they stay of one length.
+        # Evaluation stacks its batches, so all have the same length there.
         bucketed = bool(config.length_buckets) and self.seed is not None
         looked_at = slice(None) if bucketed else own
         per_row = 1 + self.prepared.config.num_negatives
@@ -239,7 +240,7 @@ class _Reader:
     def _encode(
         self, texts: Sequence[str], parts: Int[np.ndarray, " T"]
     ) -> tuple[Int[np.ndarray, "T L"], Bool[np.ndarray, "T L"]]:
-        """Captions as a model reads them, or where something is asked of their parts as answers."""
+        """Encodes captions for a model that reads them, or as answers where their part has a prompt."""
         tokenizer, config = self.prepared.tokenizer, self.prepared.config
         length = config.tokenizer.max_length
         if not config.prompts:
@@ -252,7 +253,7 @@ class _Reader:
         return ids, mask
 
     def _draw_texts(self, indices: Int[np.ndarray, " b"], epochs: Int[np.ndarray, " b"]) -> list[str | None]:
-        """A caption of each example and K negative ones, None where there are not as many."""
+        """Chooses a caption of each example and K negative ones; None where there are fewer."""
         most = self.prepared.config.num_negatives
         texts: list[str | None] = [None] * (len(indices) * (1 + most))
         real = np.flatnonzero(indices != _PADDING)
@@ -274,16 +275,16 @@ class _Reader:
 
 
 def _empty_pcm(num_rows: int, size: int) -> Int[np.ndarray, "b S"]:
-    """Memory for the recordings of a batch, at an address that TensorFlow takes over without a copy."""
+    """Allocates memory for the recordings of a batch, aligned so that TensorFlow uses it without a copy."""
     memory = np.empty(2 * num_rows * size + _ALIGNMENT_BYTES, np.uint8)
     first = -memory.ctypes.data % _ALIGNMENT_BYTES
     return memory[first : first + 2 * num_rows * size].view(np.int16).reshape(num_rows, size)
 
 
 def _iterate(indices: Any, reader: _Reader) -> Iterator[Batch]:
-    """Batches of a data set of (indices, epochs), read in parallel and handed on in order."""
+    """Makes batches from a data set of (indices, epochs), read concurrently and returned in order."""
     tf = load_tensorflow()
-    # Batches are tokenized by several threads as it is; more threads for each would wait for one another.
+    # Batches are already tokenized by several threads; more threads for each would wait for one another.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     config = reader.prepared.config
     num_reads = config.num_reads
@@ -311,14 +312,14 @@ def _iterate(indices: Any, reader: _Reader) -> Iterator[Batch]:
 def _close_at_exit() -> weakref.WeakSet[Generator[Batch, None, None]]:
     """Iterators that are closed when the program ends, while Python still runs.
 
-    Later, when the interpreter destroys what is left of one, tf.data would wait for its threads, and they
-    for an interpreter that lets no thread in any more: the program would never end.
+    When the interpreter later destroys an iterator, tf.data waits for its threads, and those wait for an interpreter
+    that admits no thread any more: the program would never end.
     """
     open_batches: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
     def close() -> None:
         for batches in list(open_batches):
-            with contextlib.suppress(ValueError):  # a thread of the program is in it, and keeps it
+            with contextlib.suppress(ValueError):  # a thread of the program is using it
                 batches.close()
 
     atexit.register(close)
@@ -326,13 +327,13 @@ def _close_at_exit() -> weakref.WeakSet[Generator[Batch, None, None]]:
 
 
 def _hand_on(dataset: Any, reader: _Reader, keys: Sequence[str]) -> Generator[Batch, None, None]:
-    op_error = load_tensorflow().errors.OpError  # looked up now: at exit the module may be gone before this
+    op_error = load_tensorflow().errors.OpError  # looked up now: at exit the module may already be gone
     try:
         for values in dataset.as_numpy_iterator():
             batch = dict(zip(keys, values, strict=True))
             contract.validate(batch)
             yield batch
     except op_error:
-        if reader.error is not None:  # tf.data hands on the text of an error, not the error
+        if reader.error is not None:  # tf.data passes on the text of an error, not the error
             raise reader.error from None
         raise

@@ -1,4 +1,4 @@
-"""From a config to a data set on disk, built once and opened: records, their index, a manifest.
+"""From a config to an open data set on disk, built once: records, their index, a manifest.
 
 Layout, below ``cache_dir``::
 
@@ -57,27 +57,27 @@ __all__ = ["Prepared", "prepare"]
 logger = logging.getLogger(__name__)
 
 MAX_TOKENIZER_CAPTIONS = 100_000
-"""Captions that a tokenizer is trained on: all, or of a larger split as many, evenly spaced."""
+"""Maximum number of captions that a tokenizer is trained on; of a larger split this many, evenly spaced."""
 _RUN_ROWS = 50
 MAX_CHECKED_CAPTIONS = 500
-"""Captions whose length is looked at when a data set is opened, likewise."""
+"""Maximum number of captions whose length is checked when a data set is opened, evenly spaced."""
 
 
 def prepare(
     config: DataConfig, sample_rate_hz: int, *, beam: str | None = None, tokenizer: Tokenizer | None = None
 ) -> Prepared:
-    """Builds the data set (of a mixture, each) where it is not there yet, opens it, and trains or loads the tokenizer.
+    """Builds the data set (each one of a mixture) where it is missing, opens it, and trains or loads the tokenizer.
 
-    Processes that build the same data set take turns. A build that is interrupted leaves nothing that
-    looks complete, and goes on at the next call.
+    Processes that build the same data set take turns. An interrupted build is never taken for complete, and continues
+    at the next call.
 
     Args:
-      sample_rate_hz: of the model.
+      sample_rate_hz: sampling rate of the model.
       beam: options of the Apache Beam pipeline that builds; None: threads of this process.
-      tokenizer: takes the place of the config's, where a model brings its own.
+      tokenizer: replaces the config's tokenizer, for a model that has its own.
 
     Raises:
-      UserError: a folder, a split or a setting that cannot be.
+      UserError: an invalid folder, split or setting.
       DataError: metadata that cannot be read, too many recordings rejected, none usable, or a damaged folder.
     """
     datasets = _datasets(config)
@@ -89,7 +89,7 @@ def prepare(
 
 
 def _datasets(config: DataConfig) -> dict[str, DatasetConfig]:
-    """The data sets by the name of their part, '' where there is one alone."""
+    """The data sets by the name of their part; '' for a single data set."""
     if isinstance(config.dataset, MixtureConfig):
         return {part.name: part.dataset for part in config.dataset.parts}
     return {"": config.dataset}
@@ -97,18 +97,18 @@ def _datasets(config: DataConfig) -> dict[str, DatasetConfig]:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a prepared data set lies."""
+    """Location of a prepared data set."""
 
     folder: Path
-    """On this machine."""
+    """Folder on this machine."""
     url: str = ""
-    """In a bucket, of which the folder has what was fetched so far; '' where there is none."""
+    """Address in a bucket; the folder then holds what was downloaded so far. '' where there is no bucket."""
 
     def __truediv__(self, name: str) -> "Place":
         return Place(self.folder / name, f"{self.url}/{name}" if self.url else "")
 
     def fetch(self) -> None:
-        """Fetches what is needed to open the data set; shards are fetched when they are read."""
+        """Downloads what is needed to open the data set; shards are downloaded when they are read."""
         if not self.url or is_complete(self.folder):
             return
         fetched = self.folder / f"{MANIFEST_FILE}.fetched"
@@ -117,13 +117,13 @@ class Place:
         indexes = [f"index/{name}.arrow" for name in names]
         for name in (*indexes, "dataset_info.json", "features.json", "metadata.json", REJECTS_FILE):
             buckets.fetch(f"{self.url}/{name}", self.folder / name)
-        # The manifest comes last, as in a build: with it the folder is complete.
+        # The manifest comes last, as in a build: it marks the folder as complete.
         with contextlib.suppress(FileNotFoundError):  # another process was quicker
             fetched.replace(self.folder / MANIFEST_FILE)
 
 
 def _root(config: DataConfig) -> Place:
-    """``cache_dir``, on this machine and in its bucket if it is one."""
+    """``cache_dir`` on this machine, and its bucket where it is one."""
     if buckets.is_remote(config.cache_dir):
         url = config.cache_dir.rstrip("/")
         return Place(buckets.local_folder(url, config.local_dir), url)
@@ -131,7 +131,7 @@ def _root(config: DataConfig) -> Place:
 
 
 def _find_or_build(dataset: DatasetConfig, config: DataConfig, stored_hz: int, beam: str | None) -> Place:
-    """A complete data set."""
+    """Returns a complete data set, built if necessary."""
     from data_pipelines.builder import settings_name
 
     name = settings_name(dataset, stored_hz, config.storage.encoding)
@@ -141,7 +141,7 @@ def _find_or_build(dataset: DatasetConfig, config: DataConfig, stored_hz: int, b
     except (UserError, DataError) as error:
         if isinstance(error, DataError) or not (place := _newest(home)):
             raise
-        logger.warning("%s; what was prepared of it is read: %s", error, place.url or place.folder)
+        logger.warning("%s; using the prepared data set: %s", error, place.url or place.folder)
         return place
     place = home / hashlib.sha256(source.signature.encode()).hexdigest()[:12]
     try:
@@ -161,7 +161,7 @@ def _find_or_build(dataset: DatasetConfig, config: DataConfig, stored_hz: int, b
 
 
 def _is_there(place: Place) -> bool:
-    """Whether the data set is complete; of a bucket, whether it was built by any machine, and is fetched."""
+    """Whether the data set is complete; one in a bucket, built by any machine, is downloaded."""
     if not place.url:
         return is_complete(place.folder)
     if not buckets.exists(f"{place.url}/{MANIFEST_FILE}"):
@@ -171,7 +171,7 @@ def _is_there(place: Place) -> bool:
 
 
 def _on_this_machine(dataset: DatasetConfig, config: DataConfig) -> DatasetConfig:
-    """The data set with what it reads from buckets fetched."""
+    """Returns the data set with what it reads from buckets downloaded."""
     remote = {
         field.name: str(buckets.mirror(value, config.local_dir))
         for field in dataclasses.fields(dataset)
@@ -181,7 +181,7 @@ def _on_this_machine(dataset: DatasetConfig, config: DataConfig) -> DatasetConfi
 
 
 def _check_splits(config: DataConfig, dataset: DatasetConfig, source: Source) -> None:
-    """Raises UserError where a split that the config names is none of the data set's."""
+    """Raises UserError where the config names a split that the data set does not have."""
     known = {row.split for row in source.rows}
     users = (
         [part for part in config.dataset.parts if part.dataset == dataset]
@@ -201,7 +201,7 @@ def _snake_case(title: str) -> str:
 
 
 def _newest(home: Place) -> Place | None:
-    """The complete data set below a folder that was built last."""
+    """Returns the most recently built complete data set below a folder."""
     if home.url:
         found = buckets.newest(home.url, MANIFEST_FILE)
         place = home / found.rpartition("/")[2] if found else None
@@ -215,7 +215,7 @@ def _newest(home: Place) -> Place | None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock, which the system lets go of in whatever way a process ends."""
+    """Holds an exclusive lock, which the system releases however a process ends."""
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -228,7 +228,7 @@ def _lock(path: Path) -> Iterator[None]:
 def _build(
     dataset: DatasetConfig, source: Source, config: DataConfig, stored_hz: int, folder: Path, beam: str | None
 ) -> None:
-    """Builds the data set, or goes on with a build that was killed: whoever holds the lock owns it."""
+    """Builds the data set, or continues a build that was killed; the caller holds the lock."""
     from data_pipelines.builder import build_folder
 
     logger.info("building %s in %s", dataset.title(), folder)
@@ -254,7 +254,7 @@ def _open(
     config: DataConfig, sample_rate_hz: int, places: Mapping[str, Place], tokenizer: Tokenizer | None
 ) -> Prepared:
     joined = _joined_names(config)
-    numbers: dict[str, int] = {}  # of each class of any part: one of the same name is the same
+    numbers: dict[str, int] = {}  # for each class of any part; classes of the same name are one
     splits: dict[str, Split] = {}
     num_rejected = 0
     for part, (name, place) in enumerate(places.items()):
@@ -290,7 +290,8 @@ def _open(
 
 
 def open_folder(folder: Path, sample_rate_hz: int) -> dict[str, Split]:
-    """The splits of a prepared data set, for a model of this sampling rate. DataError where the folder is damaged."""
+    """Opens the splits of a prepared data set for a model of this sampling rate. DataError where the folder is
+    damaged."""
     manifest = read_manifest(folder)
     return {
         name: Split(name, (_open_split(Place(folder), manifest, name, sample_rate_hz),))
@@ -320,7 +321,7 @@ def _open_split(place: Place, manifest: Manifest, name: str, sample_rate_hz: int
 
 
 def _filter(stretch: Stretch, config: DataConfig) -> Stretch:
-    """A training split with what its filter keeps. Raises UserError where nothing is left."""
+    """Applies a filter to a training split. Raises UserError where nothing is left."""
     kept = _filter_of(config, stretch.part)
     if kept.keeps_all:
         return stretch
@@ -351,7 +352,7 @@ def _filter_of(config: DataConfig, part: int) -> FilterConfig:
 
 
 def _count_rejected(config: DataConfig, folder: Path, manifest: Manifest) -> int:
-    """Recordings that were left out; DataError where they are too many."""
+    """Counts the recordings that were left out; DataError where they are too many."""
     if manifest.num_rejected > config.max_bad_fraction * manifest.num_planned:
         raise DataError(
             f"{manifest.num_rejected} of {manifest.num_planned} recordings were rejected, more than max_bad_fraction="
@@ -361,7 +362,7 @@ def _count_rejected(config: DataConfig, folder: Path, manifest: Manifest) -> int
 
 
 def _joined_names(config: DataConfig) -> dict[str, str]:
-    """What ``train`` and ``test`` of a mixture stand for."""
+    """Returns the splits that a mixture's ``train`` and ``test`` consist of."""
     if not isinstance(config.dataset, MixtureConfig):
         return {}
     of_kind: dict[str, list[str]] = {"train": [], "test": []}
@@ -372,10 +373,11 @@ def _joined_names(config: DataConfig) -> dict[str, str]:
 
 
 def _sample_captions(split: Split, most: int) -> list[str]:
-    """Captions of a split in order: all, or of a large one those of evenly spaced recordings, about ``most``."""
+    """Yields the captions of a split in order: all, or of a large split those of evenly spaced recordings, about
+    ``most``."""
     per_recording = max(1.0, split.num_captions / max(1, sum(len(s.index) for s in split.stretches)))
     num_rows = min(len(split), max(1, int(most / per_recording)))
-    # Neighbours lie on the same pages of the index: a few long runs map less of it than many single rows.
+    # Neighbouring rows lie on the same pages of the index: a few long runs map less of it than many single rows.
     num_runs = -(-num_rows // _RUN_ROWS)
     first = np.arange(num_runs) * len(split) // num_runs
     rows = np.unique((first[:, None] + np.arange(_RUN_ROWS)).ravel())
@@ -384,7 +386,7 @@ def _sample_captions(split: Split, most: int) -> list[str]:
 
 
 def _make_tokenizer(config: DataConfig, train: Split) -> Tokenizer:
-    """Loads it, or trains it on the captions and what is asked; one that was trained is kept below ``cache_dir``."""
+    """Loads the tokenizer, or trains it on captions and questions; a trained one is stored below ``cache_dir``."""
     if config.tokenizer.path is not None:
         return load_tokenizer(config.tokenizer.path)
     special_tokens = dict.fromkeys(
@@ -396,11 +398,11 @@ def _make_tokenizer(config: DataConfig, train: Split) -> Tokenizer:
     content = json.dumps([*settings, rows, MAX_TOKENIZER_CAPTIONS, tokenizers.__version__])
     name = hashlib.sha256(content.encode()).hexdigest()[:24]
     path = _root(config).folder / "tokenizers" / f"{name}.json"
-    with contextlib.suppress(UserError):  # none is there yet, or it is damaged: it is trained again
+    with contextlib.suppress(UserError):  # none is stored yet, or it is damaged: it is trained again
         return load_tokenizer(path)
     captions = _sample_captions(train, MAX_TOKENIZER_CAPTIONS)
     found = train_tokenizer([*captions, *asked], config.tokenizer, list(special_tokens))
-    with contextlib.suppress(OSError):  # a cache that is read-only: it is trained again the next time
+    with contextlib.suppress(OSError):  # a read-only cache: it is trained again the next time
         path.parent.mkdir(exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         partial.write_text(found.to_str(), "utf-8")
@@ -409,13 +411,13 @@ def _make_tokenizer(config: DataConfig, train: Split) -> Tokenizer:
 
 
 def _check_texts(prepared: Prepared, train: Split) -> None:
-    """Raises UserError where a prompt cannot be (`Prepared.prompts`); says how many captions are too long."""
+    """Raises UserError where a prompt is invalid (`Prepared.prompts`); warns how many captions are too long."""
     max_length = prepared.config.tokenizer.max_length
     captions = _sample_captions(train, MAX_CHECKED_CAPTIONS)
     lengths = token_lengths(prepared.tokenizer, captions)
     if prepared.prompts:
         start, end = framing_tokens(prepared.tokenizer)
-        lengths += 1 - len(start) - len(end)  # of an answer: it has one end token, and no start token
+        lengths += 1 - len(start) - len(end)  # an answer has one end token and no start token
     num_cut = int((lengths > max_length).sum())
     if num_cut:
         message = (

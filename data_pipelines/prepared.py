@@ -1,4 +1,4 @@
-"""A data set that is ready to be read: its splits, its classes, its tokenizer, its fingerprint."""
+"""A prepared data set, open for reading: its splits, classes, tokenizer and fingerprint."""
 
 import collections
 import dataclasses
@@ -25,46 +25,46 @@ from data_pipelines.selection import Selection, captions_within
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Stretch:
-    """Rows of one split of one data set, all of them or those that a filter keeps."""
+    """Rows of one split of one data set: all, or those that a filter keeps."""
 
     name: str
-    """Of the split: ``digits/train`` in a mixture."""
+    """Name of the split: ``digits/train`` in a mixture."""
     index: Index
     audio: Resampled
     manifest: SplitManifest
     label_of: Int[np.ndarray, " C"]
-    """The number of each of the data set's classes in `Prepared.class_names`."""
+    """Number of each of the data set's classes in `Prepared.class_names`."""
     part: int = 0
-    """Part of the mixture; 0 where there is one data set alone."""
+    """Number of the mixture's part; 0 for a single data set."""
     kept: FilterConfig = FilterConfig()
-    """What was filtered; captions that it does not keep are not read."""
+    """The filter; captions that it drops are not read."""
     selection: Selection | None = None
-    """The rows that the filter keeps; None: all."""
+    """Rows that the filter keeps; None: all."""
 
     def __len__(self) -> int:
         return len(self.index) if self.selection is None else len(self.selection.rows)
 
     def rows(self, places: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-        """Rows of the index at these places of the stretch."""
+        """Returns the rows of the index at these places of the stretch."""
         return places if self.selection is None else self.selection.rows[places].astype(np.int64)
 
     def captions(self, row: int) -> list[str]:
-        """Captions of a row of the index, without those that the filter leaves out."""
+        """Returns the captions of a row of the index that the filter keeps."""
         found: list[str] = self.index.value("captions", row)
         return captions_within(found, self.kept) if self.kept.looks_at_captions else found
 
     def labels(self, row: int) -> list[int]:
-        """Every class of a row of the index; none where it has none."""
+        """Returns every class of a row of the index; none where it has none."""
         return [int(self.label_of[label]) for label in self.index.value("labels", row)]
 
     @property
     def licences(self) -> Mapping[str, int]:
-        """Rows by licence."""
+        """Number of rows by licence."""
         return self.manifest.licences if self.selection is None else self.selection.licences
 
     @property
     def seconds(self) -> float:
-        """Length of all recordings."""
+        """Total length of the recordings, seconds."""
         if self.selection is None:
             return self.manifest.seconds
         return self.selection.num_samples / self.audio.records.sample_rate_hz
@@ -74,8 +74,8 @@ class Stretch:
 class Split:
     """Examples of one split, or of several joined with ``+``, in the order of their records.
 
-    What training reads is found row by row (`find_rows`); the columns ``ids``, ``all_captions`` and the like read a row
-    when it is asked for; ``labels``, ``num_samples`` and ``source`` are arrays of the whole split, for evaluations.
+    Training finds its rows one by one (`find_rows`); the columns ``ids``, ``all_captions`` and others read a row on
+    access; ``labels``, ``num_samples`` and ``source`` are arrays of the whole split, for evaluations.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Split:
 
     @property
     def num_examples(self) -> int:
-        """Recordings."""
+        """Number of recordings."""
         return len(self)
 
     @functools.cached_property
@@ -95,7 +95,7 @@ class Split:
         return np.array([0, *itertools.accumulate(map(len, self.stretches))], np.int64)
 
     def locate(self, indices: Int[np.ndarray, " B"]) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]:
-        """Stretch, and row in its index, of each example."""
+        """Returns the stretch of each example, and its row in the stretch's index."""
         wanted = np.asarray(indices, np.int64)
         numbers = np.searchsorted(self.starts, wanted, side="right") - 1
         rows = np.empty(len(wanted), np.int64)
@@ -105,40 +105,41 @@ class Split:
         return numbers, rows
 
     def lengths(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-        """Samples of recordings at the model's rate."""
+        """Returns the lengths of recordings at the model's rate, samples."""
         found = np.empty(len(indices), np.int64)
         for stretch, here, rows in self._by_stretch(indices):
             found[here] = stretch.audio.length_of(stretch.index.numbers("num_samples", rows))
         return found
 
     def parts(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-        """Part of the mixture that each example is of; zeros where there is one data set alone."""
+        """Returns the number of the mixture's part that each example is of; zeros for a single data set."""
         of_stretch = np.array([stretch.part for stretch in self.stretches], np.int32)
         return of_stretch[np.searchsorted(self.starts, indices, side="right") - 1]
 
     def find_rows(self, indices: Int[np.ndarray, " B"]) -> list[tuple[Stretch, int]]:
-        """Stretch, and row in its index, of each example."""
+        """Returns the stretch of an example, and its row in the stretch's index."""
         numbers, rows = self.locate(indices)
         return [(self.stretches[n], row) for n, row in zip(numbers.tolist(), rows.tolist(), strict=True)]
 
     def labels_of(self, index: int) -> tuple[int, ...]:
-        """Every class of an example; none where it has none."""
+        """Returns every class of an example; none where it has none."""
         stretch, row = self._find(index)
         return tuple(stretch.labels(row))
 
     def captions(self, index: int) -> list[str]:
-        """Every caption of the example."""
+        """Returns every caption of the example."""
         stretch, row = self._find(index)
         return stretch.captions(row)
 
     def negatives(self, index: int) -> tuple[str, ...]:
-        """Captions of the example that are wrong, and nearly right; none where the data set has none."""
+        """Returns the wrong but similar captions of the example; none where the data set has none."""
         return tuple(self._value("negatives", index))
 
     def read_windows(
         self, indices: Int[np.ndarray, " B"], starts: Int[np.ndarray, " B"], length: int
     ) -> Iterator[Int[np.ndarray, " S"]]:
-        """``length`` samples of each recording from its start on, at the model's rate, fewer where it ends: int16 PCM.
+        """Reads ``length`` samples of each recording from its start on, at the model's rate, fewer where it ends:
+        int16 PCM.
 
         DataError where a record is damaged.
         """
@@ -155,14 +156,15 @@ class Split:
             yield own.read(record, size, start, length)
 
     def read_pcm(self, indices: Sequence[int]) -> list[Int[np.ndarray, " S"]]:
-        """int16 PCM of whole recordings, at the model's rate; DataError where a record is damaged."""
+        """Reads int16 PCM of whole recordings, at the model's rate; DataError where a record is damaged."""
         wanted = np.asarray(indices, np.int64)
         return list(self.read_windows(wanted, np.zeros_like(wanted), np.iinfo(np.int64).max))
 
     def _by_stretch(
         self, indices: Int[np.ndarray, " B"]
     ) -> Iterator[tuple[Stretch, Bool[np.ndarray, " B"], Int[np.ndarray, " b"]]]:
-        """Each stretch that examples are of, which of them they are, and their rows in its index."""
+        """Yields each stretch that has some of the examples, which examples those are, and their rows in its
+        index."""
         stretches, rows = self.locate(indices)
         for number in np.unique(stretches).tolist():
             here = stretches == number
@@ -186,41 +188,41 @@ class Split:
 
     @property
     def ids(self) -> Column[str]:
-        """Unique in their data set."""
+        """Id of each example, unique in its data set."""
         return Column(len(self), functools.partial(self._value, "id"))
 
     @property
     def all_captions(self) -> Column[list[str]]:
-        """Every caption of each."""
+        """Captions of each example."""
         return Column(len(self), self.captions)
 
     @property
     def all_negatives(self) -> Column[tuple[str, ...]]:
-        """Captions of each that are wrong, and nearly right."""
+        """Wrong but similar captions of each example."""
         return Column(len(self), self.negatives)
 
     @property
     def all_labels(self) -> Column[tuple[int, ...]]:
-        """Every class of each."""
+        """Classes of each example."""
         return Column(len(self), self.labels_of)
 
     @property
     def licences(self) -> Column[str]:
-        """Licence of each."""
+        """Licence of each example."""
         return Column(len(self), self._licence_of)
 
     @property
     def source_sha256(self) -> Column[str]:
-        """Of the file that each was made from; '' where there is none."""
+        """SHA-256 of each example's source file; '' where there is none."""
         return Column(len(self), self._sha256_of)
 
     @functools.cached_property
     def labels(self) -> Int[np.ndarray, " N"]:
-        """Class of each, -1 where it has none or several; an array of the whole split."""
+        """Class of each example, -1 where it has none or several; an array of the whole split."""
         return self.single_labels(np.arange(len(self)))
 
     def single_labels(self, indices: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-        """Class of these examples, -1 where they have none or several."""
+        """Returns the class of these examples, -1 where they have none or several."""
         found = np.full(len(indices), -1, np.int32)
         for stretch, here, rows in self._by_stretch(indices):
             if stretch.manifest.num_labels:
@@ -230,22 +232,22 @@ class Split:
 
     @functools.cached_property
     def num_samples(self) -> Int[np.ndarray, " N"]:
-        """Length of each at the model's rate; an array of the whole split."""
+        """Length of each example at the model's rate, samples; an array of the whole split."""
         return self.lengths(np.arange(len(self)))
 
     @functools.cached_property
     def source(self) -> Int[np.ndarray, " N"]:
-        """Part of the mixture that each is of; an array of the whole split."""
+        """Number of the mixture's part of each example; an array of the whole split."""
         return self.parts(np.arange(len(self)))
 
     @property
     def seconds(self) -> float:
-        """Length of all recordings."""
+        """Total length of the recordings, seconds."""
         return sum(stretch.seconds for stretch in self.stretches)
 
     @property
     def num_captions(self) -> int:
-        """Captions of all recordings, those that a filter leaves out too."""
+        """Number of captions of all recordings, including those that a filter drops."""
         return sum(stretch.manifest.num_captions for stretch in self.stretches)
 
     @property
@@ -256,40 +258,41 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Prepared:
-    """A data set at the settings of ``config``; made by ``data_pipelines.prepare.prepare``."""
+    """A data set with the settings of ``config``; made by ``data_pipelines.prepare.prepare``."""
 
     config: DataConfig
     sample_rate_hz: int
-    """Of the model."""
+    """Sampling rate of the model, Hz."""
     class_names: tuple[str, ...]
-    """What labels index; empty where there are no classes."""
+    """Class names, which labels index; empty where there are no classes."""
     num_rejected: int
-    """Recordings that were left out; ``rejects.jsonl`` in each of ``folders`` says which, and why."""
+    """Number of recordings that were left out; ``rejects.jsonl`` in each of ``folders`` lists them with the
+    reason."""
     tokenizer: Tokenizer
     splits: Mapping[str, Split]
     """The single splits; ``split`` joins them."""
     folders: tuple[Path, ...]
-    """The prepared data sets on this machine, one a part of a mixture."""
+    """Local folders of the prepared data sets, one for each part of a mixture."""
     joined: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Names for several of them, joined with ``+``: a mixture's ``train`` and ``test``."""
+    """Names for several splits joined with ``+``: a mixture's ``train`` and ``test``."""
 
     def split(self, name: str) -> Split:
-        """A split, or several joined with ``+``; UserError where there is none of that name."""
+        """Returns a split, or several joined with ``+``; UserError for an unknown name."""
         return join_splits(self.splits, name, self.joined)
 
     @property
     def num_sources(self) -> int:
-        """Parts of the mixture; 0 where there is one data set alone."""
+        """Number of parts of the mixture; 0 for a single data set."""
         return len(self.config.dataset.parts) if isinstance(self.config.dataset, MixtureConfig) else 0
 
     @property
     def num_source_samples(self) -> int:
-        """S of the batch contract."""
+        """S of the batch contract: samples of a recording on the device."""
         return round(self.config.window_sec * self.sample_rate_hz)
 
     @property
     def licences(self) -> dict[str, str]:
-        """Licences of what is trained on, with their counts, by the name of the data set (``Esc50``)."""
+        """Licences of the training data with their counts, by the name of the data set (``Esc50``)."""
         train, dataset = self.split(self.config.train_split), self.config.dataset
         sets = [part.dataset for part in dataset.parts] if isinstance(dataset, MixtureConfig) else [dataset]
         by_kind: dict[str, list[Mapping[str, int]]] = {}
@@ -299,7 +302,7 @@ class Prepared:
 
     @functools.cached_property
     def prompts(self) -> tuple[Prompts, ...]:
-        """The encoded prompts of each of `DataConfig.prompts`. Raises UserError as `encode_prompts`."""
+        """Encodes the prompts of each of `DataConfig.prompts`. Raises UserError as `encode_prompts`."""
         length = self.config.prompt_length
         return tuple(encode_prompt_config(self.tokenizer, prompt, length) for prompt in self.config.prompts)
 
@@ -307,7 +310,7 @@ class Prepared:
     def fingerprint(self) -> str:
         """SHA-256 of what a run reads: examples of both splits in order, classes, settings, tokenizer, prompts.
 
-        The rows are not read for it: each split's own was made when it was built.
+        No row is read for it: each split's fingerprint was computed when it was built.
         """
         config = self.config
         lines: list[Any] = [
@@ -334,7 +337,7 @@ class Prepared:
 
 
 def describe_licences(counts: Iterable[Mapping[str, int]]) -> str:
-    """Each licence with the number of its examples, the most frequent first."""
+    """Returns each licence with the number of its examples, the most frequent first."""
     total: collections.Counter[str] = collections.Counter()
     for licences in counts:
         total.update(licences)
@@ -343,10 +346,9 @@ def describe_licences(counts: Iterable[Mapping[str, int]]) -> str:
 
 
 def join_splits(splits: Mapping[str, Split], name: str, joined: Mapping[str, str] | None = None) -> Split:
-    """The examples of the splits that ``name`` joins with ``+``, one after the other.
+    """Returns the examples of the splits that ``name`` joins with ``+``, one after the other.
 
-    ``joined`` has names for several of ``splits``. Raises UserError where there is no split of a name, or one comes
-    twice.
+    ``joined`` has names for several of ``splits``. Raises UserError for an unknown split, or one named twice.
     """
     joined = joined or {}
     written = [part.strip() for part in name.split("+")]

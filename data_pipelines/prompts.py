@@ -1,7 +1,7 @@
-"""Prompts and answers as token ids, for training and for generation alike.
+"""Prompts and answers as token ids, for training and for generation.
 
-A prompt is what `data_pipelines.templates` writes before an answer. The vectors of the recording stand before one of
-its tokens, and an answer ends with a token that says so.
+A prompt is the text that `data_pipelines.templates` puts before an answer. The vectors of the recording are inserted
+before one of its tokens, and an answer ends with an end token.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ _END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>")
 def encode_prompts(
     tokenizer: Tokenizer, template: TemplateName, questions: Sequence[str], max_length: int
 ) -> tuple[Int[np.ndarray, "B P"], Bool[np.ndarray, "B P"], Int[np.ndarray, " B"]]:
-    """Ids, mask and place of the recording of the prompts that ask ``questions``, P = ``max_length``.
+    """Encodes the prompts of ``questions``: ids, mask and place of the recording, P = ``max_length``.
 
-    Ids (int32) are padded on the right; the recording's vectors stand before the token of the number that is the third
-    result (int32). Nothing in ``tokenizer`` is changed.
+    Ids (int32) are padded on the right; the third result (int32) is the number of the token before which the
+    recording's vectors are inserted. ``tokenizer`` is not changed.
 
     Raises:
-      UserError: a prompt is longer than ``max_length``, the template needs a question that is not there, or tokens
-        that the tokenizer does not have.
+      UserError: a prompt is longer than ``max_length``, the template needs a question and there is none, or it needs
+      tokens that the tokenizer does not have.
     """
     check_special_tokens(tokenizer, template)
     marked = _with_marker(tokenizer)
@@ -56,7 +56,7 @@ def encode_prompts(
 def encode_answers(
     tokenizer: Tokenizer, template: TemplateName, answers: Sequence[str], max_length: int
 ) -> tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
-    """Ids (int32) and mask (bool) of answers, each with its end token and no start token, L = ``max_length``.
+    """Encodes answers: ids (int32) and mask (bool), each with its end token and no start token, L = ``max_length``.
 
     An answer that is too long keeps its first tokens and the end token.
     """
@@ -66,7 +66,8 @@ def encode_answers(
 
 
 def answer_end_id(tokenizer: Tokenizer, template: TemplateName) -> int:
-    """Id of the token that ends an answer: the template's, else the tokenizer's own. UserError where there is none."""
+    """Returns the id of the token that ends an answer: the template's, else the tokenizer's own. UserError where
+    there is none."""
     check_special_tokens(tokenizer, template)
     if (token := TEMPLATES[template].end_token) is not None:
         return _id_of(tokenizer, token)
@@ -89,7 +90,7 @@ def check_special_tokens(tokenizer: Tokenizer, template: TemplateName) -> None:
 
 
 def prompt_texts(config: PromptConfig) -> list[str]:
-    """The words of the prompts between the special tokens: what a tokenizer that is trained for them should know."""
+    """Returns the text of the prompts between the special tokens, on which a new tokenizer should be trained."""
     texts = [render(config.template, question) for question in config.questions]
     for token in (AUDIO_MARKER, *TEMPLATES[config.template].special_tokens):
         texts = [piece for text in texts for piece in text.split(token)]
@@ -106,7 +107,7 @@ class Prompts:
 
 
 def encode_prompt_config(tokenizer: Tokenizer, config: PromptConfig, length: int) -> Prompts:
-    """Every prompt of ``config``, padded to ``length``. Raises UserError as `encode_prompts` does."""
+    """Encodes every prompt of ``config``, padded to ``length``. Raises UserError as `encode_prompts` does."""
     ids, mask, position = encode_prompts(tokenizer, config.template, config.questions, config.max_length)
     padded, padded_mask = pad_rows(
         [row[real].tolist() for row, real in zip(ids, mask, strict=True)], length, pad_id(tokenizer)
@@ -128,5 +129,6 @@ def _marked_copy(serialised: str) -> Tokenizer:
 
 
 def _with_marker(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer, or a copy, that keeps the marker in one piece, so that what is around it is cut as with it."""
+    """Returns the tokenizer, or a copy that keeps the marker as one token, so that the text around it is split as
+    before."""
     return tokenizer if tokenizer.token_to_id(AUDIO_MARKER) is not None else _marked_copy(tokenizer.to_str())

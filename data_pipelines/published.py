@@ -1,4 +1,4 @@
-"""The base of published data sets: their tables as published, joined by name with a folder of their recordings."""
+"""Base class of published data sets: their published tables, joined by name with a folder of recordings."""
 
 import abc
 import dataclasses
@@ -16,49 +16,49 @@ from data_pipelines.tars import AUDIO_SUFFIXES
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedClip:
-    """What a row of a published table says."""
+    """Content of a row of a published table."""
 
     id: str
-    """Rows of the same clip are its captions."""
+    """Id of the clip; rows with the same id are captions of one clip."""
     names: tuple[str, ...]
-    """What its recording may be called, the likeliest first; without an ending, any will do."""
+    """Possible names of its recording, the likeliest first; a name without an ending matches any ending."""
     captions: tuple[str, ...]
     labels: tuple[str, ...] = ()
     licence: str = ""
-    """'' where it is that of the data set."""
+    """Licence of the clip; '' where it is that of the data set."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedConfig(DatasetConfig):
-    """A published data set: its tables, and a folder with as many of its recordings as there are.
+    """A published data set: its tables, and a folder with any number of its recordings.
 
-    A recipe is a subclass that says where the tables are, what they have and what a row means. Clips whose recording is
-    not there are left out and counted.
+    A subclass says where the tables are, which columns they have and what a row means. Clips whose recording is
+    missing are left out and counted.
     """
 
     root: str
     """Folder that holds the published tables."""
     audio_root: str = ""
-    """Folder that holds the recordings, in any folder below it; '' is ``root``."""
+    """Folder that holds the recordings, at any depth; '' is ``root``."""
 
     COLUMNS: ClassVar[tuple[str, ...]]
-    """Columns of the tables that are needed."""
+    """Columns that the tables must have."""
     LICENCE: ClassVar[str]
     """Licence of a clip for which the tables state none."""
     GET: ClassVar[str]
-    """The expected files, and how to get them."""
+    """Message: the expected files and how to get them."""
 
     @abc.abstractmethod
     def tables(self) -> Mapping[str, str]:
-        """The path of each split's table, below ``root``."""
+        """Returns the path of each split's table, below ``root``."""
 
     @abc.abstractmethod
     def published_rows(self) -> Mapping[str, int]:
-        """Rows of each split's table, as published."""
+        """Returns the number of rows of each split's table, as published."""
 
     @abc.abstractmethod
     def read_clip(self, row: Row, split: str) -> PublishedClip:
-        """What a row says. Raises DataError for one that cannot be."""
+        """Parses a row. Raises DataError for an invalid one."""
 
     def read(self, problems: list[str] | None = None) -> Source:
         root, tables = Path(self.root).expanduser(), self.tables()
@@ -87,7 +87,7 @@ class PublishedConfig(DatasetConfig):
     def _make_row(
         self, clip: PublishedClip, split: str, audio_root: Path, recordings: Mapping[str, Path]
     ) -> SourceRow | None:
-        """The clip with its recording; None where that is not there."""
+        """Returns the clip with its recording; None where the recording is missing."""
         path = next((recordings[name] for name in clip.names if name in recordings), None)
         if path is None:
             return None
@@ -103,7 +103,7 @@ class PublishedConfig(DatasetConfig):
 
 
 def find_recordings(folder: Path) -> dict[str, Path]:
-    """Every recording below a folder by its name, with and without its ending and the folder that it is in."""
+    """Returns every recording below a folder by its name, with and without its ending and its folder."""
     found: dict[str, Path] = {}
     for place, folders, names in os.walk(folder):
         folders.sort()
@@ -116,7 +116,7 @@ def find_recordings(folder: Path) -> dict[str, Path]:
 
 
 def _join(clips: list[PublishedClip]) -> list[PublishedClip]:
-    """Rows of the same clip made one, with the captions of all."""
+    """Merges rows of the same clip into one, with all captions."""
     joined: dict[str, PublishedClip] = {}
     for clip in clips:
         first = joined.setdefault(clip.id, clip)

@@ -2,11 +2,11 @@
 
 A record is a ``tf.train.Example`` as TFDS writes it, so any TFDS program reads the folder. A recording of up to
 `PIECE_SEC` is one record; a longer one is several records in a row, its pieces, so that a window of an 18-hour
-recording is read without the rest of it. Records are not compressed (``group_size:1,uncompressed``): sounds hardly
-shrink, and inflating them costs three quarters of the reading.
+recording is read without the rest of it. Records are not compressed (``group_size:1,uncompressed``): audio hardly
+shrinks, and inflating it would take three quarters of the reading time.
 
-What is stored at one sampling rate serves models of any: a window is resampled when it is read, from a start that the
-two rates share and with a margin on both sides, so that it is what a stretch of the whole recording would be.
+Data stored at one sampling rate serves models of any rate: a window is resampled when it is read, from a start that
+both rates share and with a margin on both sides, so that it equals the same window of the whole resampled recording.
 """
 
 import bisect
@@ -37,11 +37,11 @@ PIECE_SEC = 30
 WRITER_OPTIONS = "group_size:1,uncompressed"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _MAX_OPEN_SHARDS = 256
-_MARGIN_SEC = 0.05  # what soxr's HQ filter looks at beside a window, and more
+_MARGIN_SEC = 0.05  # what soxr's HQ filter reads beside a window, with a margin
 
 
 def encode_audio(pcm: Int[np.ndarray, " S"], encoding: Encoding, sample_rate_hz: int) -> bytes:
-    """One piece as its record has it; the same samples give the same bytes."""
+    """One piece as stored in its record; the same samples give the same bytes."""
     if encoding == "pcm":
         return pcm.astype("<i2", copy=False).tobytes()
     file = io.BytesIO()
@@ -50,7 +50,7 @@ def encode_audio(pcm: Int[np.ndarray, " S"], encoding: Encoding, sample_rate_hz:
 
 
 def decode_audio(data: memoryview, encoding: Encoding, start: int, length: int) -> Int[np.ndarray, " S"]:
-    """``length`` samples of a piece from ``start`` on, fewer where it ends before."""
+    """Returns ``length`` samples of a piece from ``start`` on, fewer where it ends earlier."""
     if encoding == "pcm":
         return np.frombuffer(data, "<i2")[start : start + length]
     with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -61,9 +61,10 @@ def decode_audio(data: memoryview, encoding: Encoding, start: int, length: int) 
 
 
 def audio_of(record: bytes) -> memoryview:
-    """The bytes of the feature ``audio`` in a serialised ``tf.train.Example`` whose features are in order of name.
+    """Returns the bytes of the feature ``audio`` in a serialised ``tf.train.Example`` whose features are in order of
+    name.
 
-    ``audio`` is first by name, so this looks at a few bytes and copies none. Raises ValueError where it is not there.
+    ``audio`` is first by name, so this reads a few bytes and copies none. Raises ValueError where it is missing.
     """
     view = memoryview(record)
     # Example.features, one entry of Features.feature, its key.
@@ -80,7 +81,7 @@ def audio_of(record: bytes) -> memoryview:
 
 
 def _enter(view: memoryview, position: int) -> tuple[int, int]:
-    """Start and length of the content of the length-delimited protobuf field at ``position``."""
+    """Returns start and length of the content of the length-delimited protobuf field at ``position``."""
     if view[position] & 7 != 2:
         raise ValueError("it is no tf.train.Example")
     length, shift = 0, 0
@@ -100,29 +101,30 @@ class Records:
     paths: Sequence[str]
     """The shards, in order."""
     shard_lengths: Sequence[int]
-    """Records of each."""
+    """Number of records of each shard."""
     encoding: Encoding
     sample_rate_hz: int
-    """At which the recordings are stored."""
+    """Sampling rate of the stored recordings, Hz."""
     where: Path
     """The folder, for messages."""
     url: str = ""
-    """Where the shards are in a bucket, from which each is fetched when it is first read; '' where all are here."""
+    """Address of the shards in a bucket, from which each is downloaded when it is first read; '' where all are
+    local."""
 
     def __getstate__(self) -> dict[str, Any]:  # another process opens the shards itself
         return {key: value for key, value in self.__dict__.items() if key != "_opened"}
 
     @property
     def piece_samples(self) -> int:
-        """Samples of every piece of a recording but the last."""
+        """Samples of every piece of a recording, except the last piece."""
         return PIECE_SEC * self.sample_rate_hz
 
     def read(self, record: int, num_samples: int, start: int, length: int) -> Int[np.ndarray, " S"]:
-        """Samples ``start`` to ``start + length`` of a recording, fewer where it ends before, as they are stored.
+        """Reads samples ``start`` to ``start + length`` of a recording, fewer where it ends earlier, as stored.
 
         Args:
           record: number of the recording's first record.
-          num_samples: of the whole recording.
+          num_samples: length of the whole recording.
 
         Raises:
           DataError: a record is damaged or missing.
@@ -153,7 +155,7 @@ class Records:
             raise self._damaged(record, str(error)) from error
 
     def read_record(self, record: int) -> bytes:
-        """One record as it is stored."""
+        """Returns one record as stored."""
         shard = bisect.bisect_right(self._ends, record)
         if shard == len(self._ends):
             raise IndexError(f"there are {self._ends[-1] if self._ends else 0} records")
@@ -175,7 +177,7 @@ class Records:
         return threading.Lock(), collections.OrderedDict()
 
     def _open(self, shard: int) -> Any:
-        """The reader of a shard; of those that are open the one that was used last stays longest."""
+        """Returns the reader of a shard; the least recently used open reader is closed first."""
         from array_record.python.array_record_module import ArrayRecordReader
 
         lock, opened = self._opened
@@ -193,25 +195,26 @@ class Records:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Resampled:
-    """Records as a model of another sampling rate reads them; of the same rate they are read as they are."""
+    """Records at another sampling rate, for a model of that rate; with the same rate they are read unchanged."""
 
     records: Records
     sample_rate_hz: int
 
     @functools.cached_property
     def _up_down(self) -> tuple[int, int]:
-        """The new rate to the old, in lowest terms."""
+        """Ratio of the new rate to the stored one, in lowest terms."""
         stored = self.records.sample_rate_hz
         common = math.gcd(self.sample_rate_hz, stored)
         return self.sample_rate_hz // common, stored // common
 
     def length_of(self, num_samples: Any) -> Any:
-        """Samples that a recording has, or several have, at this rate: the rounding is soxr's."""
+        """Returns the length at this rate of one or several recordings; the rounding is soxr's."""
         up, down = self._up_down
         return (2 * num_samples * up + down) // (2 * down)
 
     def read(self, record: int, num_samples: int, start: int, length: int) -> Int[np.ndarray, " S"]:
-        """As `Records.read`, with ``start`` and ``length`` at this rate and ``num_samples`` at the stored one."""
+        """Reads like `Records.read`, with ``start`` and ``length`` at this rate and ``num_samples`` at the stored
+        one."""
         up, down = self._up_down
         if up == down:
             return self.records.read(record, num_samples, start, length)
@@ -231,14 +234,14 @@ class Resampled:
 def split_pieces(
     blocks: Iterable[Int[np.ndarray, " S"]], sample_rate_hz: int
 ) -> Iterator[Int[np.ndarray, " S"]]:
-    """A recording that comes in blocks of any length, cut into the pieces that its records have."""
+    """Cuts a recording that arrives in blocks of any length into the pieces of its records."""
     size = PIECE_SEC * sample_rate_hz
     waiting: list[Int[np.ndarray, " S"]] = []
     for block in blocks:
         waiting.append(block)
         if sum(map(len, waiting)) > size:
             joined = np.concatenate(waiting)
-            last = (len(joined) - 1) // size * size  # the last piece may go on in the next block
+            last = (len(joined) - 1) // size * size  # the last piece may continue in the next block
             yield from (joined[start : start + size] for start in range(0, last, size))
             waiting = [joined[last:]]
     yield np.concatenate(waiting) if len(waiting) > 1 else waiting[0]

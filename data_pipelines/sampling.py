@@ -1,12 +1,12 @@
-"""Which example comes when: a pure function of (seed, step), so that resuming needs one integer.
+"""Which example is read when: a pure function of (seed, step), so that resuming needs one integer.
 
 Position p of the endless stream is ``step * batch_size + row``. It lies in epoch ``p // N``, at place
-``p % N`` of that epoch's order: a permutation of the N examples that can be evaluated at any place
-alone, keyed by seed and epoch. What else is drawn for an example (its caption, its window) is keyed by
-seed, epoch and index, so the same draw is made on every machine and after every restart.
+``p % N`` of that epoch's order: a permutation of the N examples, keyed by seed and epoch, that can be evaluated at a
+single place. The other random choices for an example (its caption, its window) are keyed by seed, epoch and index, so
+they are the same on every machine and after every restart.
 
-In a mixture each part has such a stream, keyed by seed and part, and ``data_pipelines.mixture`` says at which
-position of which stream a row stands.
+In a mixture each part has such a stream, keyed by seed and part, and ``data_pipelines.mixture`` gives the stream and
+position of each row.
 
 The permutation is the block cipher below ``tf.random.experimental.index_shuffle``, with two changes.
 The function runs 4 rounds, after which the orders of two neighbouring epochs of 50,000 examples have a
@@ -21,13 +21,13 @@ import numpy as np
 from data_pipelines.tensorflow_cpu import load_tensorflow
 
 _ROUNDS = 8
-# Of SplitMix64.
+# Constants of SplitMix64.
 _INCREMENT = 0x9E3779B97F4A7C15
 _ROUNDS_OF_HASH = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def example_indices(positions: Any, *, seed: Any, num_examples: Any) -> tuple[Any, Any]:
-    """(index, epoch) of each position of the stream: int64 tensors of the shape of ``positions``, [B].
+    """Returns (index, epoch) of each position of the stream: int64 tensors of the shape of ``positions``, [B].
 
     ``seed`` and ``num_examples`` are numbers, or one for each position, [B].
     """
@@ -43,22 +43,23 @@ def example_indices(positions: Any, *, seed: Any, num_examples: Any) -> tuple[An
 
 
 def part_seed(seed: int, part: int) -> int:
-    """The seed of the order of one part of a mixture, below 2^64."""
+    """Returns the seed of the order of one part of a mixture, below 2^64."""
     return int(np.random.SeedSequence([seed, part]).generate_state(1, np.uint64)[0])
 
 
 def example_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Generator of what is drawn for one example in one epoch: first its caption, then where its window starts."""
+    """Returns the generator of the random choices for one example in one epoch: first its caption, then its window's
+    start."""
     return np.random.default_rng([seed, epoch, index])
 
 
 def draw_order(seed: int, epoch: int, index: int, count: int) -> list[int]:
-    """A permutation of an example's ``count`` wrong captions, from a stream that its caption does not share."""
+    """Returns a permutation of an example's ``count`` wrong captions, from its own random stream."""
     return example_rng(seed, epoch, index).spawn(1)[0].permutation(count).tolist()
 
 
 def draw_question(seed: int, epoch: int, index: int, count: int) -> int:
-    """Which of ``count`` questions is asked of an example, from a stream of its own."""
+    """Chooses one of ``count`` questions for an example, from its own random stream."""
     return 0 if count == 1 else int(example_rng(seed, epoch, index).spawn(2)[1].integers(count))
 
 

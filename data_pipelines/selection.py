@@ -1,7 +1,7 @@
-"""Which rows of a split a filter keeps: their numbers in a file that is mapped into memory.
+"""Which rows of a split a filter keeps: their numbers, in a memory-mapped file.
 
-The file is made once for a filter and a data set, below ``cache_dir``, by looking through the columns of the index a
-batch at a time; where nothing can be written there it is made for this process alone. Rows stay in their order.
+The file is made once for a filter and a data set, below ``cache_dir``, by reading the columns of the index one batch
+at a time; where nothing can be written there, it is made for this process only. Rows keep their order.
 """
 
 import atexit
@@ -33,11 +33,11 @@ class Selection:
     """The rows that a filter keeps."""
 
     rows: Int[np.ndarray, " N"]
-    """Their numbers, rising; mapped from a file."""
+    """Numbers of the rows, ascending; mapped from a file."""
     licences: Mapping[str, int]
-    """Rows by licence."""
+    """Number of rows by licence."""
     num_samples: int
-    """Of all of them, at the stored sampling rate."""
+    """Total length of the kept recordings, samples at the stored rate."""
 
 
 def select(
@@ -49,11 +49,11 @@ def select(
     fingerprint: str,
     cache_dir: Path,
 ) -> Selection:
-    """The rows of ``index`` that ``kept`` keeps.
+    """Selects the rows of ``index`` that ``kept`` keeps.
 
     Args:
-      licences: what the column ``licence`` numbers.
-      fingerprint: of the split; with the filter it names the file.
+      licences: names of the numbers in the column ``licence``.
+      fingerprint: fingerprint of the split; with the filter it determines the file's name.
     """
     content = json.dumps([fingerprint, dataclasses.asdict(kept)], sort_keys=True)
     name = hashlib.sha256(content.encode()).hexdigest()[:24]
@@ -63,13 +63,13 @@ def select(
             folder.mkdir(parents=True, exist_ok=True)
             _write(index, kept, sample_rate_hz, licences, folder, name)
         except OSError as error:
-            logger.warning("the rows that the filter keeps are not kept in %s (%s)", folder, error.strerror)
+            logger.warning("the selection of the filter cannot be stored in %s (%s)", folder, error.strerror)
             folder = Path(tempfile.mkdtemp(prefix="alm_jax_selection_"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             _write(index, kept, sample_rate_hz, licences, folder, name)
     about = json.loads((folder / f"{name}.json").read_text("utf-8"))
     shape = (about["num_rows"],)
-    # NumPy maps no empty file.
+    # NumPy cannot map an empty file.
     rows = (
         np.memmap(folder / f"{name}.rows", _dtype(len(index)), "r", shape=shape) if shape[0] else np.zeros(0)
     )
@@ -81,7 +81,7 @@ def select(
 
 
 def captions_within(captions: Sequence[str], kept: FilterConfig) -> list[str]:
-    """Those of a recording's captions that ``kept`` keeps."""
+    """Returns those of a recording's captions that ``kept`` keeps."""
     most = np.inf if kept.max_caption_words is None else kept.max_caption_words
     return [text for text in captions if kept.min_caption_words <= 1 + text.count(" ") <= most]
 

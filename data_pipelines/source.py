@@ -1,7 +1,7 @@
-"""What every data set yields: rows, each one recording that is not read yet and what is said of it.
+"""Rows, which every data set yields: each is one recording, not yet read, with its captions and labels.
 
-A recording is a file (`AudioFile`), a member of a tar (`AudioMember`) or anything else with the methods of `Audio`.
-It is read when its example is made, in any thread or process: rows are small and can be pickled.
+A recording is a file (`AudioFile`), a member of a tar (`AudioMember`) or any object with the methods of `Audio`. It
+is read when its example is made, in any thread or process: rows are small and can be pickled.
 """
 
 import dataclasses
@@ -17,9 +17,10 @@ from alm_jax.errors import DataError
 from data_pipelines.decode import float_to_pcm, read_blocks
 
 LONG_SEC = 600.0
-"""A longer recording is never in memory whole: it is decoded once to be checked, and once more as it is stored."""
+"""Length above which a recording is never wholly in memory: it is decoded once to be checked, and again as it is
+stored."""
 MAX_MEMBER_BYTES = 1 << 30
-"""Largest member of a tar that is read into memory."""
+"""Largest member of a tar that is read into memory, bytes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,15 +28,15 @@ class Recording:
     """A recording that was read."""
 
     pcm: Int[np.ndarray, " S"]
-    """int16, mono, at the rate that was asked for."""
+    """int16, mono, at the requested rate."""
     sha256: str
-    """Of the file; '' where there is none."""
+    """SHA-256 of the file; '' where there is none."""
     notes: Sequence[str] = ()
-    """What was changed on the way, to be counted: ``recordings clipped at full scale``."""
+    """Changes made while reading, for the counts: ``recordings clipped at full scale``."""
 
     @property
     def num_samples(self) -> int:
-        """Its length."""
+        """Its length, samples."""
         return len(self.pcm)
 
     def blocks(self) -> Iterator[Int[np.ndarray, " S"]]:
@@ -45,17 +46,17 @@ class Recording:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LongRecording:
-    """A recording that was decoded to its end, and is decoded again when its samples are asked for."""
+    """A recording that was decoded to its end once, and is decoded again when its samples are read."""
 
     blocks: Callable[[], Iterator[Int[np.ndarray, " S"]]]
-    """int16, mono, at the rate that was asked for: block after block."""
+    """int16, mono, at the requested rate: block after block."""
     num_samples: int
     sha256: str
     notes: Sequence[str] = ()
 
     @property
     def pcm(self) -> Int[np.ndarray, " S"]:
-        """All of it, in memory."""
+        """All samples, in memory."""
         return np.concatenate(list(self.blocks()))
 
 
@@ -66,14 +67,14 @@ class Audio(Protocol):
     def read(
         self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
     ) -> Recording | LongRecording:
-        """Its samples from ``start_sec`` to ``end_sec`` (None: its end). Raises DataError, the reason, where it is no
-        usable audio."""
+        """Reads its samples from ``start_sec`` to ``end_sec`` (None: its end). Raises DataError with the reason where
+        it is no usable audio."""
 
     def content(self) -> Path | bytes:
-        """Where its file is, or what is in it. Raises DataError where it cannot be got."""
+        """Returns the path of its file, or its content. Raises DataError where it cannot be read."""
 
     def state(self) -> object:
-        """Something that changes when the recording does; costs no reading."""
+        """Returns a value that changes when the recording does, without reading it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,16 +86,16 @@ class AudioFile:
     def read(
         self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
     ) -> Recording | LongRecording:
-        """As `Audio.read`."""
-        # Hashed when it was read: a file that is not there, or no audio, has its own complaint.
+        """Implements `Audio.read`."""
+        # Hashed when it was read: a missing file, or one that is no audio, has its own error.
         return _read(self.path, sample_rate_hz, start_sec, end_sec, lambda: hash_file(self.path))
 
     def content(self) -> Path:
-        """As `Audio.content`."""
+        """Implements `Audio.content`."""
         return self.path
 
     def state(self) -> object:
-        """As `Audio.state`."""
+        """Implements `Audio.state`."""
         return file_state(self.path)
 
 
@@ -103,14 +104,14 @@ class AudioMember:
     """A recording that is a member of an uncompressed tar: a range of its bytes, read into memory, never extracted."""
 
     path: Path
-    """The tar."""
+    """Path of the tar."""
     name: str
-    """Of the member."""
+    """Name of the member."""
     offset_bytes: int
     size_bytes: int
 
     def content(self) -> bytes:
-        """The member. Raises DataError where it is too large, or the tar ends before it does."""
+        """Reads the member. Raises DataError where it is too large, or the tar is cut off inside it."""
         if self.size_bytes > MAX_MEMBER_BYTES:
             raise DataError(f"too large: {self.size_bytes} bytes, expected at most {MAX_MEMBER_BYTES}")
         try:
@@ -126,60 +127,60 @@ class AudioMember:
     def read(
         self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
     ) -> Recording | LongRecording:
-        """As `Audio.read`."""
+        """Implements `Audio.read`."""
         return read_encoded(self.content(), sample_rate_hz, start_sec=start_sec, end_sec=end_sec)
 
     def state(self) -> object:
-        """As `Audio.state`."""
+        """Implements `Audio.state`."""
         return file_state(self.path), self.name, self.offset_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SourceRow:
-    """One clip of a data set: a recording, or a stretch of one, and what is said of it."""
+    """One clip of a data set: a recording, or a stretch of one, with its captions and labels."""
 
     id: str
-    """Unique in its data set, and the same in every build."""
+    """Id, unique in its data set and the same in every build."""
     audio: Audio
     start_sec: float = 0.0
-    """Where the clip begins in the recording."""
+    """Start of the clip in the recording, seconds."""
     end_sec: float | None = None
-    """Where it ends; None: where the recording does."""
+    """End of the clip in the recording, seconds; None: the recording's end."""
     captions: tuple[str, ...]
-    """One or more; training draws one each time."""
+    """Captions, one or more; training picks one at random each time."""
     negatives: tuple[str, ...] = ()
-    """Captions that are nearly right and wrong, where the data set has such."""
+    """Wrong but similar captions, where the data set has them."""
     labels: tuple[str, ...] = ()
     """Names of its classes: none, one, or several."""
     split: str
     licence: str = ""
-    """As the data set states it; '' where it does not."""
+    """Licence as the data set states it; '' where it states none."""
     source: str
-    """What ``rejects.jsonl`` calls the recording: a path relative to the data set, or ``shard.tar:member``."""
+    """Name of the recording in ``rejects.jsonl``: a path relative to the data set, or ``shard.tar:member``."""
     place: str = ""
-    """Where the row is written: ``table.csv:17``; '' where it is in no table."""
+    """Place of the row in a table: ``table.csv:17``; '' where it is in no table."""
     notes: tuple[str, ...] = ()
-    """What was changed on the way to this row, to be counted when its example is made."""
+    """Changes made before reading, counted when the example is made."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set that was looked at: nothing is decoded yet."""
+    """A data set whose rows are known; nothing is decoded yet."""
 
     rows: Sequence[SourceRow]
-    """In the order in which they are kept."""
+    """Rows, in the order in which they are stored."""
     class_names: tuple[str, ...] = ()
-    """Every label of a row is one of these, and its number is its place here; empty where there are no classes."""
+    """Class names; a label's number is its index here. Empty where there are no classes."""
     signature: str = ""
-    """Something that changes when the files do that the data set is made from."""
+    """Value that changes when the data set's files change."""
     found: tuple[str, ...] = ()
-    """What was found by looking, for people: ``captions: columns caption_1 to caption_5``."""
+    """Notes for people on what was found: ``captions: columns caption_1 to caption_5``."""
 
 
 def read_encoded(
     data: bytes, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None
 ) -> Recording | LongRecording:
-    """A recording whose file is in memory, as `Audio.read`."""
+    """Reads a recording whose file is in memory, like `Audio.read`."""
     return _read(data, sample_rate_hz, start_sec, end_sec, lambda: hashlib.sha256(data).hexdigest())
 
 
@@ -190,7 +191,7 @@ def _read(
     end_sec: float | None,
     hash_source: Callable[[], str],
 ) -> Recording | LongRecording:
-    """Decodes a recording to its end; of a long one nothing is kept but its length."""
+    """Decodes a recording to its end; of a long one only the length is kept."""
     max_sec = None if end_sec is None else end_sec - start_sec
 
     def waveforms() -> Iterator[Float[np.ndarray, " S"]]:
@@ -226,9 +227,9 @@ def hash_file(content: Path | bytes) -> str:
 
 
 def digest_rows(rows: Iterable[SourceRow]) -> str:
-    """SHA-256 of what rows say, and of the size and time of the files that their recordings lie in.
+    """SHA-256 of the rows' contents, and of the size and time of the files that hold their recordings.
 
-    Where the files lie is no part of it.
+    The location of the files does not matter.
     """
     digest = hashlib.sha256()
     for row in rows:
@@ -247,7 +248,7 @@ def digest_rows(rows: Iterable[SourceRow]) -> str:
 
 
 def file_state(path: Path) -> tuple[int, int] | None:
-    """Size and time of a file; None where there is none."""
+    """Returns size and time of a file; None where it does not exist."""
     try:
         stat = path.stat()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Figures of a built data set's clips: how long, how loud, what is wrong with them, how many tokens, which classes."""
+"""Statistics of a built data set's clips: length, loudness, faults, tokens, classes."""
 
 import dataclasses
 import itertools
@@ -12,49 +12,49 @@ from data_pipelines.pipeline import Batch, eval_batches, train_batches
 from data_pipelines.prepared import Prepared
 
 MAX_CLIPS = 2000
-"""Clips that are looked at; of a larger split, that many drawn by a seed."""
+"""Maximum number of clips that are examined; of a larger split a random sample of this size, from a seed."""
 SILENT_DBFS = -60.0
-"""A clip that is softer everywhere is silent."""
+"""Level below which a clip is silent."""
 CLIPPED_SAMPLES = 3
-"""Samples at full scale, one after the other, that make a clip clipped."""
+"""Number of consecutive samples at full scale that make a clip clipped."""
 DC_SHARE = 0.02
-"""Mean of the waveform, of full scale, from which on it has an offset."""
+"""Mean of the waveform, as a fraction of full scale, from which on a clip has a DC offset."""
 _BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A clip to look at and to listen to."""
+    """A clip to show and play."""
 
     index: int
-    """Its place in the split."""
+    """Index in the split."""
     pcm: Int[np.ndarray, " S"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Figures of one split."""
+    """Statistics of one split."""
 
     num_clips: int
-    """That were looked at."""
+    """Number of clips that were examined."""
     seconds: Float[np.ndarray, " N"]
-    """Of each, as long as the model sees."""
+    """Length of each clip as the model sees it, seconds."""
     loudness_dbfs: Float[np.ndarray, " N"]
-    """Root mean square of each, decibels below full scale."""
+    """Root mean square of each clip, decibels relative to full scale."""
     num_tokens: Int[np.ndarray, " N"]
-    """Of a caption of each, special tokens included, cut where the model cuts."""
+    """Number of tokens of one caption of each clip, special tokens included, cut where the model cuts."""
     labels: Int[np.ndarray, " N"]
-    """-1 where a clip has no class, or several."""
+    """Class of each clip, -1 where it has none or several."""
     num_silent: int
     num_clipped: int
     num_offset: int
-    """Clips with a DC offset."""
+    """Number of clips with a DC offset."""
     clips: tuple[Clip, ...]
-    """The first of them."""
+    """The first clips of the sample."""
 
 
 def measure(prepared: Prepared, split: str, *, num_clips: int) -> Statistics:
-    """Looks at a split, and keeps ``num_clips`` clips for people."""
+    """Examines a split, and keeps ``num_clips`` clips to show."""
     seconds, loudness, tokens, labels = [], [], [], []
     kept: list[Clip] = []
     counts = np.zeros(3, np.int64)
@@ -95,11 +95,11 @@ def _batches(prepared: Prepared, split: str) -> Iterator[Batch]:
 
 
 def _decibels(amplitude: float) -> float:
-    """Below full scale; -120 for nothing."""
+    """Level relative to full scale; -120 for silence."""
     return float(20 * np.log10(max(amplitude, 1e-6)))
 
 
 def _longest_run(marked: np.ndarray) -> int:
-    """Most neighbours that are True."""
+    """Returns the length of the longest run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], marked.astype(np.int8), [0]])))
     return int((edges[1::2] - edges[::2]).max(initial=0))

@@ -1,7 +1,7 @@
-"""Sounds that are composed from a seed, and sentences that say what is in them. NumPy alone.
+"""Sounds composed from a seed, and sentences that describe them. Needs only NumPy.
 
 An *event* is a kind of sound in a register at a level: 6 x 2 x 2 = 24 of them. A *composition* is one
-event alone, two in order, or two together: 24 + 552 + 120. What a caption does not say is random: the
+event alone, two in order, or two together: 24 + 552 + 120. What a caption does not describe is random: the
 exact frequency, the onset, the length, a decibel or so of level, and a faint noise under it all.
 
 ============  =====================================================  ==============================
@@ -48,23 +48,23 @@ class Event:
 
     @property
     def name(self) -> str:
-        """As `events_in` names it: ``loud low tone``."""
+        """Name of the event, as `events_in` returns it: ``loud low tone``."""
         return f"{self.level} {self.register} {self.kind}"
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Composition:
-    """One event ``alone``, the first of two ``then`` the second, or one ``while`` the other."""
+    """One event ``alone``, one ``then`` another, or one ``while`` another."""
 
     relation: Literal["alone", "then", "while"]
     events: tuple[Event, ...]
 
 
 def all_compositions() -> list[Composition]:
-    """Every composition, in a fixed order.
+    """Returns every composition, in a fixed order.
 
-    Two events in order differ in something; two at the same time differ in kind and in register, so
-    that neither hides the other.
+    Two events in order differ in something; two at the same time differ in kind and in register, so that neither
+    masks the other.
     """
     events = [Event(*names) for names in itertools.product(KINDS, REGISTERS, LEVELS)]
     alone = [Composition("alone", (event,)) for event in events]
@@ -79,10 +79,11 @@ def all_compositions() -> list[Composition]:
 
 @functools.cache
 def similar_compositions(composition: Composition) -> list[Composition]:
-    """Compositions that differ from it in one thing, in a fixed order: captions of theirs are wrong, and nearly right.
+    """Returns the compositions that differ from one in a single thing, in a fixed order; their captions are wrong but
+    similar.
 
-    The order of two events, how they relate, or kind, register or level of one: the negatives of CompA (Ghosh et
-    al. 2023, arXiv 2310.08753, section 3).
+    They differ in the order of two events, in how these relate, or in kind, register or level of one: the negatives
+    of CompA (Ghosh et al. 2023, arXiv 2310.08753, section 3).
     """
     relation, events = composition.relation, composition.events
     found = []
@@ -102,7 +103,7 @@ def similar_compositions(composition: Composition) -> list[Composition]:
 def render(
     composition: Composition, rng: np.random.Generator, *, clip_sec: float, sample_rate_hz: int
 ) -> Float[np.ndarray, " W"]:
-    """The sound of a composition: float32, round(clip_sec * sample_rate_hz) samples, within [-1, 1]."""
+    """Synthesises a composition: float32, round(clip_sec * sample_rate_hz) samples, within [-1, 1]."""
     num_samples = round(clip_sec * sample_rate_hz)
     clip = rng.standard_normal(num_samples, np.float32) * np.float32(10 ** (_FLOOR_DB / 20))
     for event, (start, end) in zip(composition.events, _schedule(composition.relation, rng), strict=True):
@@ -113,7 +114,7 @@ def render(
 
 
 def _schedule(relation: str, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Start and end of each event, as fractions of the clip."""
+    """Returns start and end of each event, as fractions of the clip."""
     if relation == "alone":
         start, length = rng.uniform(0.05, 0.4), rng.uniform(0.35, 0.55)
         return [(start, start + length)]
@@ -125,7 +126,7 @@ def _schedule(relation: str, rng: np.random.Generator) -> list[tuple[float, floa
 
 
 def _sound(event: Event, rng: np.random.Generator, num_samples: int, rate_hz: int) -> Float[np.ndarray, " W"]:
-    """One event with a peak of one, faded in and out."""
+    """Synthesises one event with a peak of one, faded in and out."""
     is_low = event.register == "low"
     seconds: np.ndarray = np.arange(num_samples) / rate_hz
     sound: np.ndarray
@@ -192,7 +193,8 @@ _SENTENCES = {
 
 
 def describe(composition: Composition, rng: np.random.Generator, num_captions: int) -> list[str]:
-    """``num_captions`` different sentences, each of which says all of the composition and nothing else."""
+    """Returns ``num_captions`` different sentences, each of which describes all of the composition and nothing
+    else."""
     captions: dict[str, None] = {}
     while len(captions) < num_captions:
         phrases = [_phrase(event, rng) for event in composition.events]
@@ -219,12 +221,12 @@ _MODIFIERS = {kind: frozenset(noun.split()[0] for noun in nouns) for kind, nouns
 
 
 def events_in(caption: str) -> frozenset[str]:
-    """The events that a caption names, as `Event.name` has them; what it says of their order is ignored.
+    """Returns the events that a caption names, as `Event.name` writes them, whatever their order.
 
-    For captions of `describe`, and for what a model wrote that was trained on them: the words of a kind, a register or
-    a level may be combined as they never are there, and stand in any order before the noun. What is said of an event is
-    its name and nothing is guessed: without a level it is ``low tone``, with two it is ``loud soft low tone``, and of
-    a kind that is not clear (``a loud low note``) it is a ``loud low sound``; none of them is the name of an event.
+    Reads captions of `describe` and texts of models trained on them: the words of a kind, a register or a level may
+    be combined in new ways, and stand in any order before the noun. Nothing is guessed: without a level the result is
+    ``low tone``, with two levels ``loud soft low tone``, and an ambiguous kind (``a loud low note``) gives ``loud low
+    sound``; none of these is the name of an event.
     """
     words = re.findall(r"[a-z]+(?:-[a-z]+)*", re.sub(r"\s*-\s*", "-", caption.lower()))
     heads = frozenset(itertools.chain(*_HEADS.values()))

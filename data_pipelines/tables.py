@@ -1,7 +1,7 @@
-"""Tables of metadata, read strictly: every complaint names the file, the line and the column.
+"""Tables of metadata, read strictly: every error names the file, the line and the column.
 
-CSV, TSV, JSON Lines and Parquet. A cell is text, or in JSON Lines and Parquet a number, a list or a mapping too; an
-empty cell is '' or None.
+CSV, TSV, JSON Lines and Parquet. A cell is a text, or in JSON Lines and Parquet also a number, a list or a mapping;
+an empty cell is '' or None.
 """
 
 import csv
@@ -20,25 +20,25 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row of a table, and where it is from."""
+    """One row of a table, with its place."""
 
     path: Path
     line: int
-    """From 1; in Parquet, the number of the row."""
+    """Line number from 1; in Parquet, the number of the row."""
     cells: Mapping[str, Any]
 
     def __getitem__(self, column: str) -> Any:
         return self.cells[column]
 
     def fail(self, column: str, expected: str) -> DataError:
-        """The error that this row's ``column`` is not what was expected."""
+        """Returns the error that this row's ``column`` is not what was expected."""
         shown = repr(self.cells.get(column))
         shown = shown if len(shown) <= 200 else f"{shown[:200]}... ({len(shown)} characters)"
         return DataError(f"{self.path}:{self.line}: {column} is {shown}, expected {expected}")
 
 
 def read_table(path: Path) -> Iterator[Row]:
-    """The rows of a table of any of ``TABLE_SUFFIXES``, in order.
+    """Yields the rows of a table of any of ``TABLE_SUFFIXES``, in order.
 
     Raises DataError for one that cannot be read; the message has the file, and the line where there is one.
     """
@@ -63,16 +63,16 @@ def read_csv(
     delimiter: str = ",",
     encoding: str = "utf-8-sig",
 ) -> list[Row]:
-    """The rows of a CSV with a header line; a byte-order mark and CRLF line ends are fine.
+    """Yields the rows of a CSV with a header line; a byte-order mark and CRLF line ends are accepted.
 
     Args:
-      columns: those that must be there.
-      unique: a column whose cells must be there, and all be different.
+      columns: columns that must exist.
+      unique: a column whose cells must not be empty, and must all differ.
 
     Raises:
-      DataError: no such file, not in ``encoding``, no header or one that names a column twice, a column of ``columns``
-        that is not there, a row with more or fewer cells than the header, an empty or repeated value in the column
-        ``unique``, no rows.
+      DataError: no such file, not in ``encoding``, no header or one that names a column twice, a column of
+        ``columns`` that is not there, a row with more or fewer cells than the header, an empty or repeated value in
+        the column ``unique``, no rows.
     """
     text = _read_text(path, columns, encoding)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
@@ -101,7 +101,7 @@ def read_csv(
 
 
 def read_json_lines(path: Path) -> Iterator[Row]:
-    """The rows of a file with a JSON object a line; empty lines are passed over."""
+    """Yields the rows of a file with a JSON object a line; empty lines are skipped."""
     num_rows = 0
     for number, text in enumerate(_read_text(path, (), "utf-8-sig").split("\n"), start=1):
         if text.strip():
@@ -112,12 +112,12 @@ def read_json_lines(path: Path) -> Iterator[Row]:
 
 
 def parse_json_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """A JSON object. Raises DataError, which begins with ``where``, for anything else."""
+    """Parses a JSON object. Raises DataError, which begins with ``where``, for anything else."""
     try:
         value = json.loads(text)
     except RecursionError as error:
         raise DataError(f"{where}: not readable JSON: nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and a number of thousands of digits
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and numbers of thousands of digits
         raise DataError(f"{where}: not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise DataError(
@@ -150,7 +150,7 @@ def _check_header(path: Path, header: Sequence[str], columns: Sequence[str]) -> 
         )
     twice = [column for column in header if header.count(column) > 1]
     if twice:
-        raise DataError(f"{path}:1: the column {twice[0]!r} is there twice; give each a name of its own")
+        raise DataError(f"{path}:1: the column {twice[0]!r} occurs twice; give each column its own name")
 
 
 def _check_unique(row: Row, column: str, seen: dict[str, int]) -> None:

@@ -1,7 +1,7 @@
-"""Webdataset tars: members that share a name up to its first dot are one clip. Nothing is ever extracted.
+"""Webdataset tars: members whose names are equal up to the first dot are one clip. Nothing is ever extracted.
 
-Text members are read into memory, up to a size, and recordings stay where they are until they are needed
-(``source.AudioMember``). So a name like ``../x`` is a name and no path; links, devices and folders are passed over.
+Text members are read into memory, up to a size limit, and recordings are read when needed (``source.AudioMember``).
+Names like ``../x`` are never used as paths; links, devices and folders are skipped.
 """
 
 import collections
@@ -16,19 +16,19 @@ from data_pipelines.source import AudioMember
 from data_pipelines.tables import Row, parse_json_object
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".oga", ".aif", ".aiff", ".au", ".w64", ".rf64")
-"""What a recording may end with, in any case."""
+"""File endings of recordings, in any case."""
 TEXT_SUFFIXES = (".txt", ".json", ".cls")
-"""What its texts may end with: captions, columns, a class."""
+"""File endings of a clip's texts: captions, columns, a class."""
 MAX_TEXT_BYTES = 1 << 20
-"""Largest text that is read."""
+"""Largest text that is read, bytes."""
 MAX_MEMBERS = 2_000_000
-"""Most members of one tar."""
+"""Maximum number of members of one tar."""
 _COMPRESSED = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ", "zstd": b"\x28\xb5\x2f\xfd"}
 
 
 @dataclasses.dataclass
 class Unused:
-    """What was passed over, for people: counts by reason, and the first names."""
+    """What was skipped, for people: counts by reason, and the first names."""
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     examples: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -39,14 +39,14 @@ class Unused:
         self.examples.setdefault(reason, name)
 
     def describe(self) -> tuple[str, ...]:
-        """A line for each reason."""
+        """Returns a line for each reason."""
         return tuple(
             f"{count:,} {reason}, such as {self.examples[reason]}" for reason, count in self.counts.items()
         )
 
 
 def read_tar(path: Path, unused: Unused) -> Iterator[Row]:
-    """The clips of a tar, in the order of their first members: a row each, its column ``audio`` the recording.
+    """Yields the clips of a tar, in the order of their first members: a row each, its column ``audio`` the recording.
 
     Raises DataError for a tar that is compressed, damaged or cut off, or whose texts cannot be read.
     """
@@ -77,7 +77,7 @@ def read_tar(path: Path, unused: Unused) -> Iterator[Row]:
 
 
 def _cells(clip: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a clip: those of its JSON, ``caption`` from its text, ``label`` from its class."""
+    """Returns the columns of a clip: those of its JSON, ``caption`` from its text, ``label`` from its class."""
     cells: dict[str, Any] = {}
     for kind in TEXT_SUFFIXES:
         if kind in clip:
@@ -91,7 +91,8 @@ def _cells(clip: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_text_cells(suffix: str, content: bytes, where: str) -> dict[str, Any]:
-    """The columns that a text beside a recording has: of JSON its own, of ``.txt`` captions, one a line."""
+    """Returns the columns of a text beside a recording: JSON has its own columns, ``.txt`` has captions, one a
+    line."""
     if suffix == ".json":
         return parse_json_object(content, where)
     try:
@@ -104,7 +105,7 @@ def read_text_cells(suffix: str, content: bytes, where: str) -> dict[str, Any]:
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Headers of an uncompressed tar, in order; those that were handed out are forgotten."""
+    """Yields the headers of an uncompressed tar, in order, without keeping them in memory."""
     try:
         with open(path, "rb") as file:
             head = file.read(6)
@@ -122,14 +123,14 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
                     or member.size < 0
                 ):
                     raise DataError(
-                        f"{path}: damaged or cut off: its member {member.name[:200]!r} is not all there"
+                        f"{path}: damaged or cut off: its member {member.name[:200]!r} is incomplete"
                     )
                 end, count = member.offset_data, count + 1
                 if count > MAX_MEMBERS:
                     raise DataError(f"{path}: more than {MAX_MEMBERS:,} members; make several tars of it")
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
                 yield member
-            # tarfile takes a damaged header, or the end of the file, for the end of the tar.
+            # tarfile mistakes a damaged header, or the end of the file, for the end of the tar.
             with open(path, "rb") as file:
                 file.seek(tar.offset)
                 if file.read(512).strip(b"\0") or file.tell() < tar.offset + 512:
@@ -139,7 +140,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """``a/b.c.FLAC``: the clip ``a/b``, and ``.flac``."""
+    """Splits a member's name: ``a/b.c.FLAC`` gives the clip ``a/b`` and ``.flac``."""
     path = PurePosixPath(name.encode("utf-8", "replace").decode())
     stem = path.name.partition(".")[0]
     return str(path.parent / stem), PurePosixPath(path.name).suffix.lower()

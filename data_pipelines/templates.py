@@ -7,31 +7,31 @@ from typing import Literal
 from alm_jax.errors import UserError
 
 AUDIO_MARKER = "<|AUDIO|>"
-"""Where the vectors of the recording stand in a template; no token of the prompt."""
+"""Marks the place of the recording's vectors in a template; it is no token of the prompt."""
 
 TemplateName = Literal["plain", "pengi", "qwen_audio", "chatml", "alpaca", "speechgpt"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Template:
-    """The text before an answer, and what ends the answer."""
+    """The text before an answer, and the token that ends the answer."""
 
     text: str
-    """Has one `AUDIO_MARKER`, and ``{question}`` where the question goes."""
+    """Text with one `AUDIO_MARKER`, and ``{question}`` where the question goes."""
     tasks: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Texts by the name of their task: a question that is such a name asks for the task in the published words."""
+    """Texts by task name: a question that is a task's name is replaced by the task's published words."""
     needs_question: bool = True
-    """Whether the template makes no sense without one."""
+    """Whether the template requires a question."""
     special_tokens: tuple[str, ...] = ()
-    """Tokens of their own that it needs."""
+    """Special tokens that the template needs."""
     starts_text: bool = False
-    """Whether the start token that a tokenizer puts before a text, if it does, comes before this one's."""
+    """Whether the start token that a tokenizer puts before a text, if any, comes before this template's start."""
     end_token: str | None = None
-    """Ends the answer; None: the tokenizer's own end of a text."""
+    """Token that ends the answer; None: the tokenizer's own end token."""
 
 
 TEMPLATES: Mapping[TemplateName, Template] = {
-    # Recording and question as they are.
+    # Recording, then question, unchanged.
     "plain": Template(text="<|AUDIO|>{question}", needs_question=False),
     # Pengi (Deshmukh et al. 2023, arXiv 2305.11834, table 1): the recording's prefix, then the prompt's.
     "pengi": Template(
@@ -84,7 +84,7 @@ TEMPLATES: Mapping[TemplateName, Template] = {
         special_tokens=("<|im_start|>", "<|im_end|>", "<|audio_bos|>", "<|audio_eos|>", AUDIO_MARKER),
         end_token="<|im_end|>",
     ),
-    # LTU (Gong et al. 2023, arXiv 2305.10790), ``alpaca_short``: the recording comes before even the start token.
+    # LTU (Gong et al. 2023, arXiv 2305.10790), ``alpaca_short``: the recording comes even before the start token.
     "alpaca": Template(text="<|AUDIO|>### Instruction:\n{question}\n\n### Response:\n", starts_text=True),
     # SpeechGPT (Zhang et al. 2023, arXiv 2305.11000), its cross-modal instructions.
     "speechgpt": Template(
@@ -97,7 +97,7 @@ TEMPLATES: Mapping[TemplateName, Template] = {
 
 
 def render(name: TemplateName, question: str) -> str:
-    """The text before the answer, with its one `AUDIO_MARKER`.
+    """Returns the text before the answer, with its one `AUDIO_MARKER`.
 
     Raises:
       UserError: the template needs a question and there is none, or the question holds the marker.
@@ -108,5 +108,5 @@ def render(name: TemplateName, question: str) -> str:
         raise UserError(f"the template {name!r} needs a question and has none; give one{names}")
     if AUDIO_MARKER in question:
         raise UserError(f"the question {question!r} holds {AUDIO_MARKER}, whose place the template decides")
-    # Not str.format: a question may hold braces.
+    # Not str.format: a question may contain braces.
     return template.tasks.get(question, template.text).replace("{question}", question)

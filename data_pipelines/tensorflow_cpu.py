@@ -1,4 +1,5 @@
-"""TensorFlow as this project uses it: for ``tf.data``, on the CPU, quietly, beside JAX in one process."""
+"""TensorFlow as used by this project: for ``tf.data``, on the CPU, without log messages, beside JAX in one
+process."""
 
 import functools
 import os
@@ -7,9 +8,10 @@ from typing import Any
 
 @functools.cache
 def load_tensorflow() -> Any:
-    """Imports TensorFlow at the first call, and hides every accelerator from it, which JAX owns."""
+    """Imports TensorFlow at the first call and hides every accelerator from it, since JAX uses them."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # nothing is computed here, and it greets on stderr
+    # nothing is computed here, and TensorFlow prints a greeting to stderr
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import tensorflow as tf
 
     for kind in ("GPU", "TPU"):

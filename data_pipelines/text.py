@@ -1,4 +1,4 @@
-"""Captions to token ids, by the ``tokenizers`` library. Neither TensorFlow nor JAX.
+"""Captions to token ids, by the ``tokenizers`` library. Needs neither TensorFlow nor JAX.
 
 Two families, with the special tokens and ids of the published models, so that what is trained here is
 written as a ``tokenizer.json`` that the fast tokenizers of ``transformers`` load:
@@ -58,9 +58,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def train_tokenizer(
     captions: Iterable[str], config: TokenizerConfig, special_tokens: Sequence[str] = ()
 ) -> Tokenizer:
-    """A tokenizer trained on ``captions``: the same captions in any order give the same tokenizer.
+    """Trains a tokenizer on ``captions``: the same captions in any order give the same tokenizer.
 
-    ``special_tokens`` are tokens of their own beside the family's, and part of the vocabulary's size.
+    ``special_tokens`` are added to the family's own, and count in the vocabulary size.
     """
     captions = sorted(captions)
     train = _train_bpe if config.kind == "bpe" else _train_wordpiece
@@ -68,7 +68,7 @@ def train_tokenizer(
 
 
 def pad_id(tokenizer: Tokenizer) -> int:
-    """Id of the padding token: what the file's padding section says, else the first well-known name."""
+    """Returns the id of the padding token: that of the file's padding section, else the first well-known name."""
     if tokenizer.padding is not None:
         return int(tokenizer.padding["pad_id"])
     for token in _PAD_TOKENS:
@@ -80,10 +80,10 @@ def pad_id(tokenizer: Tokenizer) -> int:
 def encode(
     tokenizer: Tokenizer, captions: Sequence[str], max_length: int
 ) -> tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
-    """Token ids (int32) and mask (bool) of captions, L = ``max_length``, padded on the right.
+    """Encodes captions: token ids (int32) and mask (bool), L = ``max_length``, padded on the right.
 
-    A caption that is too long loses its last tokens, and the tokens that the tokenizer puts around every text stay: the
-    rows are those of the library's own truncation, whatever the post-processor. Nothing in ``tokenizer`` is changed, so
+    A caption that is too long loses its last tokens, and keeps the tokens that the tokenizer puts around every text:
+    the rows are those of the library's own truncation, whatever the post-processor. ``tokenizer`` is not changed, so
     threads may share it.
 
     Raises UserError where ``max_length`` leaves no room for a token of the text.
@@ -102,7 +102,7 @@ def encode(
 def pad_rows(
     rows: Sequence[Sequence[int]], length: int, pad: int
 ) -> tuple[Int[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
-    """Ids (int32) and mask (bool) of rows of at most ``length`` tokens, padded on the right with the id ``pad``."""
+    """Pads rows of at most ``length`` tokens on the right with the id ``pad``: ids (int32) and mask (bool)."""
     ids = np.full((len(rows), length), pad, np.int32)
     mask = np.zeros((len(rows), length), np.bool_)
     for row, tokens in enumerate(rows):
@@ -112,19 +112,19 @@ def pad_rows(
 
 
 def encode_pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts, with no token put before or after them."""
+    """Returns the token ids of texts, without any token added before or after them."""
     return _encode_unpadded(tokenizer, texts, add_special_tokens=False)
 
 
 def framing_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The tokens that the tokenizer itself puts before and after a text, often one each, or none."""
+    """Returns the tokens that the tokenizer itself puts before and after a text; often one each, or none."""
     (bare,), (framed,) = encode_pieces(tokenizer, ["a"]), _encode_unpadded(tokenizer, ["a"])
     start = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
     return framed[:start], framed[start + len(bare) :]
 
 
 def token_lengths(tokenizer: Tokenizer, captions: Sequence[str]) -> Int[np.ndarray, " B"]:
-    """Tokens of each caption before it is cut, special tokens included."""
+    """Returns the number of tokens of each caption before it is cut, special tokens included."""
     return np.array([len(tokens) for tokens in _encode_unpadded(tokenizer, captions)], np.int64)
 
 
@@ -138,7 +138,7 @@ def _encode_unpadded(
 
 
 def _train_bpe(captions: Sequence[str], config: TokenizerConfig, special_tokens: Sequence[str]) -> Tokenizer:
-    """RoBERTa's: byte-level, so that nothing is ever unknown; ``<mask>`` is the last id."""
+    """Makes a tokenizer like RoBERTa's: byte-level, so that nothing is unknown; ``<mask>`` is the last id."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -158,12 +158,12 @@ def _train_bpe(captions: Sequence[str], config: TokenizerConfig, special_tokens:
 def _train_wordpiece(
     captions: Sequence[str], config: TokenizerConfig, special_tokens: Sequence[str]
 ) -> Tokenizer:
-    """BERT's, uncased."""
+    """Makes a tokenizer like BERT's, uncased."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    # The trainer numbers the single-letter pieces in the order of a hash table, and breaks ties between
-    # merges by those numbers. Named before it starts, as if they were special, they have a fixed order.
+    # The trainer numbers the single-letter pieces in the order of a hash table, and breaks ties between merges by
+    # those numbers. Declared in advance as special tokens, they have a fixed order.
     normalised = (tokenizer.normalizer.normalize_str(caption) for caption in captions)
     words = {word for text in normalised for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)}
     letters = sorted({f"##{letter}" for word in words for letter in word[1:]})
@@ -183,5 +183,5 @@ def _train_wordpiece(
 
 
 def _whole(special_tokens: Sequence[str]) -> list[AddedToken]:
-    """Tokens that are found in a text as they are written, before anything else looks at it."""
+    """Tokens that are recognised in a text as written, before it is split."""
     return [AddedToken(token, special=True, normalized=False) for token in special_tokens]

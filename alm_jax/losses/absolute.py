@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 
 
 def absolute(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """|x|, whose gradient is sign(x), 0 at 0 as in PyTorch; that of `jnp.abs` is 1 there.
+    """|x|, whose gradient is sign(x) and 0 at 0, as in PyTorch; the gradient of `jnp.abs` is 1 there.
 
-    It matters where exact zeros are common: silence that a rectified magnitude gets right.
+    This matters where exact zeros are common, as in silence.
     """
     return x * jax.lax.stop_gradient(jnp.sign(x))

@@ -2,7 +2,7 @@
 
 The survey's L_cls = -(1/B) sum_i sum_c y_ic log p_ic (arXiv 2501.15177, "Discriminative Objectives"), with the
 softmax taken here. Every loss is computed in float32 and returns (sum, weight), both float32: the mean is
-their quotient. Rows with a False ``mask`` count for nothing, whatever they hold.
+their quotient. Rows with a False ``mask`` are ignored, whatever they hold.
 """
 
 import math
@@ -21,7 +21,7 @@ def cross_entropy(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """-log softmax(logits)[label], summed over the real rows; the weight is their number.
 
-    With ``class_weights`` a row counts as much as its label's weight, in the sum and in the weight, as in
+    With ``class_weights`` a row is weighted by its label's weight, in the sum and in the weight, as in
     `torch.nn.CrossEntropyLoss(weight=...)`. Labels of real rows lie in [0, C).
     """
     mask = jnp.ones(labels.shape, bool) if mask is None else mask
@@ -79,7 +79,7 @@ def class_balanced_weights(class_counts: Int[Array, " C"], beta: float = 0.9999)
     """Weights of classes by their effective number of examples: (1 - beta) / (1 - beta^n), scaled to sum to C.
 
     Cui et al. 2019 (arXiv 1901.05555), equation 2 and section 4. ``class_counts`` are the training set's.
-    beta = 0 weighs all alike, beta towards 1 by the inverse of the count. A class without examples has weight
+    beta = 0 weighs all equally; beta near 1 weighs by the inverse of the count. A class without examples has weight
     0, and the others then sum to their number.
 
     Raises:

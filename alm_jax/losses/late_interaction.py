@@ -1,4 +1,4 @@
-"""Contrast of an audio that has several vectors with a text that has one: the nearest of them counts.
+"""Contrastive loss between audios of several vectors and texts of one: the audio vector nearest to the text counts.
 
 BLIP-2's image-text contrastive loss (Li et al. 2023, https://arxiv.org/abs/2301.12597, section 3.2, and its code),
 with audio for images; "late interaction" after ColBERT (arXiv 2004.12832), where each vector of one side takes its

@@ -1,8 +1,8 @@
-"""Audio-text matching: does this text describe this audio? With negatives that are hard to tell.
+"""Audio-text matching: does this text describe this audio? With hard negatives.
 
-The pairs come from embeddings (`matching_pairs`), a cross-encoder gives each pair a logit, and
-`audio_text_matching` judges the logits. Since mining needs only embeddings, whose gradient it never takes,
-micro-batches accumulate exactly: embed the batch in pieces, mine once, encode the pairs in pieces.
+The pairs come from embeddings (`matching_pairs`), a cross-encoder gives each pair a logit, and `audio_text_matching`
+is the loss of the logits. Since mining needs only embeddings, whose gradient it never takes, micro-batches accumulate
+exactly: embed the batch in pieces, mine once, encode the pairs in pieces.
 """
 
 from typing import NamedTuple
@@ -22,12 +22,12 @@ _BLOCK_ROWS = 256
 
 
 class HardNegatives(NamedTuple):
-    """One candidate for each query that is not its own, yet close to it."""
+    """One candidate for each query that is not its own partner, but similar."""
 
     row: Int[Array, " b"]
     """Row of the candidate in the whole batch."""
     found: Bool[Array, " b"]
-    """False where the query is padding, or nothing but positives and padding was there to choose from."""
+    """False where the query is padding, or where only positives and padding were available."""
 
 
 class MatchingPairs(NamedTuple):
@@ -52,13 +52,14 @@ def mine_hard_negatives(
     group: Int[Array, " b"] | None = None,
     mask: Bool[Array, " b"] | None = None,
 ) -> HardNegatives:
-    """Draws a negative for each query, likelier the more similar: P(j) ~ softmax_j(s q . c_j) + 1e-4.
+    """Samples a negative for each query, with a probability that grows with similarity: P(j) ~ softmax_j(s q . c_j) +
+    1e-4.
 
     ALBEF (Li et al. 2021, arXiv 2107.07651, section 3.2) and BLIP (arXiv 2201.12086): the softmax runs over all
-    real candidates, then the query's own and all of its ``group`` (captions of one recording, say) are left out.
-    Carries no gradient.
+    real candidates, then the query's own and all of its ``group`` (for example captions of one recording) are left
+    out. Carries no gradient.
 
-    Every row draws from a key of its own, so the negatives are the same however the rows lie on devices.
+    Every row samples with its own key, so the negatives do not depend on how rows are placed on devices.
     """
     num_rows = query_emb.shape[0]
     mask = jnp.ones(num_rows, bool) if mask is None else mask
@@ -88,7 +89,7 @@ def draw_hard_negatives(
     group: Int[Array, " B"] | None = None,
     mask: Bool[Array, " B"] | None = None,
 ) -> HardNegatives:
-    """`mine_hard_negatives` by scores, queries by rows, that are no product of two embeddings: s sim(q, c)."""
+    """`mine_hard_negatives` for scores, queries by rows, that are not products of two embeddings: s sim(q, c)."""
     rows = jnp.arange(scores.shape[0])
     mask = jnp.ones(scores.shape[0], bool) if mask is None else mask
     group = rows if group is None else group
@@ -102,7 +103,7 @@ def draw_hard_negatives(
 def _draw(
     key: Array, scores: Float[Array, " c"], real: Bool[Array, " c"], allowed: Bool[Array, " c"]
 ) -> tuple[Int[Array, ""], Bool[Array, ""]]:
-    """One of the ``allowed`` candidates of a query, and whether there is any."""
+    """Samples one of the ``allowed`` candidates of a query, and returns whether there is any."""
     probability = jax.nn.softmax(jnp.where(real, scores, MASKED_LOGIT))
     noise = jax.random.gumbel(key, scores.shape)
     score = jnp.where(allowed, jnp.log(probability + _FLOOR) + noise, -jnp.inf)
@@ -118,7 +119,8 @@ def matching_pairs(
     group: Int[Array, " b"] | None = None,
     mask: Bool[Array, " b"] | None = None,
 ) -> MatchingPairs:
-    """The pairs of each row for `audio_text_matching`: one true, two with hard negatives (`mine_hard_negatives`)."""
+    """Makes the pairs of each row for `audio_text_matching`: one true, two with hard negatives
+    (`mine_hard_negatives`)."""
     num_rows = audio_emb.shape[0]
     mask = jnp.ones(num_rows, bool) if mask is None else mask
     rows = jnp.arange(num_rows, dtype=jnp.int32)
@@ -135,7 +137,7 @@ def matching_pairs_by_scores(
     group: Int[Array, " B"] | None = None,
     mask: Bool[Array, " B"] | None = None,
 ) -> MatchingPairs:
-    """`matching_pairs` by scores, audio rows by text columns (`draw_hard_negatives`)."""
+    """Makes `matching_pairs` from scores, audio rows by text columns (`draw_hard_negatives`)."""
     mask = jnp.ones(scores.shape[0], bool) if mask is None else mask
     key_text, key_audio = jax.random.split(key)
     text = draw_hard_negatives(key_text, scores, group=group, mask=mask)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 from alm_jax.losses.absolute import absolute
 
 _TINY = 1e-24
-"""The smallest product of two squared lengths that a cosine is divided by the root of."""
+"""Lower bound of the product of two squared lengths under the root that a cosine is divided by."""
 
 
 def latent_regression(
@@ -41,8 +41,8 @@ def cosine_distance(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """1 - cos(z^, z), summed over the real tokens; the weight is their number. In float32.
 
-    What BEATs' tokenizer learns its teacher by (Chen et al. 2022, https://arxiv.org/abs/2212.09058, equation 6). Of
-    vectors of length 1 it is half of their squared distance. A vector of length 0 has the cosine 0.
+    The loss with which BEATs' tokenizer learns from its teacher (Chen et al. 2022, https://arxiv.org/abs/2212.09058,
+    equation 6). For vectors of length 1 it is half of their squared distance. A vector of length 0 has the cosine 0.
     """
     mask = jnp.ones(prediction.shape[:2], bool) if mask is None else mask
     real = mask[..., None]

@@ -1,4 +1,5 @@
-"""Separation by a query: the amplitude spectrogram's L1, and the scale-invariant signal-to-distortion ratio."""
+"""Losses of separation by a query: L1 of the amplitude spectrogram, and the scale-invariant signal-to-distortion
+ratio."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -34,9 +35,9 @@ def si_sdr(
     """Scale-invariant signal-to-distortion ratio of each row in decibels, float32, in [-100, 100]; higher is better.
 
     10 log10(||a s||^2 / ||a s - s^||^2) with a = <s^, s> / ||s||^2 (Le Roux et al. 2019, arXiv 1811.02508, equation
-    5), over the samples with a True ``mask``. Means are not removed, as in AudioSep's evaluation. A share of 1e-10
-    of the estimate's energy is added above and below, which bounds the ratio and, unlike a constant, leaves it
-    indifferent to scale: an exact estimate has 100 dB, any estimate of silence -100, a silent estimate 0.
+    5), over the samples with a True ``mask``. Means are not removed, as in AudioSep's evaluation. 1e-10 of the
+    estimate's energy is added to numerator and denominator, which bounds the ratio and, unlike a constant, keeps it
+    independent of scale: an exact estimate has 100 dB, any estimate of silence -100, a silent estimate 0.
     """
     mask = jnp.ones(reference.shape, bool) if mask is None else mask
     estimate = jnp.where(mask, estimate, 0).astype(jnp.float32)

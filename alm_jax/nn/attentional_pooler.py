@@ -1,4 +1,4 @@
-"""From the states of tokens to a fixed number of vectors, each by a query of its own."""
+"""Attentional pooling: from the states of tokens to a fixed number of vectors, each with its own query."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class AttentionalPooler(nn.Module):
 
     @nn.compact
     def __call__(self, states: Float[Array, "B N A"], mask: Bool[Array, "B N"]) -> Float[Array, "B n D"]:
-        """``mask`` is True where a state is of real audio."""
+        """Pools ``states``; ``mask`` is True where a state is of real audio."""
         init, head_dim = self.kernel_init, self.width // self.num_heads
         shape = (self.num_queries, self.width)
         queries = declare(self, "queries", truncated_normal, shape, ("queries", "embed"))

@@ -1,6 +1,6 @@
-"""Self-attention of generating models: a token sees itself and those before it, in this pass or in the cache.
+"""Self-attention of generating models: a token attends to itself and to earlier tokens, of this pass or of the cache.
 
-A prefix, of audio and a prompt say, may be read in both directions: its tokens see each other wherever they stand.
+A prefix, for example of audio and a prompt, may be read in both directions: its tokens attend to each other.
 """
 
 import flax.linen as nn
@@ -62,8 +62,8 @@ def attend_visible(
 ) -> Float[Array, "B L H K"]:
     """`attend` by `look_back`'s ``visible``; ``is_whole``: there is no cache, prefix or segments.
 
-    Then keys are those of this pass, and ``visible`` is a triangle times what keys are real, which is its last row:
-    what fused kernels can take.
+    Then the keys are those of this pass, and ``visible`` is a triangle times the mask of real keys, its last row,
+    which fused kernels support.
     """
     mask = visible[..., -1:, :] if is_whole else visible
     return attend(
@@ -99,7 +99,7 @@ class CausalAttention(nn.Module):
         visible: Bool[Array, "B 1 L S"],
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B L D"], KVCache | None]:
-        """``layer`` is this one's number in the cache; ``visible`` is `look_back`'s."""
+        """Applies the layer; ``layer`` is its number in the cache, ``visible`` is `look_back`'s."""
         width = x.shape[-1]
         qkv = Dense(
             (3, self.num_heads, width // self.num_heads),
@@ -129,7 +129,7 @@ class RotaryAttention(nn.Module):
     """x -> W_o attend(R W_q x, R W_k x, W_v x) of Llama and Qwen2: R turns by position, groups of queries share keys.
 
     Parameters: ``query`` kernel [D H K], ``key`` and ``value`` kernels [D G K], each with a bias where
-    ``use_qkv_bias``; ``out`` kernel [H K D]. They are three, so that an adapter can choose among them.
+    ``use_qkv_bias``; ``out`` kernel [H K D]. They are separate, so that an adapter can choose among them.
     """
 
     num_heads: int
@@ -151,7 +151,7 @@ class RotaryAttention(nn.Module):
         visible: Bool[Array, "B 1 L S"],
         tables: RotaryTables,
     ) -> tuple[Float[Array, "B L D"], KVCache | None]:
-        """``layer`` is this one's number in the cache; ``visible`` is `look_back`'s."""
+        """Applies the layer; ``layer`` is its number in the cache, ``visible`` is `look_back`'s."""
 
         def project(name: str, num_heads: int) -> Array:
             return Dense(

@@ -11,8 +11,8 @@ from alm_jax.nn.layout import apply_by_rows, constrain
 from alm_jax.nn.parameter import declare, ones, truncated_normal, zeros
 
 WeightNorm = Literal["none", "last", "window"]
-"""Which axis of a kernel keeps its own length, the rest only a direction: w = gain v / |v| (Salimans and Kingma 2016,
-arXiv 1602.07868, equation 2). "last": PyTorch's ``dim=0``; "window": its ``dim=2`` of a `Conv1d`."""
+"""Weight norm of a kernel, w = gain v / |v| (Salimans and Kingma 2016, arXiv 1602.07868, equation 2): the axis with
+its own gains. "last": PyTorch's ``dim=0``; "window": ``dim=2`` of its `Conv1d`."""
 
 _WINDOW_AXES = {1: ("window",), 2: ("window_rows", "window_columns")}
 
@@ -24,20 +24,20 @@ class Conv(nn.Module):
     """
 
     features: int
-    """Channels produced."""
+    """Number of output channels."""
     window: tuple[int, ...]
-    """Size of the kernel along each of the one or two axes."""
+    """Kernel size along each of the one or two axes."""
     axes: tuple[str, str]
-    """Names of the channels consumed and of those produced."""
+    """Axis names of the input and output channels."""
     dtype: jnp.dtype
     strides: tuple[int, ...] | None = None
-    """None: 1 along each axis."""
+    """Stride along each axis; None: 1."""
     padding: tuple[tuple[int, int], ...] | None = None
-    """Zeros before and after along each axis; None for none."""
+    """Zeros added before and after along each axis; None: no padding."""
     dilation: tuple[int, ...] | None = None
-    """None: 1 along each axis."""
+    """Dilation along each axis; None: 1."""
     groups: int = 1
-    """Groups of channels that do not see each other."""
+    """Number of groups of channels, each convolved separately."""
     use_bias: bool = True
     weight_norm: WeightNorm = "none"
     kernel_init: nn.initializers.Initializer = truncated_normal
@@ -74,13 +74,13 @@ class ConvTranspose1d(nn.Module):
     """
 
     features: int
-    """Channels produced."""
+    """Number of output channels."""
     window: int
-    """Size of the kernel, frames."""
+    """Kernel size, frames."""
     stride: int
-    """Frames produced for one consumed."""
+    """Stride: output frames for one input frame."""
     axes: tuple[str, str]
-    """Names of the channels consumed and of those produced."""
+    """Axis names of the input and output channels."""
     dtype: jnp.dtype
     weight_norm: Literal["none", "last"] = "none"
     kernel_init: nn.initializers.Initializer = truncated_normal
@@ -107,7 +107,7 @@ def _kernel(
     weight_norm: WeightNorm,
     init: nn.initializers.Initializer,
 ) -> Array:
-    """The kernel of ``module``: its parameter, or with weight norm its direction times its gain."""
+    """Returns the kernel of ``module``: its parameter, or with weight norm its direction times its gain."""
     axes = (*_WINDOW_AXES[len(shape) - 2], *channels)
     kernel = declare(module, "kernel", init, shape, axes)
     if weight_norm == "none":
@@ -129,5 +129,6 @@ def _lay_out(module: "Conv | ConvTranspose1d", y: Array) -> Array:
 
 
 def conv_length(length: int, window: int, stride: int, padding: int = 0) -> int:
-    """Positions of a window over ``length`` frames with ``padding`` zeros in all: none is cut short."""
+    """Number of positions of a window over ``length`` frames with ``padding`` zeros in all; incomplete windows do not
+    count."""
     return (length + padding - window) // stride + 1

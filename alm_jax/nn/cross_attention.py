@@ -1,7 +1,7 @@
-"""Attention of a decoder to what an encoder has read.
+"""Attention of a decoder to the states of an encoder.
 
-Keys and values of all layers are computed at once, when the encoder is done: training and generation then have the
-same path, and a step of generation reads them from a `KVCache` that is filled once.
+Keys and values of all layers are computed at once, after the encoder: training and generation then run the same code,
+and a generation step reads them from a `KVCache` that is filled once.
 """
 
 from typing import NamedTuple
@@ -18,14 +18,14 @@ from alm_jax.ops.attention import attend
 
 
 class Seq2SeqCache(NamedTuple):
-    """What a generating decoder keeps: of the text so far, and of the source, which never changes."""
+    """Cache of a generating decoder: of the text so far, and of the source, which does not change."""
 
     text: KVCache
     source: KVCache
 
 
 def check_source(states: Float[Array, "B S D"] | None, cache: KVCache | Seq2SeqCache | None) -> None:
-    """Raises UserError unless the source comes exactly once: with the prompt, and afterwards in the cache."""
+    """Raises UserError unless the source is given exactly once: with the prompt, and afterwards by the cache."""
     if (states is None) != isinstance(cache, Seq2SeqCache):
         raise UserError(
             "the decoder reads either the encoder's states or those of a Seq2SeqCache: give states with the prompt, "
@@ -76,7 +76,7 @@ class CrossAttention(nn.Module):
     dtype: jnp.dtype
     use_bias: bool = True
     scale: float | None = None
-    """As in `attend`."""
+    """Dtype of the products, as in `attend`."""
     dropout_rate: float = 0.0
     kernel_init: nn.initializers.Initializer = truncated_normal
     query_init: nn.initializers.Initializer = truncated_normal
@@ -90,7 +90,7 @@ class CrossAttention(nn.Module):
         mask: Bool[Array, "B S"],
         dropout_key: Array | None = None,
     ) -> Float[Array, "B L D"]:
-        """``mask`` is True where the encoder's state is of a real token."""
+        """Applies the attention; ``mask`` is True where the encoder's state is of a real token."""
         size, axes = (self.num_heads, self.head_dim), ("embed", "heads", "head_dim")
         query = Dense(size, axes, self.dtype, self.use_bias, self.query_init, name="query")(x)
         attended = attend(

@@ -1,4 +1,4 @@
-"""Attentional feature fusion: two maps joined by a gate that looks at both.
+"""Attentional feature fusion: two maps joined by a gate computed from both.
 
 Dai et al. 2021, https://arxiv.org/abs/2009.14082, equations 2 to 4; as LAION-CLAP has it inside HTSAT's patch
 embedding (Wu et al. 2022, https://arxiv.org/abs/2211.06687, section 2.3).
@@ -13,7 +13,7 @@ from alm_jax.nn.norm import BatchNorm
 from alm_jax.nn.parameter import truncated_normal
 
 REDUCTION = 4
-"""Channels of the maps for one inside the gate."""
+"""Reduction factor of the channels inside the gate."""
 
 
 class FeatureFusion(nn.Module):

@@ -1,7 +1,7 @@
-"""Self-attention of WavLM and BEATs: T5's bias of positions, let through by a gate that looks at the query.
+"""Self-attention of WavLM and BEATs: T5's bias of positions, scaled by a gate computed from the query.
 
-Chi et al. 2022, https://arxiv.org/abs/2106.16138, section 3.1, as WavLM (https://arxiv.org/abs/2110.13900, section 3.1)
-and BEATs have it.
+Chi et al. 2022, https://arxiv.org/abs/2106.16138, section 3.1, as WavLM (https://arxiv.org/abs/2110.13900, section
+3.1) and BEATs have it.
 """
 
 import flax.linen as nn
@@ -30,7 +30,7 @@ class GatedRelativeAttention(nn.Module):
     num_heads: int
     dtype: jnp.dtype
     gain: float = 1.0
-    """Of the initialisation of value and output (DeepNorm's beta); query and key have 1."""
+    """Gain of the initialisation of value and output (DeepNorm's beta); query and key have 1."""
 
     @nn.compact
     def __call__(
@@ -40,7 +40,7 @@ class GatedRelativeAttention(nn.Module):
         bias: Float[Array, "rows H N N"],
         mask: Bool[Array, "B N"] | None = None,
     ) -> Float[Array, "B N D"]:
-        """Attends; ``bias`` is float32 or wider, one for each row or one for all; ``mask`` is True for the tokens that
+        """Attends; ``bias`` is float32 or wider, one for each row or one for all; ``mask`` is True for tokens that
         may be attended to."""
         width = x.shape[-1]
         head_dim = width // self.num_heads

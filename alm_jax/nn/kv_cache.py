@@ -1,9 +1,9 @@
-"""Keys and values of the tokens that a generating model has read: one stack for all its layers, of static shape.
+"""Cache of the keys and values of earlier tokens, for generation: one stack for all layers, of static shape.
 
 A cache has as many slots a row as the longest text wants. `reserve` gives the next slots, the same for every row, to
 new tokens, many (a prompt) or one (a step); each layer then `append`s its keys and values there, in place where the
 cache is carried through a scan over layers and donated to jit, and attends to all the slots that `reserve` says are
-visible. Padding, left, right or between, takes slots that nothing sees and no positions.
+visible. Padding, left, right or between, takes slots that are never attended to, and no positions.
 
     cache = make_cache(config.cache_shape, num_rows, num_slots, dtype)
     cache, positions, visible = reserve(cache, mask)                    # once a forward pass
@@ -24,23 +24,23 @@ from alm_jax.errors import UserError
 
 
 class CacheShape(NamedTuple):
-    """What a model's config says about its cache."""
+    """Sizes of a model's cache, from its config."""
 
     num_layers: int
     num_heads: int
-    """Heads of keys and values: fewer than those of queries where they are grouped."""
+    """Heads of keys and values: fewer than query heads in grouped-query attention."""
     head_dim: int
 
 
 class KVCache(NamedTuple):
-    """A tree of arrays; letters as in alm_jax/types.py, S slots."""
+    """The cache, a tree of arrays; letters as in alm_jax/types.py, S slots."""
 
     key: Float[Array, "layers B S H K"]
     value: Float[Array, "layers B S H K"]
     mask: Bool[Array, "B S"]
     """True where a slot holds a real token."""
     length: Int[Array, ""]
-    """Slots given away so far, the same for every row; int32."""
+    """Number of slots in use, the same for every row; int32."""
 
 
 CACHE_AXES: dict[str, tuple[str, ...]] = {
@@ -49,11 +49,11 @@ CACHE_AXES: dict[str, tuple[str, ...]] = {
     "mask": ("batch", "slots"),
     "length": (),
 }
-"""A name for each axis of each array: heads are spread over devices as those of the parameters are."""
+"""Axis names of each array: heads are spread over devices like those of the parameters."""
 
 
 def make_cache(shape: CacheShape, num_rows: int, num_slots: int, dtype: DTypeLike) -> KVCache:
-    """An empty cache; ``dtype`` is that of the model's matrix products."""
+    """Makes an empty cache; ``dtype`` is that of the model's matrix products."""
     stack = (shape.num_layers, num_rows, num_slots, shape.num_heads, shape.head_dim)
     return KVCache(
         key=jnp.zeros(stack, dtype),
@@ -66,17 +66,18 @@ def make_cache(shape: CacheShape, num_rows: int, num_slots: int, dtype: DTypeLik
 def reserve(
     cache: KVCache, mask: Bool[Array, "B L"]
 ) -> tuple[KVCache, Int[Array, "B L"], Bool[Array, "B 1 L S"]]:
-    """The cache with its next L slots given to new tokens, the tokens' positions, and which slots each may see.
+    """Reserves the next L slots for new tokens; returns the cache, the tokens' positions, and the slots that each may
+    attend to.
 
-    The caller sees to it that ``cache.length`` + L is at most the number of slots; what lies beyond overwrites the
-    last ones.
+    The caller must ensure that ``cache.length`` + L is at most the number of slots; beyond it the last slots are
+    overwritten.
 
     Args:
         mask: True for real tokens; others take a slot that no token sees.
 
     Returns:
-        The cache, for `append`; position of each token among the real tokens of its row, counted from 0; for `attend`,
-        True where a token (row) sees a slot: real tokens up to its own.
+        The cache, for `append`; position of each token among the real tokens of its row, counted from 0; for
+        `attend`, True where a token (row) sees a slot: real tokens up to its own.
 
     Raises:
         UserError: L is more than all the slots.
@@ -105,7 +106,7 @@ def append(
     key: Float[Array, "B L H K"],
     value: Float[Array, "B L H K"],
 ) -> tuple[KVCache, Float[Array, "B S H K"], Float[Array, "B S H K"]]:
-    """Writes one layer's keys and values into the slots that were reserved last, and reads all slots of that layer."""
+    """Writes one layer's keys and values into the slots reserved last, and returns all slots of that layer."""
     zero = jnp.zeros_like(cache.length)
     start = (layer.astype(zero.dtype), zero, cache.length - key.shape[1], zero, zero)
     cache = cache._replace(
@@ -116,7 +117,7 @@ def append(
 
 
 def read(cache: KVCache, layer: Int[Array, ""]) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
-    """Keys and values of one layer."""
+    """Returns keys and values of one layer."""
     return (
         lax.dynamic_index_in_dim(cache.key, layer, keepdims=False),
         lax.dynamic_index_in_dim(cache.value, layer, keepdims=False),
@@ -124,12 +125,13 @@ def read(cache: KVCache, layer: Int[Array, ""]) -> tuple[Float[Array, "B S H K"]
 
 
 def count_positions(mask: Bool[Array, "B L"]) -> Int[Array, "B L"]:
-    """Position of each real token among those of its row, counted from 0; padding has that of the token before it."""
+    """Position of each real token among those of its row, counted from 0; padding has the position of the token
+    before it."""
     return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
 
 
 def count_segment_positions(mask: Bool[Array, "B L"], segments: Int[Array, "B L"]) -> Int[Array, "B L"]:
-    """As `count_positions`, counted from 0 in each run of equal ``segments``."""
+    """Like `count_positions`, counted from 0 in each run of equal ``segments``."""
     count = jnp.cumsum(mask, axis=1, dtype=jnp.int32)
     begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
     before = lax.cummax(jnp.where(begins, count - mask, 0), axis=1)

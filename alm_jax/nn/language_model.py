@@ -1,4 +1,4 @@
-"""What language models share around their blocks: what goes in beside tokens, and the head that words come out of."""
+"""Shared parts of language models: inserting vectors beside tokens, and the output head."""
 
 from typing import Any, Literal, TypeAlias
 
@@ -39,7 +39,8 @@ class Head(nn.Module):
 def project(
     states: Float[Array, "*B D"], kernel: Float[Array, "rows cols"], *, tied: bool
 ) -> Float[Array, "*B V"]:
-    """states W, or states E^T with a ``tied`` table of embeddings; products in the states' dtype, float32 sums."""
+    """Computes logits: states W, or states E^T with a ``tied`` table of embeddings; products in the states' dtype,
+    float32 sums."""
     contracted = ((states.ndim - 1,), (1 if tied else 0,))
     logits = lax.dot_general(
         states,
@@ -51,7 +52,7 @@ def project(
 
 
 def head_kernel(config: Any, params: Any) -> tuple[Array, bool]:
-    """The array that makes logits of states, and whether it is the table of embeddings.
+    """Returns the array that turns states into logits, and whether it is the table of embeddings.
 
     For any config with ``tied_head`` and its model's ``params``; `token_loss` of
     `alm_jax.losses.language_modeling` takes both, and so does `project`.
@@ -64,10 +65,10 @@ def head_kernel(config: Any, params: Any) -> tuple[Array, bool]:
 def insert(
     x: Float[Array, "B L D"], embeds: Float[Array, "B L D"] | None, embeds_mask: Bool[Array, "B L"] | None
 ) -> Float[Array, "B L D"]:
-    """``embeds`` where ``embeds_mask`` is True (everywhere without one), embeddings of tokens elsewhere.
+    """Returns ``embeds`` where ``embeds_mask`` is True (everywhere without one), embeddings of tokens elsewhere.
 
     Raises:
-        UserError: there is a mask and nothing to insert.
+        UserError: there is a mask and no ``embeds``.
     """
     if embeds is None:
         if embeds_mask is not None:
@@ -84,5 +85,5 @@ def find_last(mask: Bool[Array, "B L"]) -> Int[Array, " B"]:
 
 
 def take_rows(x: Float[Array, "B L D"], index: Int[Array, " B"]) -> Float[Array, "B D"]:
-    """One state of each row."""
+    """Selects one state of each row."""
     return jnp.take_along_axis(x, index[:, None, None], axis=1, mode="clip")[:, 0]

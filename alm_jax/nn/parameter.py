@@ -45,13 +45,13 @@ from jaxtyping import Array
 from alm_jax.nn.layout import constrain_parameter
 
 truncated_normal = nn.initializers.truncated_normal(stddev=0.02)
-"""The initialisation of BERT and Swin: N(0, 0.02), cut at two standard deviations."""
+"""Initialisation of BERT and Swin: N(0, 0.02), cut at two standard deviations."""
 KERNEL_INITS = {
     "normal": truncated_normal,
     "fan_in": nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
 }
-"""How a tower's kernels start. 0.02 suits widths near 768, where it is close to 1/sqrt(fan-in); in a tower of width
-64 it makes every branch almost nothing, and training slow: from scratch, such a tower wants "fan_in"."""
+"""Initialisation of a tower's kernels. 0.02 suits widths near 768, where it is close to 1/sqrt(fan-in). In a tower of
+width 64 it makes every branch nearly zero and training slow: use "fan_in" to train such a tower from scratch."""
 zeros = nn.initializers.zeros_init()
 ones = nn.initializers.ones_init()
 
@@ -63,7 +63,7 @@ def declare(
     shape: tuple[int, ...],
     axes: tuple[str, ...],
 ) -> Array:
-    """The float32 parameter ``name`` of ``module``, a name for each of its axes."""
+    """Declares the float32 parameter ``name`` of ``module``, with a name for each of its axes."""
     # flax types the result as the box that holds the names; inside a module it is the array.
     param: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
     return constrain_parameter(param, axes)

@@ -1,4 +1,4 @@
-"""From the states of tokens to one vector."""
+"""Pooling: from the states of tokens to one vector."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float

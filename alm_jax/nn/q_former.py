@@ -1,6 +1,6 @@
 """Blocks of the Q-Former: BERT's, where learned queries also attend to audio in some of them.
 
-Queries and text stand in one sequence and share self-attention; after it each has a feed-forward half of its own.
+Queries and text stand in one sequence and share self-attention; after it each has a feed-forward layer of its own.
 (BLIP-2, Li et al. 2023, https://arxiv.org/abs/2301.12597, section 3.1)
 """
 
@@ -27,7 +27,7 @@ class QFormerBlock(nn.Module):
     mlp_dim: int
     epsilon: float
     dropout_rate: float
-    """Of attention weights and of every branch; needs the "dropout" stream unless 0."""
+    """Dropout rate of attention weights and every branch; needs the "dropout" stream unless 0."""
     dtype: jnp.dtype
     kernel_init: nn.initializers.Initializer = truncated_normal
 

@@ -1,4 +1,4 @@
-"""Self-attention of T5: nothing but matrices, and positions as a bias that is added to the scores."""
+"""Self-attention of T5: matrices without biases, and positions as a bias added to the scores."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -39,7 +39,8 @@ class RelativeAttention(nn.Module):
         bias: Float[Array, "#B H L S"],
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B L D"], KVCache | None]:
-        """``layer`` is this one's number in the cache; ``visible`` is True where a token sees another."""
+        """Applies the layer; ``layer`` is its number in the cache, ``visible`` is True where a token attends to
+        another."""
 
         def project(name: str, init: nn.initializers.Initializer) -> Array:
             size, axes = (self.num_heads, self.head_dim), ("embed", "heads", "head_dim")

@@ -18,11 +18,11 @@ class RelativeBias(nn.Module):
 
     num_heads: int
     num_buckets: int
-    """Half of them are for keys after the query where ``is_bidirectional``."""
+    """Number of buckets; half of them are for keys after the query where ``is_bidirectional``."""
     max_distance: int
-    """Keys at least so far away share the last bucket."""
+    """Distance from which on keys share the last bucket."""
     is_bidirectional: bool
-    """False where a query sees no key after it: those then have the bucket of distance 0."""
+    """Whether later keys have their own buckets. False: all later keys have the bucket of distance 0."""
     embedding_init: nn.initializers.Initializer
 
     @nn.compact

@@ -1,4 +1,5 @@
-"""What a stack of blocks keeps for the backward pass, and what it computes again: the one place that decides."""
+"""Rematerialisation: what a stack of blocks keeps for the backward pass, and what it recomputes. Decided only
+here."""
 
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -46,7 +47,8 @@ def rematerialise(
 
 
 def _is_product_with_weights(primitive: Primitive, *args: Any, **params: Any) -> bool:
-    """Whether a result is kept: a product of activations with activations has batch axes, one with weights has none."""
+    """Whether a result is kept: a product of activations with activations has batch axes, one with weights has
+    none."""
     if "call_jaxpr" in params:
         # A function with a gradient of its own is kept or computed again as a whole: `dense.multiply` is a product,
         # activations and norms are none.

@@ -1,4 +1,5 @@
-"""Residual vector quantisation: vectors as a few integers each, every codebook coding what those before it left.
+"""Residual vector quantisation: a vector becomes a few integers, each codebook coding the remainder of those before
+it.
 
 Zeghidour et al. 2021 (SoundStream, https://arxiv.org/abs/2107.03312, algorithm 1).
 """
@@ -55,7 +56,7 @@ class Codebooks(nn.Module):
 
     @nn.compact
     def __call__(self) -> Float[Array, "books V D"]:
-        """``embed``."""
+        """Returns the collection's ``embed``."""
         shape = (self.num_codebooks, self.codebook_size, self.width)
 
         def draw() -> Array:

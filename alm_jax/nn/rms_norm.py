@@ -33,7 +33,7 @@ class RmsNorm(nn.Module):
 def to_unit_rms(x: Float[Array, "*B D"], epsilon: float) -> Float[Array, "*B D"]:
     """x / sqrt(mean(x^2) + epsilon) over the last axis, in float32 or wider.
 
-    The backward pass keeps ``x`` as it came, in bfloat16 say, and one number a row:
+    The backward pass keeps ``x`` in its own dtype, for example bfloat16, and one number a row:
     dx = (g - y mean(g y)) / sqrt(mean(x^2) + epsilon).
     """
     return _to_unit_rms(x, epsilon)[0]

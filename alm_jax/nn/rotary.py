@@ -17,16 +17,16 @@ from alm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How Llama 3.1 stretches the slow rotations to texts longer than it was pre-trained on; its values."""
+    """Scaling of the slow rotations to texts longer than those of pre-training, with the values of Llama 3.1."""
 
     factor: float = 8.0
-    """Wave lengths beyond ``original_max_positions / low_freq_factor`` become this many times as long."""
+    """Factor of wave lengths beyond ``original_max_positions / low_freq_factor``."""
     low_freq_factor: float = 1.0
-    """See ``factor``."""
+    """Sets the wave length beyond which ``factor`` applies fully."""
     high_freq_factor: float = 4.0
-    """Wave lengths below ``original_max_positions / high_freq_factor`` stay; those between are interpolated."""
+    """Sets the wave length below which nothing changes; wave lengths between the two limits are interpolated."""
     original_max_positions: int = 8192
-    """Positions of the pre-training."""
+    """Number of positions in pre-training."""
 
     def __post_init__(self) -> None:
         if self.high_freq_factor <= self.low_freq_factor:

@@ -19,7 +19,7 @@ from alm_jax.nn.parameter import declare, ones
 from alm_jax.ops.attention import attend
 
 MIN_TAU = 0.01
-"""The temperature is kept from falling below this."""
+"""Minimum of the temperature."""
 
 
 def log_distances(window: tuple[int, int]) -> Float[np.ndarray, "pairs 2"]:
@@ -50,7 +50,7 @@ class CosineWindowAttention(nn.Module):
     window: tuple[int, int]
     bias_dim: int
     bias_dropout: float
-    """Of the bias network, behind each of its layers; needs the "dropout" stream unless 0."""
+    """Dropout rate of the bias network, after each of its layers; needs the "dropout" stream unless 0."""
     dtype: jnp.dtype
     kernel_init: nn.initializers.Initializer
 

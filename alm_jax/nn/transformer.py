@@ -23,7 +23,7 @@ class PostNormBlock(nn.Module):
     mlp_dim: int
     epsilon: float
     dropout_rate: float
-    """Of attention weights and of both branches; needs the "dropout" stream unless 0."""
+    """Dropout rate of attention weights and both branches; needs the "dropout" stream unless 0."""
     dtype: jnp.dtype
     kernel_init: nn.initializers.Initializer = truncated_normal
 
@@ -51,7 +51,7 @@ class PostNormBlock(nn.Module):
 class PreNormBlock(nn.Module):
     """x = x + attention(norm(x)); x = x + mlp(norm(x)). (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929)
 
-    Written as the body of `nn.scan`: returns (x, None). The stack wants a norm after its last block.
+    Written as the body of `nn.scan`: returns (x, None). The stack needs a norm after its last block.
     """
 
     num_heads: int
@@ -65,7 +65,7 @@ class PreNormBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"] | Bool[Array, "B 1 L L"] | None
     ) -> tuple[Float[Array, "B L D"], None]:
-        """``mask`` says which tokens are real, or which token (row) sees which (column)."""
+        """Applies the block; ``mask`` says which tokens are real, or which token (row) attends to which (column)."""
         if mask is not None and mask.ndim == 2:
             mask = mask[:, None, None, :]
         attention = SelfAttention(self.num_heads, self.dtype, kernel_init=self.kernel_init, name="attention")

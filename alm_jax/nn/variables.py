@@ -1,4 +1,4 @@
-"""The variables of a model: how they are drawn, their shapes, and the names of their axes, for any module."""
+"""The variables of a model: initialisation, shapes, and axis names, for any module."""
 
 import dataclasses
 import functools
@@ -17,25 +17,26 @@ Draw: TypeAlias = Callable[[Any, Array], PyTree]
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Models of one kind: the variables that belong to a config."""
+    """Models of one kind: initialises and describes the variables of a config."""
 
     draw: Draw
-    """Draws the variables of a config; it is traced, and never runs operation by operation."""
+    """Initialises the variables of a config; it is traced, and never runs operation by operation."""
 
     def init(self, config: Any, key: Array) -> dict[str, Any]:
-        """Draws the variables of ``config``: float32, without boxes.
+        """Initialises the variables of ``config``: float32, without boxes.
 
-        Compiled, so that the random draws run and no forward pass; under an outer `jax.jit` with ``out_shardings`` no
-        array is ever whole on one device.
+        It is compiled, so that only the random numbers are computed and no forward pass; under an outer `jax.jit`
+        with ``out_shardings`` no array is ever whole on one device.
         """
         return dict(_init(self.draw, config, key))
 
     def abstract(self, config: Any) -> dict[str, Any]:
-        """Shapes and dtypes of the variables; makes no array."""
+        """Returns shapes and dtypes of the variables without making arrays."""
         return dict(nn.unbox(self._boxed(config)))
 
     def axes(self, config: Any) -> PyTree:
-        """The tree of ``params`` with the names of each leaf's axes (`alm_jax.nn.parameter`), a tuple, in its place.
+        """Returns the tree of ``params`` with the axis names of each leaf (`alm_jax.nn.parameter`), a tuple, in its
+        place.
 
         A parameter without names has the empty tuple. Makes no array.
         """

@@ -30,7 +30,7 @@ class WhisperAttention(nn.Module):
     kernel_init: nn.initializers.Initializer = truncated_normal
 
     def setup(self) -> None:
-        """The four projections."""
+        """Makes the four projections."""
 
         def dense(name: str) -> Dense:
             return Dense(
@@ -47,7 +47,7 @@ class WhisperAttention(nn.Module):
         )
 
     def read(self, source: Float[Array, "B S D"]) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
-        """Keys and values of ``source``."""
+        """Returns keys and values of ``source``."""
         return self.key(source), self.value(source)
 
     def __call__(
@@ -58,7 +58,7 @@ class WhisperAttention(nn.Module):
         *,
         mask: Bool[Array, "B 1 #L S"] | None = None,
     ) -> Float[Array, "B L D"]:
-        """What ``x`` takes from keys and values of `read`; ``mask`` is True where it may."""
+        """Attends from ``x`` to keys and values of `read`; ``mask`` is True where it may."""
         return self.out(attend(self.query(x), key, value, mask=mask))
 
 
@@ -102,7 +102,8 @@ class WhisperDecoderBlock(nn.Module):
         visible: Bool[Array, "B 1 L S"],
         audio_mask: Bool[Array, "B N"] | None,
     ) -> tuple[tuple[Float[Array, "B L D"], KVCache | None], tuple[Array, Array] | None]:
-        """``audio`` is states, or this layer's keys and values of them, which are returned for a cache."""
+        """Applies the block; ``audio`` is states, or this layer's keys and values of them, which are returned for a
+        cache."""
         x, cache = carry
         init, width = self.kernel_init, x.shape[-1]
         attention = WhisperAttention(self.num_heads, width, self.dtype, init, name="attention")

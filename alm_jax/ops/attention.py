@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, the one function that every encoder calls, and how it is computed.
+"""Scaled dot-product attention, used by every encoder, and the choice of its implementation.
 
 Letters as in alm_jax/types.py, and inside attention Q queries, S keys and G heads of keys.
 """
@@ -29,19 +29,20 @@ flash      a TPU's kernel (ops/flash_attention.py): float32 or bfloat16, and no 
 """
 
 Seen = Literal["all", "keys", "pairs"]
-"""What a mask leaves: all pairs, some keys to all queries alike, or any pairs."""
+"""Kind of mask: none, some keys hidden from all queries, or any pairs."""
 
 FLASH_LENGTH = 384
-"""Queries and keys from which on a TPU takes ``flash``: there it needs half the memory and half the cycles of the
-reference (`python -m alm_jax.bench.attention v5e:2x2 --impl flash --length 384`), at 256 more memory. See
-docs/performance.md, "Attention"."""
+"""Minimum number of queries and keys with which ``auto`` chooses ``flash`` on a TPU. At this length it needs half the
+memory and half the cycles of the reference (`python -m alm_jax.bench.attention v5e:2x2 --impl flash --length 384`).
+See docs/performance.md, "Attention"."""
 
 _form: contextvars.ContextVar[AttentionImpl] = contextvars.ContextVar("attention_form", default="auto")
 
 
 @contextlib.contextmanager
 def attention_form(impl: AttentionImpl) -> Iterator[None]:
-    """What ``auto`` stands for in programs that are traced inside, so that forms can be compared in a whole model."""
+    """Context that sets what ``auto`` stands for in programs traced inside, to compare implementations in a whole
+    model."""
     token = _form.set(impl)
     try:
         yield
@@ -147,9 +148,10 @@ def choose_attention(
     is_plain: bool,
     seen: Seen = "all",
 ) -> AttentionImpl:
-    """The form that ``auto`` stands for; looks at shapes, dtypes and the mesh in scope alone.
+    """Chooses the form that ``auto`` stands for, from shapes, dtypes and the mesh in scope only.
 
-    ``is_plain``: neither bias nor dropout; ``seen``: what ``mask`` leaves (``key_lengths`` and ``is_causal`` are none).
+    ``is_plain``: neither bias nor dropout; ``seen``: what ``mask`` leaves (``key_lengths`` and ``is_causal`` are
+    none).
 
     - cuDNN where it applies: a GPU, no mask, 16-bit floats, heads of a multiple of 8 up to 128 (before Hopper it
       takes no more), even lengths (it refuses odd ones in training), one leading axis, and lengths from 128 on,
@@ -192,7 +194,7 @@ def _attend_by_library(
     scale: float | None,
     impl: Literal["xla", "cudnn"],
 ) -> Array:
-    """`jax.nn.dot_product_attention`, which wants exactly one leading axis."""
+    """Calls `jax.nn.dot_product_attention`, which requires exactly one leading axis."""
     lead = query.shape[:-3]
 
     def flatten(x: Array) -> Array:
@@ -215,7 +217,7 @@ def _attend_by_library(
 def _attend_by_flash(
     query: Array, key: Array, value: Array, mask: Array | None, is_causal: bool, scale: float | None
 ) -> Array:
-    """`flash_attention`, which wants exactly one leading axis."""
+    """Calls `flash_attention`, which requires exactly one leading axis."""
     lead = query.shape[:-3]
     if mask is not None:
         mask = jnp.broadcast_to(mask[..., 0, 0, :], (*lead, key.shape[-3])).reshape(-1, key.shape[-3])
@@ -234,6 +236,6 @@ def _masks_keys(mask: Array) -> bool:
 
 
 def _platform() -> str:
-    """The platform that is compiled for: that of the mesh in scope, else the default."""
+    """Returns the platform to compile for: that of the mesh in scope, else the default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform

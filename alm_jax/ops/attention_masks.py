@@ -1,4 +1,4 @@
-"""Who may attend to whom in a language model: causal, and with a prefix that sees itself whole.
+"""Attention masks of language models: causal, and with a prefix that is read in both directions.
 
 Masks for `alm_jax.ops.attention.attend`, [*B 1 L L], True where the query (row) may attend to the key (column).
 """

@@ -1,4 +1,4 @@
-"""Random changes to training examples: pure functions of (array, key), drawn anew for every row, jit-able."""
+"""Random changes to training examples: pure functions of (array, key), different for every row, jit-able."""
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,9 @@ def mix_waveforms(
 
     mixed[i] = weight[i] waveform[i] + (1 - weight[i]) waveform[partner[i]], with weight ~ Beta(alpha, alpha)
     per row and partner one uniform permutation of the batch. A row stays as it is, with weight 1, with
-    probability 1 - rate. AST takes alpha 10 and rate 0.5, and its targets are mixed alike
-    (`alm_jax.losses.classification.mix_targets`); that it mixes what is free of its mean, `AstSpec.remove_mean`
-    does after the mixture, which is the same.
+    probability 1 - rate. AST takes alpha 10 and rate 0.5, and mixes its targets in the same way
+    (`alm_jax.losses.classification.mix_targets`); AST removes the mean before mixing; `AstSpec.remove_mean` does so
+    afterwards, which is equivalent.
 
     Returns the mixed waveform, partner and weight.
     """
@@ -54,7 +54,7 @@ def mix_with_reversed(
 ) -> tuple[Float[Array, "B *dims"], Int[Array, " B"], Float[Array, " B"]]:
     """Mixup of row i of the features with row B - 1 - i, weight ~ Beta(alpha, alpha) per row: HTS-AT's.
 
-    HTS-AT's published code leaves the targets as they are (its lines that mix them are comments).
+    HTS-AT's published code does not mix the targets (the lines that would are commented out).
 
     Returns the mixed features, partner and weight.
     """
@@ -69,7 +69,7 @@ def mix_pairs(
 ) -> tuple[Float[Array, "half *dims"], Float[Array, " half"]]:
     """Mixup of rows 2i and 2i + 1 of the features into one, weight ~ Beta(alpha, alpha): PANNs'.
 
-    PANNs mixes log-mel features after SpecAugment, 64 rows into 32, and targets alike:
+    PANNs mixes log-mel features after SpecAugment, 64 rows into 32, and the targets in the same way:
     weight[i] targets[2i] + (1 - weight[i]) targets[2i + 1].
 
     Returns the mixed features, half as many rows, and the weight of the even ones.

@@ -1,4 +1,4 @@
-"""Cepstra of a log-mel and their slopes over time: the MFCCs that HuBERT's first units are made of.
+"""Cepstra of a log-mel and their slopes over time: the MFCCs from which HuBERT's first units are computed.
 
 Davis and Mermelstein 1980 (https://doi.org/10.1109/TASSP.1980.1163420); Hsu et al. 2021
 (https://arxiv.org/abs/2106.07447, section 2.1): 13 cepstra, their first and their second slopes, 39 numbers a frame.
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 REACH = 2
-"""Frames on either side that a slope is fitted to, Kaldi's and torchaudio's default."""
+"""Number of frames on either side that a slope is fitted to: the default of Kaldi and torchaudio."""
 
 
 def cepstra(log_mel: Float[Array, "B T F"], num_cepstra: int) -> Float[Array, "B T cepstra"]:

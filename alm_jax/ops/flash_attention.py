@@ -2,8 +2,8 @@
 
 The scores exist a tile at a time in VMEM, and the backward pass computes them again from the query's log-sum-exp
 (Dao et al. 2022, https://arxiv.org/abs/2205.14135). Tiles above the diagonal of a causal mask are not computed.
-Of JAX's two kernels this is the one that skips tiles, takes groups of queries, and keeps one number a query for the
-backward pass; `flash_attention` keeps 256 and takes a bias, but as an array of the scores' size in HBM.
+JAX's splash kernel skips tiles, supports grouped queries, and keeps one number a query for the backward pass; JAX's
+other kernel, `flash_attention`, keeps 256 and supports a bias, but as an array of the scores' size in HBM.
 """
 
 import math
@@ -20,9 +20,9 @@ from jaxtyping import Array, Bool, Float
 from alm_jax.batch import BATCH_AXES
 
 LANES = 128
-"""Tiles are multiples of this in both directions."""
+"""Tile sizes are multiples of this in both directions."""
 MAX_TILE = 640
-"""Queries and keys of a tile at most: what a patch grid of 512 and its class token need."""
+"""Maximum queries and keys of a tile: enough for a patch grid of 512 and its class token."""
 HEAD_AXIS = "tensor"
 """The mesh axis that heads are cut over (``heads`` in training/sharding.py)."""
 
@@ -40,8 +40,8 @@ def flash_attention(
     """`attend` in float32 or bfloat16, without bias or dropout, with keys masked for all queries alike.
 
     The query is scaled before the product, in float32, and rounded to its dtype again: exact where ``scale`` is a
-    power of two. A query that sees no key gets some finite value. With a mesh in scope the kernel runs under
-    ``shard_map``, rows cut over the batch's axes and heads over ``tensor``: see `is_cut_evenly`.
+    power of two. The output of a query that sees no key is finite and undefined. With a mesh in scope the kernel runs
+    under ``shard_map``, rows cut over the batch's axes and heads over ``tensor``: see `is_cut_evenly`.
 
     Args:
         key_mask: True where a key is real.
@@ -88,12 +88,12 @@ def flash_attention(
 
 
 def tile(length: int) -> int:
-    """Tokens of a tile: the fewest tiles of at most ``MAX_TILE``, each no longer than it must be."""
+    """Returns the tile length: as few tiles of at most ``MAX_TILE`` as possible, as short as possible."""
     return -(-length // -(-length // MAX_TILE) // LANES) * LANES
 
 
 def is_cut_evenly(num_rows: int) -> bool:
-    """Whether the kernel can be cut over the devices: the partitioner cannot cut it, the mesh in scope can.
+    """Whether the kernel can be cut over the devices with the mesh in scope; XLA's partitioner cannot cut it.
 
     False where several devices have no mesh in scope, or its batch axes do not divide the rows.
     """
@@ -135,9 +135,9 @@ def _kernel(
 
 
 def _at_default_precision(run: Any) -> Any:
-    """``run`` and its gradients whatever ``jax_default_matmul_precision`` says.
+    """Runs ``run`` and its gradients independently of ``jax_default_matmul_precision``.
 
-    Products of bfloat16 are exact in float32, and the compiler refuses to be told to be more exact.
+    Products of bfloat16 are exact in float32, and the compiler rejects a request for higher precision.
     """
 
     @jax.custom_vjp

@@ -8,11 +8,11 @@ from jaxtyping import Array, Bool, Float
 
 
 class MaskedFrames(NamedTuple):
-    """Features with spans of frames altered."""
+    """Features with some spans of frames changed."""
 
     features: Float[Array, "B T F"]
     chosen: Bool[Array, "B T"]
-    """True for the frames that were chosen, altered or not: those a reconstruction counts."""
+    """True for the chosen frames, changed or not, on which a reconstruction is measured."""
 
 
 def mask_frame_spans(
@@ -24,12 +24,13 @@ def mask_frame_spans(
     min_span: int = 20,
     max_span: int = 50,
 ) -> MaskedFrames:
-    """Chooses spans of real frames and, per row, zeroes them (80 %), replaces them (10 %), or lets them be (10 %).
+    """Chooses spans of real frames and, per row, zeroes them (80 %), replaces them (10 %), or leaves them unchanged
+    (10 %).
 
     CTAL (Li et al. 2021, arXiv 2109.00181, section 3.2), whose defaults these are, after Mockingjay (arXiv
-    1910.12638). A row draws one span length in [min_span, max_span] and int(real frames * proportion / length)
-    different starts; spans may overlap, so at most ``proportion`` of the frames is chosen, and none where a single
-    span would be more than that. A replaced span takes the frames of another random span of its row.
+    1910.12638). Each row has one random span length in [min_span, max_span] and int(real frames * proportion /
+    length) different starts; spans may overlap, so at most ``proportion`` of the frames is chosen, and none where a
+    single span would exceed it. A replaced span takes the frames of another random span of its row.
 
     ``mask`` is True for real frames, which come before padding.
 
@@ -51,7 +52,7 @@ def mask_frame_spans(
     fits = frame <= length - span
 
     def order_starts(key: Array) -> Array:
-        """Starts of whole spans in a random order, then the rest."""
+        """Orders starts of whole spans randomly, then the rest."""
         noise = jax.random.uniform(key, (batch_size, num_frames))
         return jnp.argsort(jnp.where(fits, noise, jnp.inf), axis=1)
 

@@ -1,6 +1,6 @@
 """Bicubic interpolation along one axis, in the convention of PyTorch.
 
-`jax.image.resize` knows neither PyTorch's kernel (a = -0.75; there it is -0.5) nor align_corners=True, so
+`jax.image.resize` supports neither PyTorch's kernel (a = -0.75; it uses -0.5) nor align_corners=True, so
 the resize is a constant matrix here.
 """
 

@@ -1,8 +1,9 @@
-"""Clips of different lengths one after another in rows of one length, and back: static shapes, nothing from the host.
+"""Packs clips of different lengths one after another into rows of equal length, and unpacks them: static shapes, on
+the device.
 
 A row holds K clips and has a budget of C steps. K lengths add up to much the same from row to row, so that C may be
-near K times the mean length where padding would need K times the longest. (NaViT's Patch n' Pack, Dehghani et al. 2023,
-https://arxiv.org/abs/2307.06304; there the host chooses which examples share a row.)
+near K times the mean length where padding would need K times the longest. (NaViT's Patch n' Pack, Dehghani et al.
+2023, https://arxiv.org/abs/2307.06304; there the host chooses which examples share a row.)
 """
 
 from typing import NamedTuple
@@ -17,11 +18,11 @@ class Packing(NamedTuple):
     segment: Int[Array, "R C"]
     """The clip of the row that a step belongs to, 0..K-1; K where the step is empty."""
     step: Int[Array, "R C"]
-    """Its place in that clip; 0 where it is empty."""
+    """Place of the step in that clip; 0 where it is empty."""
 
 
 def cut_to_budget(lengths: Int[Array, "R K"], budget: int) -> Int[Array, "R K"]:
-    """The lengths, the longest of a row shortened to one common length where together they exceed ``budget``.
+    """Shortens the longest lengths of a row to one common length where together they exceed ``budget``.
 
     That length is the largest that fits, so at most K - 1 steps of such a row stay empty. Needs budget >= K.
     """
@@ -42,7 +43,7 @@ def plan_packing(lengths: Int[Array, "R K"], budget: int) -> Packing:
 
 
 def pack(x: Float[Array, "R K S *rest"], packing: Packing) -> Float[Array, "R C *rest"]:
-    """The steps of K clips a row as ``packing`` says; empty ones are zeros."""
+    """Packs the steps of K clips a row as ``packing`` says; empty steps are zeros."""
     rows, num_clips, num_steps, *rest = x.shape
     flat = x.reshape(rows, num_clips * num_steps, *rest)
     source = jnp.minimum(packing.segment, num_clips - 1) * num_steps + packing.step
@@ -54,7 +55,7 @@ def pack(x: Float[Array, "R K S *rest"], packing: Packing) -> Float[Array, "R C 
 def unpack(
     x: Float[Array, "R C *rest"], packing: Packing, num_clips: int, num_steps: int
 ) -> Float[Array, "R K S *rest"]:
-    """The inverse of `pack`: K clips a row, each of S steps; those that are not in the row are zeros."""
+    """Inverse of `pack`: K clips a row, each of S steps; steps that are not in the row are zeros."""
     rows, _, *rest = x.shape
     steps = jnp.arange(num_steps)[None, None, :, None]
     clips = jnp.arange(num_clips)[None, :, None, None]

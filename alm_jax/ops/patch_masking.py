@@ -11,16 +11,16 @@ class PatchMask(NamedTuple):
     """A choice of n visible patches out of N, for each clip."""
 
     visible_ids: Int[Array, "B n"]
-    """The visible patches, in the order that the encoder sees them in."""
+    """Indices of the visible patches, in the order in which the encoder takes them."""
     restore_ids: Int[Array, "B N"]
-    """Place of each patch in the sequence "visible ones in that order, then the hidden ones": what puts a decoder's
-    tokens back on the grid."""
+    """Place of each patch in the sequence of visible patches followed by hidden ones; restores the grid order for a
+    decoder."""
     hidden: Bool[Array, "B N"]
-    """True where a patch is hidden, and a reconstruction counts."""
+    """True where a patch is hidden and reconstruction is measured."""
 
 
 def num_kept(size: int, ratio: float) -> int:
-    """Of ``size`` patches, rows or columns, those left visible at a masking ``ratio``: int(size (1 - ratio)).
+    """Number of ``size`` patches, rows or columns that stay visible at a masking ``ratio``: int(size (1 - ratio)).
 
     Raises:
       ValueError: unless 0 <= ratio < 1 leaves at least one.
@@ -44,7 +44,7 @@ def keep_lowest(noise: Float[Array, "B N"], num_visible: int) -> PatchMask:
 
 
 def mask_unstructured(key: Array, batch_size: int, num_patches: int, ratio: float) -> PatchMask:
-    """Hides a share ``ratio`` of the patches, any of them alike, anew for every clip.
+    """Hides a fraction ``ratio`` of the patches, chosen uniformly and separately for every clip.
 
     AudioMAE pre-trains with 0.8 of 512 (Huang et al. 2022, arXiv 2207.06405): 102 stay visible.
     """
@@ -72,6 +72,6 @@ def mask_structured(
 
 
 def take_patches(patches: Array, ids: Int[Array, "B n"]) -> Array:
-    """Rows ``ids`` of every clip's patches: [B N ...] to [B n ...]."""
+    """Selects rows ``ids`` of every clip's patches: [B N ...] to [B n ...]."""
     index = ids.reshape(*ids.shape, *(1,) * (patches.ndim - 2))
     return jnp.take_along_axis(patches, index, axis=1, mode="clip")

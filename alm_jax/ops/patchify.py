@@ -1,4 +1,4 @@
-"""Spectrograms cut into square patches and put together again."""
+"""Spectrograms cut into square patches, and the inverse."""
 
 from jaxtyping import Array, Float
 

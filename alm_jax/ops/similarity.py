@@ -1,4 +1,4 @@
-"""Vectors of a joint space, whose products are cosines."""
+"""Normalisation of vectors, so that their products are cosines."""
 
 import jax.numpy as jnp
 from jax import lax

@@ -1,4 +1,4 @@
-"""Masked language modelling: tokens hidden from a model that is to name them, a pure function of a key."""
+"""Masked language modelling: hides tokens that a model must predict, a pure function of a key."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ from jaxtyping import Array, Bool, Int
 
 
 class MaskedTokens(NamedTuple):
-    """Token ids with some of them altered."""
+    """Token ids with some of them replaced."""
 
     tokens: Int[Array, "*B L"]
     chosen: Bool[Array, "*B L"]
-    """True for the tokens that were chosen, altered or not: those that the loss counts."""
+    """True for the chosen tokens, replaced or not, on which the loss is computed."""
 
 
 def mask_tokens(
@@ -24,9 +24,9 @@ def mask_tokens(
     vocab_size: int,
     proportion: float = 0.15,
 ) -> MaskedTokens:
-    """Chooses tokens, and replaces each by ``mask_id`` (80 %), by a random word (10 %), or by itself (10 %).
+    """Chooses tokens, and replaces each by ``mask_id`` (80 %), by a random word (10 %), or keeps it (10 %).
 
-    BERT (Devlin et al. 2018, arXiv 1810.04805, section 3.1). Each token is chosen by itself, anew at every call, as
+    BERT (Devlin et al. 2018, arXiv 1810.04805, section 3.1). Each token is chosen independently, at every call, as
     in RoBERTa (arXiv 1907.11692, section 4.1). ``mask`` is True for the tokens that may be chosen: real ones that are
     not special.
 

@@ -17,30 +17,30 @@ from alm_jax.ops.compaction import compact, plan_compaction
 from alm_jax.ops.packing import cut_to_budget
 
 SPEECH, UNITS_TO_TEXT, TEXT_TO_UNITS = range(3)
-"""The tasks, as `Spoken.task` numbers them."""
+"""The tasks, numbered by `Spoken.task`."""
 NUM_TAGS = 2
-"""<sosp> and <eosp>."""
+"""Number of tags: <sosp> and <eosp>."""
 
 
 class Vocabulary(NamedTuple):
-    """Where the units are: words are 0 to ``num_words`` - 1."""
+    """Where the units are in the vocabulary: words are 0 to ``num_words`` - 1."""
 
     num_words: int
     num_units: int
 
     @property
     def start(self) -> int:
-        """<sosp>, which comes before units."""
+        """Id of <sosp>, the tag before units."""
         return self.num_words + self.num_units
 
     @property
     def end(self) -> int:
-        """<eosp>, which comes after them."""
+        """Id of <eosp>, the tag after units."""
         return self.start + 1
 
     @property
     def size(self) -> int:
-        """Words, units and tags."""
+        """Number of words, units and tags."""
         return self.num_words + self.num_units + NUM_TAGS
 
 
@@ -48,16 +48,16 @@ class Spoken(NamedTuple):
     """B examples, each a recording with its text, before they become sequences."""
 
     units: Int[Array, "B N"]
-    """From 0 on."""
+    """Unit numbers from 0 on."""
     unit_mask: Bool[Array, "B N"]
-    """True where a unit is said; False for repetitions and padding."""
+    """True where a unit is kept; False for repetitions and padding."""
     text_ids: Int[Array, "B L"]
     text_mask: Bool[Array, "B L"]
     prompt_ids: Int[Array, "B P"]
-    """Of no length where there are no prompts; read for units to text alone."""
+    """Token ids of the prompts, of length 0 without prompts; used by the task units to text only."""
     prompt_mask: Bool[Array, "B P"]
     audio_position: Int[Array, " B"]
-    """The token of the prompt that the units come before."""
+    """Index of the prompt's token before which the units are inserted."""
     task: Int[Array, " B"]
     mask: Bool[Array, " B"]
     """False for padding rows, which take no place."""
@@ -68,33 +68,33 @@ class Sequences(NamedTuple):
 
     ids: Int[Array, "R C"]
     segments: Int[Array, "R C"]
-    """The example of the row that a token is of, from 0 on; 0 for padding too."""
+    """Number of the row's example that a token is of, from 0 on; 0 for padding too."""
     mask: Bool[Array, "R C"]
-    """True for tokens, padding is at the end."""
+    """True for tokens; padding is at the end."""
     is_unit: Bool[Array, "R C"]
     """True for units and tags."""
     is_answer: Bool[Array, "R C"]
-    """True for what the task asks for: the units after <sosp>, or the text."""
+    """True for the target of the task: the units after <sosp>, or the text."""
     is_first: Bool[Array, "R C"]
-    """True for the first token of an example, which nothing predicts."""
+    """True for the first token of an example, which is not predicted."""
 
 
 def unit_budget(length: int, num_together: int, num_text: int, num_prompt: int) -> int:
-    """Units that ``num_together`` examples of a row of ``length`` tokens have room for, whatever their texts."""
+    """Number of units that fit ``num_together`` examples of a row of ``length`` tokens, whatever their texts."""
     return length - num_together * (num_text + num_prompt + NUM_TAGS)
 
 
 def build_sequences(
     spoken: Spoken, vocabulary: Vocabulary, *, length: int, num_together: int = 1, has_start: bool = True
 ) -> Sequences:
-    """The sequence of every example, ``num_together`` neighbours to a row.
+    """Builds the sequence of every example, ``num_together`` neighbours to a row.
 
     Where their units exceed the row's `unit_budget`, the longest of them are shortened at their end to one length.
 
     Args:
         length: C.
         num_together: divides B.
-        has_start: the text begins with a token that is given, not asked for.
+        has_start: the text begins with a start token, which is not predicted.
     """
     units, keep = spoken.units, spoken.unit_mask & spoken.mask[:, None]
     num_rows, num_text = spoken.text_ids.shape

@@ -1,4 +1,4 @@
-"""Vectors as the numbers of their nearest codes, by cosine, and a codebook that follows the vectors without a gradient.
+"""Quantisation of vectors to their nearest codes by cosine, and a codebook updated without gradients.
 
 BEATs (Chen et al. 2022, https://arxiv.org/abs/2212.09058, sections 3.1.1 and 3.1.2), whose moving average is that of
 BEiT v2 (Peng et al. 2022, https://arxiv.org/abs/2208.06366). Every vector here has length 1.
@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 TINY = 1e-12
-"""The shortest length that a vector is divided by, as in `torch.nn.functional.normalize`."""
+"""Minimum length that a vector is divided by, as in `torch.nn.functional.normalize`."""
 
 
 class Codebook(NamedTuple):
@@ -21,7 +21,7 @@ class Codebook(NamedTuple):
     vectors: Float[Array, "V code"]
     """The codes, each of length 1."""
     usage: Float[Array, " V"]
-    """Moving average of how often a code was taken, 1 for as often as the average code; 0 before the first update."""
+    """Moving average of how often a code was used, 1 for the average code; 0 before the first update."""
 
 
 def normalize(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
@@ -34,30 +34,30 @@ def normalize(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
 
 
 def nearest_codes(latents: Float[Array, "B N code"], vectors: Float[Array, "V code"]) -> Int[Array, "B N"]:
-    """The number of the nearest code of each vector, both of length 1; the first one in a tie. int32."""
+    """Returns the number of the nearest code of each vector, both of length 1; the first in a tie. int32."""
     cosine = lax.dot_general(latents, vectors, (((2,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
     return jnp.argmax(cosine, axis=-1).astype(jnp.int32)
 
 
 def take_codes(codes: Int[Array, "B N"], vectors: Float[Array, "V code"]) -> Float[Array, "B N code"]:
-    """The codes that the numbers stand for."""
+    """Returns the codes with these numbers."""
     return jnp.take(vectors, codes, axis=0, mode="clip")
 
 
 def straight_through(
     latents: Float[Array, "B N code"], chosen: Float[Array, "B N code"]
 ) -> Float[Array, "B N code"]:
-    """The value of ``chosen`` with the gradient of ``latents``."""
+    """Returns the value of ``chosen`` with the gradient of ``latents`` (straight-through)."""
     return latents + lax.stop_gradient(chosen - latents)
 
 
 def count_codes(codes: Int[Array, "B N"], num_codes: int) -> Float[Array, "B V"]:
-    """How often each row has each code."""
+    """Counts how often each row uses each code."""
     return jnp.sum(_one_hot(codes, num_codes), axis=1)
 
 
 def perplexity(counts: Float[Array, " V"]) -> Float[Array, ""]:
-    """exp of the entropy of the codes: V where all are taken equally often, 1 where one is all that is left."""
+    """Perplexity, exp of the entropy of the codes: V where all are used equally often, 1 where only one is used."""
     share = counts / jnp.maximum(jnp.sum(counts), 1.0)
     return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0)))
 
@@ -71,15 +71,15 @@ def update_codebook(
     decay: float,
     revive_below: float,
 ) -> Codebook:
-    """The codebook after a batch, all of whose rows it sees at once.
+    """Updates the codebook with a batch, from all of its rows at once.
 
     A code moves towards the mean direction of the vectors that it is nearest to, v <- norm(decay v + (1 - decay)
-    norm(mean)), and stays where there are none. One that was hardly ever taken is dead: it is put on a vector of the
-    batch, drawn by ``key``, and counts as an average one. All are dead before the first update, so that codes begin
-    where the vectors are; BEATs runs 10 iterations of k-means there instead.
+    norm(mean)), and does not move where there are none. A code that was hardly ever used is dead: it is replaced by a
+    random vector of the batch, chosen by ``key``, with average usage. All are dead before the first update, so that
+    codes begin where the vectors are; BEATs runs 10 iterations of k-means there instead.
 
     Args:
-        mask: True for real rows; others count for nothing.
+        mask: True for real rows; others are ignored.
         revive_below: usage below which a code is dead.
     """
     num_codes = codebook.vectors.shape[0]

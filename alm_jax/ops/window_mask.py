@@ -1,4 +1,4 @@
-"""Which windows of a convolution hold nothing but real frames."""
+"""Mask of the windows of a convolution that hold only real frames."""
 
 from jaxtyping import Array, Bool
 

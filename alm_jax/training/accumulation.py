@@ -1,10 +1,10 @@
 """Loss and gradients of one global batch, in one piece or in exact micro-batches.
 
-For losses that couple the rows of a batch, averaging the gradients of micro-batches is wrong: it sees
-fewer negatives. Here the outputs of every micro-batch are computed first, without keeping activations;
-the loss over all of them gives each output's gradient; then each micro-batch is encoded again and its
-output gradient pulled back (GradCache, arXiv 2101.06983). The result equals the full batch's to rounding,
-at the price of a second forward pass; memory is that of one micro-batch plus the outputs [B E].
+For losses that couple the rows of a batch, averaging the gradients of micro-batches is wrong, since each micro-batch
+has fewer negatives. Here the outputs of every micro-batch are computed first, without keeping activations; the loss
+over all of them gives each output's gradient; then each micro-batch is encoded again and its output gradient pulled
+back (GradCache, arXiv 2101.06983). The result equals the full batch's to rounding, and costs a second forward pass;
+memory is that of one micro-batch plus the outputs [B E].
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from alm_jax.training.trainable import overlay
 from alm_jax.types import Metrics, Params, PyTree
 
 STATS_STREAM = 2
-"""Folded into a step's key for `Objective.update_stats`."""
+"""Constant folded into a step's key for `Objective.update_stats`."""
 
 
 def loss_and_gradients(
@@ -31,7 +31,7 @@ def loss_and_gradients(
     num_microbatches: int = 1,
     axis_name: str | None = None,
 ) -> tuple[Float[Array, ""], Params, Params, Metrics]:
-    """Mean loss over the real rows, its gradients, new batch_stats, and metrics (already divided).
+    """Computes the mean loss over the real rows, its gradients, new batch_stats, and metrics (already divided).
 
     Gradients are those of ``objective.trained`` parameters, and no others are computed.
     ``num_microbatches`` must divide the rows of the batch. Under ``pmap``, ``axis_name`` names the mapped
@@ -112,29 +112,29 @@ def loss_and_gradients(
 
 
 def divide(loss: Loss) -> Float[Array, ""]:
-    """The mean that a (sum, weight) stands for; 0 where the weight is 0."""
+    """Returns the mean of a (sum, weight); 0 where the weight is 0."""
     return loss.sum / jnp.maximum(loss.weight, 1.0)
 
 
 def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
-    """``tree`` summed over the mapped axis; unchanged under global-view jit."""
+    """Sums ``tree`` over the mapped axis; unchanged under global-view jit."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
 def select_floats(tree: PyTree, *, invert: bool = False) -> PyTree:
-    """``tree`` with None in the place of every leaf that is no float; of every one that is, with ``invert``."""
+    """Replaces every leaf of ``tree`` that is not a float by None; with ``invert``, every leaf that is."""
     return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) != invert else None, tree)
 
 
 def join(floats: PyTree, others: PyTree) -> PyTree:
-    """The tree that `select_floats` has taken apart."""
+    """Rebuilds the tree that `select_floats` split."""
     return jax.tree.map(lambda a, b: b if a is None else a, floats, others, is_leaf=lambda x: x is None)
 
 
 def split_rows(tree: PyTree, num_pieces: int) -> PyTree:
-    """Arrays [B ...] as [pieces, B / pieces, ...], row r to piece r mod pieces.
+    """Reshapes arrays [B ...] to [pieces, B / pieces, ...]; row r goes to piece r mod pieces.
 
-    Rows are dealt out in turn, so that a batch cut over devices needs no traffic: each device deals its own.
+    This interleaving needs no communication for a batch cut over devices: each device splits its own rows.
     """
 
     def split(x: Array) -> Array:

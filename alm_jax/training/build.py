@@ -1,4 +1,4 @@
-"""The training step of a run, put together from its configs."""
+"""Builds the training step of a run from its configs."""
 
 import functools
 import logging
@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 
 def check_parallelism(objective: Objective, training: TrainingConfig) -> None:
-    """Raises UserError where ``training.parallelism`` is pmap and the objective would not be what it is under jit."""
+    """Raises UserError where ``training.parallelism`` is pmap and the objective would differ from the one under
+    jit."""
     if training.parallelism == "pmap" and objective.pmap == "none":
         raise UserError(
             "training.parallelism is 'pmap', and this objective couples rows of the batch that pmap keeps on different "
@@ -33,7 +34,7 @@ def check_parallelism(objective: Objective, training: TrainingConfig) -> None:
 def build_parallel(
     objective: Objective, optimizer: AdamWConfig, training: TrainingConfig, *, seed: int, mesh: AnyMesh
 ) -> Parallel:
-    """Init and step of the run, placed as ``training.parallelism`` says. Nothing is compiled yet.
+    """Makes init and step of the run, placed as ``training.parallelism`` says, without compiling them.
 
     Raises UserError where the configs do not fit each other or the mesh.
     """

@@ -1,10 +1,10 @@
-"""Checkpoints: their layout, their integrity, and reading them, which changes nothing.
+"""Checkpoints: their layout, their integrity, and reading, which never changes the folder.
 
-Orbax commits atomically, but detects neither a flipped bit in an array nor a change of dtype. So each checkpoint has a
-manifest with the shape, dtype and checksum of every array and a checksum of its own; a restore verifies them and
-falls back, with a warning, to the newest step that is good. The checksums are computed on the devices and do not depend
-on how arrays are cut over them. `alm_jax.training.checkpoint_writer` has the writing, for the one process that holds a
-run's lock.
+Orbax commits atomically, but detects neither a flipped bit in an array nor a change of dtype. So each checkpoint has
+a manifest with the shape, dtype and checksum of every array, and a checksum of the manifest itself. A restore
+verifies them and falls back, with a warning, to the newest good step. The checksums are computed on the devices and
+do not depend on the sharding. `alm_jax.training.checkpoint_writer` writes, for the one process that holds a run's
+lock.
 """
 
 import contextlib
@@ -33,12 +33,13 @@ from alm_jax.training.state import TrainState
 from alm_jax.types import PyTree
 
 FORMAT = 2
-"""Version of the layout that is written; version 1 had no checksum of the manifest, and is read too."""
+"""Version of the layout that is written. Version 1, which has no checksum of the manifest, can still be read."""
 READABLE = (1, FORMAT)
 CHECKSUM = "checksum"
-"""Key of the manifest for the SHA-256 of the rest of it."""
+"""Key of the manifest that holds the SHA-256 of the rest of it."""
 RETRY_WAITS_SEC = (0.2, 1.0, 3.0)
-"""Waits before a file that could not be read is tried again: a fault of a file system is often a passing one."""
+"""Waiting times, seconds, before a file that could not be read is tried again: file system faults are often
+transient."""
 BLOCK_BYTES = 2**24
 
 log = logging.getLogger(__name__)
@@ -46,24 +47,24 @@ T = TypeVar("T")
 
 
 class ReadError(DataError):
-    """The file system refused to give the bytes of a checkpoint: whether they are good is not known."""
+    """The file system did not return the bytes of a checkpoint: whether they are good is unknown."""
 
 
 class _Gone(Exception):
-    """A checkpoint was deleted while it was read, as the oldest of a running run are."""
+    """A checkpoint was deleted while it was read, as a running run deletes its oldest ones."""
 
 
 def as_tree(state: TrainState) -> dict[str, PyTree]:
-    """The state as nested dicts, as it is written; what is None is left out."""
+    """Converts the state to nested dicts, as it is written; entries that are None are left out."""
     fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
 def checksum(x: Array) -> Array:
-    """uint32: the sum of the array's words, each times an odd number of its own, modulo 2^32.
+    """Checksum of an array, uint32: the sum of its words, each times its own odd number, modulo 2^32.
 
-    An odd factor keeps every single flipped bit visible, and integer addition makes the result the same
-    however the array is cut over devices.
+    Odd factors make every single flipped bit visible, and integer addition makes the result independent of the
+    sharding.
     """
     x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
     # Types of 8 bytes split into a trailing axis of two words; smaller ones widen.
@@ -83,7 +84,7 @@ def _checksums(leaves: list[Array]) -> list[Array]:
 
 
 def describe_arrays(tree: PyTree, *, with_checksums: bool) -> dict[str, dict[str, Any]]:
-    """Shape, dtype and (where asked) checksum of every array of ``tree``, by path."""
+    """Describes every array of ``tree`` by path: shape, dtype and, where requested, checksum."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
     names = ["/".join(_part(part) for part in path) for path in paths]
     table: dict[str, dict[str, Any]] = {
@@ -97,7 +98,7 @@ def describe_arrays(tree: PyTree, *, with_checksums: bool) -> dict[str, dict[str
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their paths, as a manifest names them."""
+    """Returns the leaves of a tree by path, as a manifest names them."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {"/".join(_part(part) for part in path): leaf for path, leaf in leaves}
 
@@ -129,7 +130,7 @@ def check_same_arrays(
 
 
 def host_checksum(x: np.ndarray) -> int:
-    """`checksum` of an array in host memory, by NumPy alone."""
+    """Computes `checksum` of an array in host memory with NumPy."""
     width = {1: np.uint8, 2: np.uint16}.get(x.dtype.itemsize, np.uint32)
     words = np.ascontiguousarray(x).reshape(-1).view(width)
     total = 0
@@ -142,7 +143,7 @@ def host_checksum(x: np.ndarray) -> int:
 
 
 def seal(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with the checksum of itself."""
+    """Adds to a manifest its own checksum."""
     return manifest | {CHECKSUM: _digest(manifest)}
 
 
@@ -152,14 +153,15 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a run, in ``folder``, for reading. Nothing in the folder is changed."""
+    """The checkpoints of a run in ``folder``, for reading. Nothing in the folder is changed."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._alias: Path | None = None
 
     def steps(self) -> list[int]:
-        """Committed steps, oldest first; empty where there is no folder. Raises ReadError where it cannot be read."""
+        """Committed steps, oldest first; empty where the folder does not exist. Raises ReadError where it cannot be
+        read."""
         return _retried(self.folder, self._steps)
 
     def _steps(self) -> list[int]:
@@ -169,9 +171,9 @@ class Checkpoints:
             return []
 
     def manifest(self, step: int) -> dict[str, Any]:
-        """What the checkpoint of ``step`` states of itself.
+        """Returns the run information (config, data fingerprint) stored with the checkpoint of ``step``.
 
-        Raises DataError where it is damaged, ReadError where it cannot be read, UserError where it is of another
+        Raises DataError where it is damaged, ReadError where it cannot be read, UserError where it has an unknown
         version.
         """
         where = self.folder / str(step)
@@ -199,10 +201,10 @@ class Checkpoints:
         return manifest
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state saved at ``step``, laid out as ``abstract`` says.
+        """Restores the state saved at ``step``, laid out like ``abstract``.
 
-        Raises UserError where names, shapes or dtypes differ, DataError where the bytes on disk are not
-        those that were saved, ReadError where they cannot be read.
+        Raises UserError where names, shapes or dtypes differ, DataError where the bytes on disk are not those that
+        were saved, ReadError where they cannot be read.
         """
         where = f"checkpoint {self.folder / str(step)}"
         saved = self.manifest(step)["arrays"]
@@ -222,7 +224,8 @@ class Checkpoints:
         )
 
     def read_arrays(self, step: int, fields: tuple[str, ...]) -> dict[str, Any]:
-        """Some fields of the state of ``step`` as nested dicts of host arrays; those that were not saved are absent.
+        """Reads some fields of the state of ``step`` as nested dicts of host arrays; fields that were not saved are
+        absent.
 
         Raises as `restore` does.
         """
@@ -250,7 +253,7 @@ class Checkpoints:
         return tree
 
     def read_everything(self, step: int) -> dict[str, np.ndarray]:
-        """Every array of ``step`` by its path, on the host. Raises as `restore` does."""
+        """Reads every array of ``step`` by its path, to the host. Raises as `restore` does."""
         saved = self.manifest(step)["arrays"]
 
         def read(path: Path) -> PyTree:
@@ -265,10 +268,11 @@ class Checkpoints:
         return arrays
 
     def newest(self, read: Callable[[int], T]) -> tuple[T, list[int]] | None:
-        """What ``read`` makes of the newest step that is whole, and the damaged steps after it, newest first.
+        """Applies ``read`` to the newest undamaged step; returns its result, and the damaged steps after it, newest
+        first.
 
-        None where there is no checkpoint. Raises DataError where there are some and all of them are damaged,
-        ReadError where one cannot be read: an older one in its place would take back training that may be good.
+        None where there is no checkpoint. Raises DataError where all checkpoints are damaged, and ReadError where one
+        cannot be read: falling back to an older one would discard training that may be intact.
         """
         damaged: list[int] = []
         while steps := [step for step in self.steps() if step not in damaged]:
@@ -289,13 +293,13 @@ class Checkpoints:
         return None
 
     def restore_newest(self, abstract: TrainState) -> TrainState | None:
-        """The newest state that is whole, or None where there is no checkpoint. Raises as `newest` does."""
+        """Restores the newest undamaged state; None where there is no checkpoint. Raises as `newest` does."""
         found = self.newest(lambda step: self.restore(step, abstract))
         return None if found is None else found[0]
 
     @property
     def orbax_folder(self) -> Path:
-        """The folder under a name that Orbax takes literally: it searches some of its files by patterns."""
+        """Returns the folder under a name that Orbax takes literally: it searches some of its files by patterns."""
         absolute = self.folder.absolute()
         if not re.search(r"[^\w./ -]", str(absolute)):
             return absolute
@@ -307,7 +311,7 @@ class Checkpoints:
         return self._alias
 
     def _read(self, step: int, read: Callable[[Path], PyTree]) -> PyTree:
-        """What ``read`` makes of the folder of a step, tried again where a file cannot be read."""
+        """Applies ``read`` to the folder of a step, and retries where a file cannot be read."""
         where = self.folder / str(step)
         is_retried = False
         for wait_sec in (*RETRY_WAITS_SEC, None):
@@ -340,7 +344,7 @@ class Checkpoints:
 
 
 def first_unreadable(folder: Path) -> Exception | None:
-    """Why a file below ``folder`` cannot be read, None where every byte can be."""
+    """Returns why a file below ``folder`` cannot be read; None where every byte can be."""
     try:
         if not folder.is_dir():
             return _Gone()
@@ -355,7 +359,7 @@ def first_unreadable(folder: Path) -> Exception | None:
 
 
 def _retried(path: Path, read: Callable[[], T]) -> T:
-    """``read()``, tried again after errors of the file system. Raises ReadError, or FileNotFoundError."""
+    """Calls ``read()``, and retries after file system errors. Raises ReadError, or FileNotFoundError."""
     for wait_sec in (*RETRY_WAITS_SEC, None):
         try:
             return read()
@@ -377,7 +381,8 @@ def _read_error(path: Path, error: Exception) -> ReadError:
 
 @contextlib.contextmanager
 def _quiet_failures() -> Iterator[None]:
-    """Keeps back what the other readers of a failed restore print when they are collected; the error itself says it."""
+    """Suppresses what the other readers of a failed restore print when they are collected; the error says it
+    already."""
     hook, asyncio_log = sys.unraisablehook, logging.getLogger("asyncio")
     level = asyncio_log.level
     sys.unraisablehook = lambda _: None

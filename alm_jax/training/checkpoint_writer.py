@@ -1,4 +1,4 @@
-"""Writing checkpoints, for the one process of a run that holds its folder: Orbax's atomic, asynchronous commits."""
+"""Writing checkpoints with Orbax, atomically and asynchronously, by the one process that holds a run's folder."""
 
 import logging
 import shutil
@@ -20,21 +20,21 @@ PACKAGES = ("alm_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 TEMPORARY = ".orbax-checkpoint-tmp"
 """Part of the name of a folder that Orbax has not committed."""
 DELETED = ".deleted"
-"""End of the name of a checkpoint that is being deleted: readers see it whole or not at all."""
+"""Suffix of a checkpoint that is being deleted, so that readers see it whole or not at all."""
 DAMAGED = "damaged-"
-"""Beginning of the name of a checkpoint that was set aside."""
+"""Prefix of a damaged checkpoint that was set aside."""
 
 log = logging.getLogger(__name__)
 
 
 class CheckpointWriter(Checkpoints):
-    """The checkpoints of one run, for the run itself. Every process of the run opens it alike."""
+    """The checkpoints of one run, for writing. Every process of the run opens it."""
 
     def __init__(self, folder: Path, *, keep: int, manifest: dict[str, Any] | None = None):
-        """Removes what a killed save or deletion left.
+        """Removes what a killed save or deletion left behind.
 
-        ``keep``: newest checkpoints that stay. ``manifest``: what each states of the run (resolved config, data
-        fingerprint).
+        ``keep``: number of newest checkpoints to keep. ``manifest``: run information stored with each (resolved
+        config, data fingerprint).
         """
         super().__init__(folder)
         self._keep = keep
@@ -50,9 +50,9 @@ class CheckpointWriter(Checkpoints):
     def save(self, state: TrainState, *, wait: bool = False) -> None:
         """Starts writing ``state`` in the background; with ``wait``, returns once it is committed.
 
-        What fails in the background is reported when it fails and affects no later save. Raises AlmError where the
-        save fails before it is in the background, or at all with ``wait``; the checkpoints committed before stay
-        as they are.
+        A failure in the background is reported when it happens and does not affect later saves. Raises AlmError where
+        the save fails before it reaches the background, or at any point with ``wait``. Committed checkpoints are
+        never changed by a failure.
         """
         self._finish()
         tree, step = as_tree(state), int(state.step)
@@ -82,7 +82,7 @@ class CheckpointWriter(Checkpoints):
             self.wait()
 
     def wait(self) -> None:
-        """Returns once the last save is committed. Raises AlmError where it failed."""
+        """Waits until the last save is committed. Raises AlmError where it failed."""
         self._finish()
         if self._failure is not None:
             raise self._failure
@@ -93,7 +93,7 @@ class CheckpointWriter(Checkpoints):
             self._finisher = None
 
     def _commit(self, tree: PyTree, is_awaited: bool) -> None:
-        """Runs beside training until the save is committed."""
+        """Waits in a background thread until the save is committed."""
         try:
             self._orbax.wait_until_finished()
         except Exception as error:
@@ -116,7 +116,7 @@ class CheckpointWriter(Checkpoints):
         )
 
     def _prune(self) -> None:
-        """Deletes the oldest checkpoints, in a way that no reader takes a half for a whole."""
+        """Deletes the oldest checkpoints so that no reader sees an incomplete one."""
         if jax.process_index() != 0:
             return
         try:
@@ -133,10 +133,10 @@ class CheckpointWriter(Checkpoints):
                 shutil.rmtree(path, ignore_errors=True)
 
     def restore_newest(self, abstract: TrainState) -> TrainState | None:
-        """The newest state that is whole; the damaged ones after it are set aside under ``damaged-<step>``.
+        """Restores the newest undamaged state; damaged ones after it are renamed to ``damaged-<step>``.
 
-        None where there is no checkpoint. Raises DataError where all of them are damaged or one cannot be read, and
-        changes nothing then.
+        None where there is no checkpoint. Raises DataError where all of them are damaged or one cannot be read; then
+        nothing is changed.
         """
         found = self.newest(lambda step: self.restore(step, abstract))
         if found is None:
@@ -155,7 +155,7 @@ class CheckpointWriter(Checkpoints):
         log.warning("checkpoint %s is kept as %s", step, self.folder / free)
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for the running save and closes."""
         self._finish()
         self._orbax.close()
 

@@ -1,14 +1,16 @@
-"""Options of XLA and libtpu for training steps, by generation of device: what overlaps traffic with computation.
+"""Options of XLA and libtpu for training steps, by device generation, that overlap communication with computation.
 
-XLA's latency-hiding scheduler, and asynchronous collectives for it to move. The names are those that MaxText gives
-libtpu for large models (https://github.com/AI-Hypercomputer/maxtext); tests/bench/test_topology.py asks the compiler.
+They enable XLA's latency-hiding scheduler and asynchronous collectives. The names are those that MaxText gives libtpu
+for large models (https://github.com/AI-Hypercomputer/maxtext); tests/bench/test_topology.py checks them against the
+compiler.
 """
 
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 Preset: TypeAlias = Literal["default", "overlap"]
-"""``default``: the compiler's own choices. ``overlap``: `OVERLAP` of the device's kind, nothing on others."""
+"""``default``: the compiler's own choices. ``overlap``: the options of `OVERLAP` for the device kind; none on other
+kinds."""
 
 _TPU = {
     "xla_tpu_enable_latency_hiding_scheduler": "true",
@@ -32,9 +34,9 @@ OVERLAP: Mapping[str, Mapping[str, str | bool]] = {
     "NVIDIA H100 80GB HBM3": _GPU,
     "NVIDIA H200": _GPU,
 }
-"""By ``device_kind``."""
+"""Options by ``device_kind``."""
 
 
 def compiler_options(preset: Preset, device_kind: str) -> dict[str, str | bool]:
-    """The options of a preset on devices of a kind; empty where it has none."""
+    """Returns the options of a preset for a device kind; empty where it has none."""
     return dict(OVERLAP.get(device_kind, {})) if preset == "overlap" else {}

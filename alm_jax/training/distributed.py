@@ -1,4 +1,4 @@
-"""Several processes as one run, by JAX's own runtime."""
+"""Several processes as one run, with JAX's own runtime."""
 
 import os
 
@@ -10,12 +10,12 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def initialize(*, multihost: bool = False) -> None:
-    """Joins the other processes; does nothing for a run of one.
+    """Joins the other processes of the run; does nothing for a single process.
 
     Either the three environment variables of VARIABLES name the coordinator (host:port), the number of
-    processes and this one's number, or ``multihost`` lets JAX ask the cluster it finds (Cloud TPU, Slurm,
-    GKE, Open MPI). Must run before any device is used. Raises UserError where the variables are incomplete
-    or the coordinator is not reached.
+    processes and this one's number, or ``multihost`` lets JAX detect the cluster (Cloud TPU, Slurm, GKE, Open MPI).
+    Must run before any device is used. Raises UserError where the variables are incomplete or the coordinator is not
+    reached.
     """
     given = [name for name in VARIABLES if os.environ.get(name)]
     if not given and not multihost:

@@ -1,7 +1,7 @@
-"""Being told to stop: SIGTERM and SIGINT end a run at the next step, saved.
+"""Stopping on signals: after SIGTERM or SIGINT a run ends at the next step and saves.
 
-In one process a signal handler of our own sets a flag: JAX's preemption service sees SIGTERM only after
-``jax.distributed.initialize()``. On several hosts that service is what agrees on the step at which all stop.
+In one process our own signal handler sets a flag: JAX's preemption service handles SIGTERM only after
+``jax.distributed.initialize()``. On several hosts that service makes all hosts agree on the step at which they stop.
 """
 
 import signal
@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """A context in which a signal asks the loop to stop instead of killing the process.
+    """Context in which a signal asks the loop to stop instead of killing the process.
 
     The first signal sets a flag; a second SIGINT (Ctrl-C again) interrupts at once.
     """
@@ -42,7 +42,7 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
     def reached(self, step: int) -> bool:
-        """Whether the run is to stop after ``step``; on several hosts, the same answer on all of them."""
+        """Whether the run must stop after ``step``; the same answer on all hosts."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self.signal is not None

@@ -1,4 +1,4 @@
-"""Parameters from elsewhere in place of the drawn ones, before the first step."""
+"""Parameters from another model in place of the initial ones, before the first step."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,29 +17,31 @@ from alm_jax.types import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitFromConfig:
-    """One model, or a part of one, that parameters are taken from when a run begins."""
+    """A model, or a part of one, whose parameters a run starts from."""
 
     source: str
-    """A run folder of `alm pretrain`, whose newest checkpoint is taken (averaged where it has an average); or what
-    `alm import` reads or has written: a folder, an archive of PyTorch, or an id of the Hub."""
+    """Where the parameters come from: a run folder of `alm pretrain`, whose newest checkpoint is used (the moving
+    average where there is one); or what `alm import` reads or has written: a folder, an archive of PyTorch, or an id
+    of the Hub."""
     into: str = ""
-    """Path of the parameters that are replaced: ``text`` for the text tower; empty for all."""
+    """Path of the parameters that are replaced, such as ``text`` for the text tower; empty: all."""
     part: str = ""
-    """Path of what is taken inside the source: ``audio`` of two towers, ``encoder`` of a masked model, say; empty for
-    all."""
+    """Path of the parameters inside the source, such as ``audio`` of two towers or ``encoder`` of a masked model;
+    empty: all."""
     is_extended: bool = False
-    """Whether an array may be longer here along one axis: the source's entries come first, and those after them stay
-    as they were drawn. A language model so gets new words, units of audio say, beside those of a published one."""
+    """Whether an array may be longer here than in the source along one axis: the source's entries come first, and
+    those after them keep their initial values. With this a published language model can get new tokens, for example
+    audio units."""
 
 
 def take_from(
     state: TrainState, variables: Mapping[str, Any], config: InitFromConfig
 ) -> tuple[TrainState, str]:
-    """The state with ``config.into`` replaced by ``variables`` {"params": ..., "batch_stats": ...} of the source.
+    """Replaces ``config.into`` of the state by ``variables`` {"params": ..., "batch_stats": ...} of the source.
 
-    Every parameter under ``into`` is replaced, in float32 and where it lies; what the source has besides, a head or a
-    pooler that the tower has no use for, is left out and named. The moving average starts there too. Returns the state
-    and what was done, in words.
+    Every parameter under ``into`` is replaced, in float32 and with its sharding. Parameters of the source without a
+    place here (for example a head or a pooler) are left out and listed. The moving average starts from the same
+    values. Returns the state and a description of what was done.
 
     Raises:
         UserError: a parameter under ``into`` is missing in the source, or has another shape, unless ``is_extended``

@@ -39,46 +39,48 @@ FIGURES = (
     ),
     Figure(name="audio_hours", label="hours of audio that were trained on"),
 )
-"""What the loop adds to the records of training steps."""
+"""Metrics that the loop adds to the records of training steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How long, how large, and how often to look."""
+    """Length and batch size of the training, parallelism, and intervals of logging, evaluation and checkpoints."""
 
     num_steps: int
-    """Optimizer steps of the run."""
+    """Number of optimizer steps of the run."""
     batch_size: int
-    """Pairs in the global batch, over all devices and hosts."""
+    """Examples in the global batch, over all devices and hosts."""
     num_microbatches: int = 1
-    """Pieces in which a batch is encoded, exactly; more pieces take less memory and a second forward pass."""
+    """Number of pieces in which a batch is encoded, with exact gradients. More pieces need less memory, and more than
+    one needs a second forward pass."""
     ema_decay: Annotated[float, PROBABILITY] = 0.0
-    """Decay of the moving average of the parameters that evaluation and export use; 0 switches it off."""
+    """Decay of the exponential moving average of the parameters, which evaluation and export use; 0 switches it
+    off."""
     parallelism: Literal["jit", "pmap"] = "jit"
-    """Global-view jit over the mesh, or data-parallel pmap, which trains contrastive learning, masked spectrograms and
-    language modelling, and refuses the rest."""
+    """How a step runs on several devices: ``jit`` over the mesh, or data-parallel ``pmap``, which supports only
+    contrastive learning, masked spectrograms and language modelling."""
     mesh: MeshConfig = MeshConfig()
-    """The device mesh (jit)."""
+    """The device mesh, for ``jit``."""
     compiler_preset: Preset = "default"
-    """Options of XLA and libtpu for the step (jit): the compiler's own, or those that overlap traffic between devices
-    with computation (alm_jax/training/compiler_options.py), which a run prints."""
+    """Compiler options of the step, for ``jit``: ``default``, or ``overlap``, which overlaps communication between
+    devices with computation (alm_jax/training/compiler_options.py). A run prints the options in use."""
     log_every: int = 1
-    """Steps between two records of metrics.jsonl."""
+    """Steps between two records in metrics.jsonl."""
     eval_every: Annotated[int, Range(0)] = 0
-    """Steps between two evaluations; 0 evaluates at the end alone."""
+    """Steps between two evaluations; 0: evaluate only at the end."""
     save_every: Annotated[int, Range(0)] = 500
-    """Steps between two checkpoints; 0 saves the last step alone, which is always saved."""
+    """Steps between two checkpoints; 0: save only the last step. The last step is always saved."""
     keep_checkpoints: int = 2
-    """Newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
     max_skipped: int = 10
-    """Consecutive steps with a non-finite loss or gradient after which the run stops."""
+    """Number of consecutive steps with a non-finite loss or gradient after which the run stops."""
     tensorboard: bool = False
-    """Also write TensorBoard event files ([tensorboard] extra)."""
+    """Whether to also write TensorBoard event files (needs the [tensorboard] extra)."""
 
 
 @dataclasses.dataclass
 class _Pending:
-    """A step that is on its way through the devices."""
+    """A step that the devices are still computing."""
 
     step: int
     metrics: Metrics
@@ -89,9 +91,9 @@ class _Pending:
 class Loop:
     """Runs steps, records them, saves and evaluates.
 
-    ``writer`` is None on every process but the first. ``evaluate`` takes the state and the number
-    of this evaluation, from 1 and None for the last, and returns flat figures, which ``figures`` declares;
-    it runs on every process and its result is recorded under ``step``.
+    ``writer`` is None on every process except the first. ``evaluate`` takes the state and the number of the
+    evaluation (from 1; None for the last) and returns flat figures, which ``figures`` declares. It runs on every
+    process, and its result is recorded under ``step``.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class Loop:
     def run(self, state: TrainState, start_step: int, batches: Iterator[dict[str, np.ndarray]]) -> TrainState:
         """Trains from ``start_step`` to the end. Returns the last state, unplaced and saved.
 
-        Raises PreemptedError once a stop was asked for and the state is saved; DataError where the loss stays
+        Raises PreemptedError after a requested stop, once the state is saved; DataError where the loss stays
         non-finite.
         """
         config = self.config
@@ -163,7 +165,7 @@ class Loop:
         return self.parallel.unplaced(state)
 
     def record(self, pending: _Pending) -> None:
-        """Waits for a step to finish, and writes and shows what it measured."""
+        """Waits for a step to finish, then writes and shows its metrics."""
         metrics = {name: np.asarray(value).item() for name, value in pending.metrics.items()}
         now = time.perf_counter()
         step_sec, self._last_record = now - self._last_record, now
@@ -185,7 +187,7 @@ class Loop:
         self.check_finite(pending, metrics)
 
     def check_finite(self, pending: _Pending, metrics: dict[str, Any]) -> None:
-        """Raises DataError, with the batches on disk, once too many steps in a row were skipped."""
+        """Raises DataError, with the batches on disk, when too many consecutive steps were skipped."""
         num_skipped = metrics["num_skipped"]
         if not num_skipped:
             self._recent_index.clear()
@@ -207,7 +209,7 @@ class Loop:
             )
 
     def record_evaluation(self, state: TrainState, step: int) -> None:
-        """Evaluates, writes the figures under ``step``, and says them."""
+        """Evaluates, writes the figures under ``step``, and prints them."""
         # The last evaluation has no number: everything takes part in it.
         is_last = step == self.config.num_steps
         count = None if is_last else step // self.config.eval_every
@@ -224,7 +226,7 @@ class Loop:
         self._last_record = time.perf_counter()
 
     def save(self, state: TrainState, *, wait: bool = False) -> None:
-        """Saves; a failure in the background of training is said aloud, at the end it ends the run."""
+        """Saves. A failed save during training is reported as a warning; a failed save at the end ends the run."""
         try:
             self.checkpoints.save(self.parallel.unplaced(state), wait=wait)
         except AlmError as error:
@@ -235,5 +237,5 @@ class Loop:
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether something done each ``every`` steps (0: never) is due after ``step``."""
+    """Whether an action done each ``every`` steps (0: never) is due after ``step``."""
     return bool(every) and step % every == 0

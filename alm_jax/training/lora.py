@@ -1,13 +1,14 @@
-"""LoRA: kernels that stand still, and for each a product of two small matrices that is trained in its place.
+"""LoRA: kernels are frozen, and the product of two small matrices, added to each, is trained instead.
 
-W' = W + (alpha / rank) A B, with A [inputs rank] uniform in +-1/sqrt(inputs) and B [rank outputs] zero at first, so
-that training begins at the given model. (Hu et al. 2021, https://arxiv.org/abs/2106.09685; initialisation and scale are
-those of ``peft``, whose A and B are ours transposed.) A kernel of several axes is the matrix of its inputs by its
-outputs, so the three of a fused query, key and value share an A; a stack of layers has an A and a B for each.
+W' = W + (alpha / rank) A B, with A [inputs rank] initialised uniformly in +-1/sqrt(inputs) and B [rank outputs] with
+zeros, so that training begins at the given model. (Hu et al. 2021, https://arxiv.org/abs/2106.09685; initialisation
+and scale are those of ``peft``, whose A and B are ours transposed.) A kernel with several axes is treated as the
+matrix of its inputs by its outputs, so the three products of a fused query, key and value share an A; a stack of
+layers has an A and a B for each layer.
 
 Adapters are functions of the tree of parameters: ``params["lora"]`` holds A and B under the path of their kernel, and
-every forward pass runs on merged kernels. No module knows of them, at the price of a merged copy of each adapted kernel
-and of its gradient while a step runs; gradients that are kept, and moments, are those of A and B alone.
+every forward pass uses merged kernels. No module needs to know of them. The price is a merged copy of each adapted
+kernel, and of its gradient, during a step; the gradients that are kept, and the moments, are those of A and B only.
 """
 
 import dataclasses
@@ -26,9 +27,9 @@ from alm_jax.training.trainable import overlay, select
 from alm_jax.types import Params, PyTree
 
 ADAPTERS = "lora"
-"""Where the adapters are among the parameters."""
+"""Path of the adapters in the tree of parameters."""
 KEY_STREAM = 0x10A
-"""Folded into a key, so that adapters draw nothing that the model draws."""
+"""Constant folded into a key, so that adapters and model use different random numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,15 +37,15 @@ class LoraConfig:
     """Low-rank adapters, and the kernels that they adapt."""
 
     targets: tuple[str, ...] = ()
-    """Regular expressions over parameter paths: ``^text/blocks/attention/.*kernel$``. None: no adapters. The kernels
-    that they find are frozen; what else trains is ``optimizer.frozen``'s affair."""
+    """Regular expressions over parameter paths: ``^text/blocks/attention/.*kernel$``. None: no adapters. The matching
+    kernels are frozen; ``optimizer.frozen`` decides about all other parameters."""
     rank: int = 8
-    """Columns of A, rows of B."""
+    """Rank: columns of A and rows of B."""
     alpha: float = 16.0
-    """The product is scaled by alpha / rank."""
+    """Scale of the adapters: their product is multiplied by alpha / rank."""
     dropout: float = 0.0
-    """Rate at which inputs of an adapter are zeroed in training. A draw holds for all tokens of a step, since it is A
-    whose rows are zeroed; peft draws for each token anew."""
+    """Dropout rate of the adapters' inputs in training. One choice holds for all tokens of a step, since rows of A
+    are zeroed; peft chooses for each token separately."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 <= self.dropout < 1:
@@ -62,27 +63,27 @@ class _Target:
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     num_stacked: int
-    """Leading axes of layers: 0 or 1."""
+    """Number of leading axes of layers: 0 or 1."""
     num_inputs: int
-    """Axes after those that the layer contracts."""
+    """Number of axes produced by the layer, after those that it contracts."""
 
     @property
     def cuts(self) -> tuple[int, int]:
-        """Where inputs and outputs begin."""
+        """First axis of the inputs, and of the outputs."""
         return self.num_stacked, self.num_stacked + self.num_inputs
 
     def flatten(self, sizes: tuple[int, ...]) -> tuple[int, int]:
-        """Sizes of inputs and outputs as one axis each."""
+        """Sizes of inputs and outputs, each as one axis."""
         first, second = self.cuts
         return math.prod(sizes[first:second]), math.prod(sizes[second:])
 
 
 def add_adapters(objective: Objective, config: LoraConfig) -> Objective:
-    """The objective with adapters on the kernels that ``config.targets`` finds, which themselves stand still.
+    """Returns the objective with adapters on the kernels that ``config.targets`` matches; those kernels are frozen.
 
-    Base parameters are drawn as they are without adapters. `Objective.merge` gives the adapted model's.
+    Base parameters are initialised as without adapters. `Objective.merge` returns the adapted model's parameters.
 
-    Raises UserError where an expression finds nothing, or anything but kernels of linear layers.
+    Raises UserError where an expression matches nothing, or anything but kernels of linear layers.
     """
     if not config.targets:
         return objective
@@ -151,14 +152,15 @@ def add_adapters(objective: Objective, config: LoraConfig) -> Objective:
 
 
 def without_adapters(params: Params) -> dict[str, Any]:
-    """The base parameters."""
+    """Returns the base parameters."""
     return {name: value for name, value in params.items() if name != ADAPTERS}
 
 
 def compute_update(
     target: _Target, a: Float[Array, "..."], b: Float[Array, "..."], config: LoraConfig, key: Array | None
 ) -> Float[Array, "..."]:
-    """(alpha / rank) A B in the shape of the kernel; with a ``key``, rows of A are zeroed, the rest scaled up."""
+    """Computes (alpha / rank) A B in the shape of the kernel; with a ``key``, rows of A are zeroed and the rest
+    scaled up."""
     stacked = target.shape[: target.num_stacked]
     num_inputs, num_outputs = target.flatten(target.shape)
     a = a.reshape(*stacked, num_inputs, config.rank)
@@ -170,7 +172,7 @@ def compute_update(
 
 
 def find_targets(objective: Objective, config: LoraConfig) -> list[_Target]:
-    """The kernels to adapt, in the order of their paths."""
+    """Returns the kernels to adapt, in the order of their paths."""
     params = jax.eval_shape(objective.init, jax.random.key(0))["params"]
     found = match_paths(params, config.targets, "lora.targets", all_must_match=True)
     axes = objective.axes()

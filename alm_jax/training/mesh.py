@@ -1,4 +1,4 @@
-"""The device mesh: axes ``data``, ``fsdp`` and ``tensor``.
+"""The device mesh, with the axes ``data``, ``fsdp`` and ``tensor``.
 
 The batch is cut over ``data`` and ``fsdp``; parameters over ``fsdp`` and ``tensor`` (see sharding.py).
 """
@@ -17,26 +17,26 @@ from alm_jax.ranges import Range
 
 AXES = ("data", "fsdp", "tensor")
 AnyMesh: TypeAlias = Mesh | AbstractMesh
-"""Of devices, or of a number of devices that need not be there."""
+"""A mesh of devices, or of a number of devices that need not exist."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many devices each axis of the mesh has; one of them may be -1, "all that are left"."""
+    """Number of devices along each axis of the mesh. One axis may be -1: all remaining devices."""
 
     data: Annotated[int, Range(-1)] = -1
     """Copies of the model, each with its own rows of the batch."""
     fsdp: Annotated[int, Range(-1)] = 1
-    """Ways in which parameters and optimizer state are cut, along with the batch."""
+    """Number of parts into which parameters and optimizer state are cut, along with the batch."""
     tensor: Annotated[int, Range(-1)] = 1
-    """Ways in which the width of every layer is cut."""
+    """Number of parts into which the width of every layer is cut."""
     num_slices: int = 1
-    """TPU slices that a data-centre network joins. They are copies along ``data``, so that gradients alone cross the
-    network, and ``fsdp`` and ``tensor`` stay inside of a slice."""
+    """Number of TPU slices joined by a data-centre network. Slices are copies along ``data``, so that only gradients
+    cross the network; ``fsdp`` and ``tensor`` stay inside a slice."""
 
 
 def resolve_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
-    """The mesh's shape on ``num_devices`` devices. Raises UserError where it does not fit."""
+    """Returns the mesh's shape on ``num_devices`` devices. Raises UserError where it does not fit."""
     sizes = [config.data, config.fsdp, config.tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"mesh sizes are {sizes}: each must be positive, and at most one may be -1")
@@ -66,7 +66,7 @@ def resolve_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
 
 
 def divisors(number: int) -> list[int]:
-    """Those of a number, ascending."""
+    """Returns the divisors of a number, ascending."""
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
@@ -75,7 +75,7 @@ def _listed(numbers: list[int]) -> str:
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over ``devices`` (default: all of them). Raises UserError where its shape does not fit."""
+    """Builds the mesh over ``devices`` (default: all). Raises UserError where its shape does not fit."""
     devices = jax.devices() if devices is None else devices
     shape = resolve_shape(config, len(devices))
     found = {getattr(device, "slice_index", 0) for device in devices}
@@ -94,12 +94,12 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
 
 
 def device_kind(mesh: AnyMesh) -> str:
-    """What JAX calls the devices of a mesh; empty where none need be there."""
+    """JAX's name of the devices' kind; empty where the devices need not exist."""
     return "" if isinstance(mesh, AbstractMesh) else str(mesh.devices.flat[0].device_kind)
 
 
 def abstract_mesh(config: MeshConfig, num_devices: int) -> AbstractMesh:
-    """The mesh over devices that need not be there, for shapes and shardings. Raises UserError as `build_mesh`."""
+    """Builds a mesh of devices that need not exist, for shapes and shardings. Raises UserError as `build_mesh`."""
     return AbstractMesh(resolve_shape(config, num_devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -1,9 +1,9 @@
-"""What a run records of itself: ``metrics.jsonl``, always, and TensorBoard where the user asks for it.
+"""Metrics of a run: ``metrics.jsonl``, always written, and TensorBoard on request.
 
-The file holds one flat JSON object a line, ``step`` first. Floats are written so that reading them back
-gives the same bits (float32 values as the doubles they are). JSON has no word for the values that are not
-finite, so they are the strings "NaN", "Infinity" and "-Infinity" (as in protobuf's JSON mapping): the file
-stays valid for every reader, and ``float()`` of the string gives the value back.
+The file holds one flat JSON object a line, ``step`` first. Floats are written so that reading them back gives the
+same bits (float32 values as the doubles they are). JSON cannot represent values that are not finite, so they are the
+strings "NaN", "Infinity" and "-Infinity" (as in protobuf's JSON mapping): the file stays valid for every reader, and
+``float()`` of the string gives the value back.
 """
 
 import errno
@@ -27,7 +27,7 @@ NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
 def to_scalar(value: Any) -> float | int | bool | str:
-    """``value`` as a plain Python scalar: a Python, NumPy or JAX scalar, or a string.
+    """Converts a Python, NumPy or JAX scalar, or a string, to a plain Python scalar.
 
     Raises ValueError for anything with dimensions or structure.
     """
@@ -43,9 +43,9 @@ def to_scalar(value: Any) -> float | int | bool | str:
 
 
 def to_json_line(step: int, metrics: Mapping[str, Any]) -> str:
-    """One line of the file, without its newline.
+    """Formats one line of the file, without its newline.
 
-    Raises ValueError where ``metrics`` is not flat, or has a ``step`` of its own.
+    Raises ValueError where ``metrics`` is not flat, or contains ``step``.
     """
     if "step" in metrics:
         raise ValueError("metrics must not contain 'step': it is the line's own key")
@@ -59,16 +59,16 @@ def to_json_line(step: int, metrics: Mapping[str, Any]) -> str:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``, in order; values that are not finite are floats again.
+    """Yields the records of a ``metrics.jsonl``, in order; values that are not finite are floats again.
 
-    A torn last line, which a killed run leaves, is passed over. Another line that is no record raises
-    UserError with its number.
+    An incomplete last line, which a killed run leaves, is skipped. Any other line that is no record raises UserError
+    with its number.
     """
     return [record for _, record in _complete_lines(Path(path))]
 
 
 def _complete_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each complete line with its record."""
+    """Yields each complete line with its record."""
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             return
@@ -86,17 +86,17 @@ def _complete_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 class MetricsWriter:
-    """Appends records to ``metrics.jsonl`` of a folder, and to TensorBoard where asked.
+    """Appends records to ``metrics.jsonl`` of a folder, and to TensorBoard where requested.
 
     A line reaches the operating system whole before ``write`` returns, so a killed process loses nothing
     that it has written. Use it as a context manager, on one process of a run.
 
     Args:
-      folder: the run's folder; made if it is not there.
-      tensorboard: also write ``folder/tensorboard``. A failure there warns once and ends that sink alone.
+      folder: the run's folder; created if it does not exist.
+      tensorboard: also write ``folder/tensorboard``. A failure there warns once and ends only the TensorBoard output.
 
     Raises:
-      UserError: ``tensorboard`` is asked for and the package is not installed.
+      UserError: ``tensorboard`` is requested and the package is not installed.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, tensorboard: bool = False) -> None:
@@ -127,7 +127,7 @@ class MetricsWriter:
     def truncate_after(self, step: int) -> None:
         """Drops the records of later steps than ``step``; call it when a run resumes after that step.
 
-        The steps that are now repeated then stand in the file once. The change is atomic: a run killed
+        Repeated steps then occur in the file once. The change is atomic: a run killed
         here leaves the old file or the new one.
         """
         lines = list(_complete_lines(self.path))
@@ -157,7 +157,7 @@ class MetricsWriter:
         self.close()
 
     def _to_sink(self, action: "Callable[[_TensorBoardSink], None]") -> None:
-        """An optional view of the run must never end the run."""
+        """Runs the TensorBoard output, whose failures must never end the run."""
         try:
             assert self._sink is not None
             action(self._sink)
@@ -171,7 +171,7 @@ class MetricsWriter:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cuts what follows the last newline, so that the next record starts on a line of its own."""
+    """Removes what follows the last newline, so that the next record starts on its own line."""
     if path.exists():
         content = path.read_bytes()
         if not content.endswith(b"\n"):
@@ -179,7 +179,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 class _TensorBoardSink:
-    """An event file, written directly: TensorBoard's own writer would load TensorFlow and start a thread."""
+    """Writes an event file directly: TensorBoard's own writer would load TensorFlow and start a thread."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -211,7 +211,7 @@ class _TensorBoardSink:
         self._add(step=int(step), summary=self._summary(value=values))
 
     def restart(self, step: int) -> None:
-        """Tells TensorBoard to forget what older files say of ``step`` and later."""
+        """Makes TensorBoard discard the records of ``step`` and later in older files."""
         self._add(step=step, session_log=self._session_log(status=self._session_log.START))
 
     def close(self) -> None:

@@ -14,41 +14,41 @@ from alm_jax.types import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamWConfig:
-    """AdamW (arXiv 1711.05101) under a linear warm-up and a half cosine."""
+    """AdamW (arXiv 1711.05101) with a linear warm-up and a half-cosine decay."""
 
     peak_lr: float = 1e-3
     """Learning rate at the end of the warm-up."""
     warmup_steps: Annotated[int, Range(0)] = 100
-    """Steps of linear warm-up from zero."""
+    """Steps of linear warm-up."""
     final_lr_fraction: Annotated[float, Range(0, 1)] = 0.0
-    """Learning rate of the last step, as a share of the peak."""
+    """Learning rate of the last step, as a fraction of the peak."""
     b1: Annotated[float, PROBABILITY] = 0.9
-    """Decay of the first moment."""
+    """Decay rate of the first moment."""
     b2: Annotated[float, PROBABILITY] = 0.98
-    """Decay of the second moment."""
+    """Decay rate of the second moment."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Epsilon, added to the root of the second moment."""
     weight_decay: float = 0.1
-    """Decoupled decay, times the learning rate."""
+    """Decoupled weight decay, multiplied by the learning rate."""
     no_decay: tuple[str, ...] = (
         r"/bias$",
         r"/scale$",
         r"relative_(position_)?bias",
         r"^(log_logit_scale|logit_bias|tau)$",
     )
-    """Regular expressions over parameter paths (``audio/stages_0/...``) that are not decayed."""
+    """Regular expressions over parameter paths (``audio/stages_0/...``) that have no weight decay."""
     frozen: tuple[str, ...] = ()
-    """Regular expressions over parameter paths that are not trained at all, ``^text/`` say: those parameters take
-    neither gradients nor moments (alm_jax/training/trainable.py)."""
+    """Regular expressions over parameter paths that are not trained, such as ``^text/``: these parameters get neither
+    gradients nor moments (alm_jax/training/trainable.py)."""
     clip_norm: float = 1.0
-    """Global norm to which gradients are clipped; 0 never clips."""
+    """Global norm to which gradients are clipped; 0: no clipping."""
 
 
 def learning_rate(config: AdamWConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by the number of updates already done.
+    """Makes the learning rate as a function of the number of updates already done.
 
-    The first update has `peak_lr / warmup_steps` (`peak_lr` without a warm-up), the update numbered `warmup_steps` has
-    `peak_lr`, and the last has `peak_lr * final_lr_fraction`.
+    The first update has `peak_lr / warmup_steps` (`peak_lr` without a warm-up), the update numbered `warmup_steps`
+    has `peak_lr`, and the last has `peak_lr * final_lr_fraction`.
 
     Raises UserError where the warm-up is longer than the run.
     """
@@ -70,7 +70,7 @@ def learning_rate(config: AdamWConfig, num_steps: int) -> optax.Schedule:
 
 
 def build_optimizer(config: AdamWConfig, num_steps: int, params: Params) -> optax.GradientTransformation:
-    """The optimizer for parameters shaped like ``params`` (arrays or abstract), all of which it trains."""
+    """Makes the optimizer for parameters shaped like ``params`` (arrays or abstract), all of which it trains."""
     # The default patterns name parameters that only some models have, so not all of them must match.
     kept = match_paths(params, config.no_decay, "optimizer.no_decay", all_must_match=False)
     decayed = jax.tree.map(lambda found: not found, kept)

@@ -1,9 +1,9 @@
 """How a step runs on many devices: global-view ``jit`` over a mesh, or data-parallel ``pmap``.
 
-Both run the same ``train_step``. ``jit`` with NamedSharding is the way for every mesh; ``pmap`` keeps a whole
-copy of the state on each local device and is there for comparison and for code that is built on it. It takes objectives
-whose rows have nothing to do with each other, and contrastive learning, which looks at all devices' rows by name of the
-mapped axis (`Objective.pmap`); others are refused.
+Both run the same ``train_step``. ``jit`` with NamedSharding supports every mesh. ``pmap`` keeps a whole copy of the
+state on each local device; it exists for comparison and for code built on it. It accepts objectives whose rows are
+independent, and contrastive learning, which uses the rows of all devices through the mapped axis (`Objective.pmap`);
+others raise an error.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,30 +27,30 @@ PMAP_AXIS = "data"
 
 @runtime_checkable
 class Parallel(Protocol):
-    """A way to place and run training steps. The state's layout is known to the implementation alone."""
+    """A way to place and run training steps. Only the implementation knows the state's layout."""
 
     def init(self) -> TrainState:
-        """The state before the first step, made where it is to live."""
+        """Makes the state before the first step, where it is to live."""
 
     def abstract(self) -> TrainState:
-        """Shapes, dtypes and shardings of ``unplaced``'s result, for restoring."""
+        """Returns shapes, dtypes and shardings of ``unplaced``'s result, for restoring."""
 
     def place(self, state: TrainState) -> TrainState:
-        """A restored state (as ``abstract`` describes it) in the layout that ``step`` takes."""
+        """Converts a restored state (as ``abstract`` describes it) to the layout that ``step`` takes."""
 
     def unplaced(self, state: TrainState) -> TrainState:
-        """The state as one tree of global arrays, for saving and evaluation."""
+        """Converts the state to one tree of global arrays, for saving and evaluation."""
 
     def step(self, state: TrainState, batch: dict[str, np.ndarray]) -> tuple[TrainState, Metrics]:
-        """One training step on this process's rows of the global batch."""
+        """Runs one training step on this process's rows of the global batch."""
 
 
 def state_shardings(
     objective: Objective, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: AnyMesh
 ) -> TrainState:
-    """NamedSharding of every array of the state.
+    """Returns the NamedSharding of every array of the state.
 
-    Moments and averages lie as their parameters do, and are cut over ``data`` besides.
+    Moments and averages have the sharding of their parameters and are also cut over ``data``.
     """
     params = sharding.parameter_shardings(objective.axes(), abstract.params, mesh)
     cut = sharding.spread_shardings(objective.trained(params), objective.trained(abstract.params), mesh)
@@ -74,7 +74,7 @@ def state_shardings(
 
 
 class JitParallel:
-    """``jit`` over a mesh of data x fsdp x tensor; every process calls it alike."""
+    """Runs steps with ``jit`` over a mesh of data x fsdp x tensor; every process of the run calls it."""
 
     def __init__(
         self,
@@ -85,9 +85,9 @@ class JitParallel:
         mesh: AnyMesh,
         options: Mapping[str, str | bool] | None = None,
     ):
-        """``options`` are the compiler's for the step, by default none.
+        """``options`` are the compiler's options for the step, default none.
 
-        Raises UserError where the mesh asks for cut parameters and cannot cut them.
+        Raises UserError where the mesh requires cut parameters and cannot cut them.
         """
         abstract = jax.eval_shape(init_state)
         self.objective = objective
@@ -136,7 +136,8 @@ class JitParallel:
             return self._step(state, sharding.place_batch(batch, self.mesh))
 
     def trace_step(self, batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
-        """The step as ``jax.stages.Traced``, to be counted, or compiled for a mesh of devices that are not here.
+        """Returns the step as ``jax.stages.Traced``, to count its cost or to compile it for devices that do not exist
+        here.
 
         ``batch`` has the shapes of the global batch.
         """
@@ -145,7 +146,7 @@ class JitParallel:
 
 
 class PmapParallel:
-    """``pmap``: each local device holds the whole state and its own rows of the batch."""
+    """Runs steps with ``pmap``: each local device holds the whole state and its own rows of the batch."""
 
     def __init__(self, init_state: InitState, train_step: TrainStep):
         """``train_step`` must have been built with ``axis_name=PMAP_AXIS``."""

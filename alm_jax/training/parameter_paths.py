@@ -9,17 +9,17 @@ from alm_jax.types import Params, PyTree
 
 
 def parameter_paths(params: Params) -> PyTree:
-    """The path of every parameter, ``audio/stages_0/...``, as a tree like ``params``."""
+    """Returns the path of every parameter, ``audio/stages_0/...``, as a tree like ``params``."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "/".join(str(getattr(part, "key", part)) for part in path), params
     )
 
 
 def match_paths(params: Params, patterns: tuple[str, ...], what: str, *, all_must_match: bool) -> PyTree:
-    """True for every parameter whose path one of ``patterns`` finds.
+    """Returns a tree that is True for every parameter whose path matches one of ``patterns``.
 
-    Raises UserError where a pattern is no regular expression or, with ``all_must_match``, finds no
-    parameter (a misspelt one would otherwise be ignored without a word).
+    Raises UserError where a pattern is no regular expression or, with ``all_must_match``, matches no parameter (a
+    misspelt pattern would otherwise be ignored silently).
     """
     paths = parameter_paths(params)
     try:

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, and a plain line now and then elsewhere."""
+"""Progress display of a training run: a bar on a terminal, and a plain line at intervals elsewhere."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from rich.table import Column
 from rich.text import Text
 
 WINDOW_UPDATES = 50
-"""Times are means over this many updates: steady enough to read, quick enough to show a change."""
+"""Number of updates over which times are averaged: enough for steady figures, few enough to show changes."""
 
 
 class TrainingProgress:
@@ -24,7 +24,7 @@ class TrainingProgress:
       pairs_per_step: pairs in the global batch.
       start_step: the step from which this process continues.
       log_every: steps between two plain lines.
-      console: where to write; by default standard error. ``rich.console.Console(quiet=True)`` says nothing.
+      console: where to write; by default standard error. ``rich.console.Console(quiet=True)`` prints nothing.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class TrainingProgress:
         return self._num_updates == 1 or intervals > 0 or step >= self._num_steps
 
     def _describe(self, loss: float, audio_hours: float) -> tuple[str, str]:
-        """Where training stands, and its figures."""
+        """Formats the progress and the metrics."""
         steps = sum(count for count, _, _ in self._window)
         step_sec = max(sum(count * sec for count, sec, _ in self._window) / steps, 1e-9)
         wait_sec = sum(count * sec for count, _, sec in self._window) / steps
@@ -112,7 +112,7 @@ class TrainingProgress:
 
 
 class _TwoLines(Progress):
-    """A bar as wide as the terminal, and the figures below it."""
+    """Draws a bar as wide as the terminal, and the metrics below it."""
 
     figures = ""
 
@@ -122,7 +122,7 @@ class _TwoLines(Progress):
 
 
 def format_duration(seconds: float) -> str:
-    """``seconds`` as h:mm:ss, or m:ss below an hour.
+    """Formats ``seconds`` as h:mm:ss, or m:ss below an hour.
 
     >>> format_duration(754), format_duration(3600 * 26 + 61)
     ('12:34', '26:01:01')

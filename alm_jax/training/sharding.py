@@ -1,6 +1,6 @@
-"""Which array lives where: the tables from logical axis names to mesh axes.
+"""Sharding of arrays: the tables from logical axis names to mesh axes.
 
-Modules name the axes of their parameters and of their activations; nothing else in the project builds a NamedSharding.
+Modules name the axes of their parameters and of their activations; only this file builds a NamedSharding.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ PARAMETER_RULES: dict[str, str | None] = {
     # An LSTM's memory cells, with their gates: a step gathers the state.
     "state": "tensor",
 }
-"""Logical axis of a parameter -> mesh axis. A name that is absent is kept whole on every device."""
+"""Mesh axis of each logical axis of a parameter. An axis that is absent is not cut."""
 
 ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
     # Rows stay where they are: what ``fsdp`` cuts is gathered for the layer that reads it, and given back.
@@ -45,14 +45,14 @@ ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "state": ("tensor",),
 }
-"""Logical axis of an activation -> mesh axes. A name that is absent is whole on every device that has the row."""
+"""Mesh axes of each logical axis of an activation. An axis that is absent is not cut."""
 
 
 def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
-    """The PartitionSpec of one parameter.
+    """Returns the PartitionSpec of one parameter.
 
-    A dimension that its mesh axis does not divide is kept whole (a vocabulary of 50,265, say), and a mesh
-    axis is used once, by the first dimension that claims it.
+    A dimension that its mesh axis does not divide is not cut (for example a vocabulary of 50,265), and a mesh axis is
+    used once, by the first dimension that claims it.
     """
     spec: list[str | None] = []
     for name, size in zip(axes, shape, strict=True):
@@ -64,7 +64,7 @@ def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: A
 
 
 def activation_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
-    """The PartitionSpec of one activation; a dimension that its mesh axes do not divide is kept whole."""
+    """Returns the PartitionSpec of one activation; a dimension that its mesh axes do not divide is not cut."""
     spec: list[tuple[str, ...] | None] = []
     for name, size in zip(axes, shape, strict=True):
         cut = ACTIVATION_RULES.get(name, ()) if name is not None else ()
@@ -74,7 +74,7 @@ def activation_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: 
 
 
 def layout(mesh: AnyMesh) -> contextlib.AbstractContextManager[None]:
-    """The rules of ``mesh`` for the modules that are traced inside (`alm_jax.nn.layout`)."""
+    """Context with the rules of ``mesh`` for the modules traced inside (`alm_jax.nn.layout`)."""
     return use_layout(
         Layout(
             activations=lambda axes, shape: activation_spec(axes, shape, mesh),
@@ -89,7 +89,7 @@ def is_axes(leaf: Any) -> bool:
 
 
 def parameter_shardings(axes: PyTree, abstract: PyTree, mesh: AnyMesh) -> PyTree:
-    """NamedSharding of every parameter: ``axes`` as an objective names them, ``abstract`` with shapes."""
+    """Returns the NamedSharding of every parameter: ``axes`` as an objective names them, ``abstract`` with shapes."""
     return jax.tree.map(
         lambda names, leaf: NamedSharding(mesh, parameter_spec(names, leaf.shape, mesh)),
         axes,
@@ -99,10 +99,10 @@ def parameter_shardings(axes: PyTree, abstract: PyTree, mesh: AnyMesh) -> PyTree
 
 
 def spread_spec(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
-    """``spec`` of a parameter, with the largest dimension that allows it cut over ``data`` besides.
+    """Returns ``spec`` of a parameter with the largest possible dimension also cut over ``data``.
 
-    ZeRO's first stage: Rajbhandari et al. 2019, https://arxiv.org/abs/1910.02054. Small arrays stay as they are:
-    cutting one costs more than its update.
+    ZeRO's first stage: Rajbhandari et al. 2019, https://arxiv.org/abs/1910.02054. Small arrays are unchanged: cutting
+    one costs more than its update.
     """
     ways = mesh.shape["data"]
     if ways == 1 or math.prod(shape) < MIN_SPREAD_SIZE:
@@ -116,11 +116,12 @@ def spread_spec(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> P
 
 
 MIN_SPREAD_SIZE = 2**14
-"""Numbers of the smallest array whose moments are cut over ``data``."""
+"""Elements of the smallest array whose moments are cut over ``data``."""
 
 
 def spread_shardings(shardings: PyTree, abstract: PyTree, mesh: AnyMesh) -> PyTree:
-    """NamedSharding of what the optimizer keeps of every trained parameter, from those of the parameters."""
+    """Returns the NamedSharding of the optimizer's moments of every trained parameter, from those of the
+    parameters."""
     return jax.tree.map(
         lambda placed, leaf: NamedSharding(mesh, spread_spec(placed.spec, leaf.shape, mesh)),
         shardings,
@@ -129,20 +130,20 @@ def spread_shardings(shardings: PyTree, abstract: PyTree, mesh: AnyMesh) -> PyTr
 
 
 class UpdateLayout(NamedTuple):
-    """How a step lays out trained parameters, or anything shaped like them, around the optimizer's update."""
+    """Layouts of trained parameters, or of anything shaped like them, around the optimizer's update."""
 
     cut: Callable[[PyTree], PyTree]
-    """As the optimizer's state lies: every device updates its own part."""
+    """Layout of the optimizer's state: every device updates its own part."""
     whole: Callable[[PyTree], PyTree]
-    """As parameters lie."""
+    """Layout of the parameters."""
 
 
 UNCUT = UpdateLayout(cut=lambda tree: tree, whole=lambda tree: tree)
-"""On one device, and under ``pmap``."""
+"""Layouts on one device, and under ``pmap``: nothing is moved."""
 
 
 def update_layout(shardings: PyTree, abstract: PyTree, mesh: AnyMesh) -> UpdateLayout:
-    """The layouts on ``mesh``, from shardings and shapes of the trained parameters."""
+    """Makes the layouts on ``mesh``, from shardings and shapes of the trained parameters."""
     if mesh.size == 1:
         return UNCUT
     cut = spread_shardings(shardings, abstract, mesh)
@@ -153,19 +154,20 @@ def update_layout(shardings: PyTree, abstract: PyTree, mesh: AnyMesh) -> UpdateL
 
 
 def replicated(mesh: AnyMesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
-    """The sharding of a batch: rows cut over ``data`` and ``fsdp``."""
+    """Returns the sharding of a batch: rows cut over ``data`` and ``fsdp``."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def cache_shardings(cache: KVCache, mesh: AnyMesh) -> KVCache:
-    """NamedSharding of each array of a cache (of its shapes): rows as those of a batch, heads as the parameters'.
+    """Returns the NamedSharding of each array of a cache, given its shapes: rows as those of a batch, heads as the
+    parameters'.
 
-    What the mesh does not divide is kept whole.
+    Axes that the mesh does not divide are not cut.
     """
 
     def shard(axes: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
@@ -180,18 +182,18 @@ def cache_shardings(cache: KVCache, mesh: AnyMesh) -> KVCache:
 
 
 def num_batch_shards(mesh: AnyMesh) -> int:
-    """Pieces into which the rows of a batch are cut."""
+    """Returns the number of pieces into which the rows of a batch are cut."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of the global batch as one global array a key."""
+    """Assembles this process's rows of the global batch into global arrays, by key."""
     sharding = batch_sharding(mesh)
     return {key: jax.make_array_from_process_local_data(sharding, rows) for key, rows in batch.items()}
 
 
 def replicated_fraction(abstract: PyTree, shardings: PyTree) -> float:
-    """Share of the bytes that every device of the mesh holds in full, in 0..1."""
+    """Returns the fraction of the bytes that every device of the mesh holds in full, in 0..1."""
     whole = total = 0
     for leaf, sharding in zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True):
         size = math.prod(leaf.shape) * leaf.dtype.itemsize
@@ -204,10 +206,10 @@ MAX_REPLICATED_FRACTION = 0.1
 
 
 def check_sharded(axes: PyTree, abstract: PyTree, shardings: PyTree, mesh: AnyMesh) -> None:
-    """Refuses a mesh that asks for cut parameters and cannot cut them, with the choices that it could.
+    """Rejects a mesh that requires cut parameters and cannot cut them, and lists the sizes that could.
 
-    Raises UserError where a mesh axis does not divide an axis that its rule names (heads, widths; a vocabulary is kept
-    whole instead), in a parameter of ``MIN_REFUSED_FRACTION`` of all bytes or more, or where more than
+    Raises UserError where a mesh axis does not divide an axis that its rule names (heads, widths; a vocabulary is
+    kept whole instead), in a parameter of ``MIN_REFUSED_FRACTION`` of all bytes or more, or where more than
     ``MAX_REPLICATED_FRACTION`` of the bytes would be whole on every device.
     """
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
@@ -230,13 +232,14 @@ def check_sharded(axes: PyTree, abstract: PyTree, shardings: PyTree, mesh: AnyMe
 
 
 MIN_REFUSED_FRACTION = 0.01
-"""Share of all bytes from which on a parameter that cannot be cut as its rule says is a mistake in the mesh."""
+"""Fraction of all bytes from which on a parameter that cannot be cut as its rule says is an error of the mesh."""
 KEPT_WHOLE = {"vocab", "joint"}
-"""Axes whose size is what it is (50,265 tokens): where the mesh does not divide them they are whole."""
+"""Axes whose size is given by data (50,265 tokens): where the mesh does not divide them they are not cut."""
 
 
 def _large_cuts(axes: PyTree, abstract: PyTree) -> Iterator[tuple[str, str, int, tuple[int, ...]]]:
-    """Every axis that a mesh has to divide: path of its parameter, its name and size, and the parameter's shape."""
+    """Yields every axis that a mesh must divide: path of its parameter, its name and size, and the parameter's
+    shape."""
     total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
     named = jax.tree.leaves_with_path(axes, is_leaf=is_axes)
     for (path, names), leaf in zip(named, jax.tree.leaves(abstract), strict=True):
@@ -248,14 +251,14 @@ def _large_cuts(axes: PyTree, abstract: PyTree) -> Iterator[tuple[str, str, int,
 
 
 def _choices(axes: PyTree, abstract: PyTree, mesh_axis: str, num_devices: int) -> str:
-    """Sizes of a mesh axis that divide all that its rules cut, and the number of devices."""
+    """Returns the sizes of a mesh axis that divide all that its rules cut and the number of devices."""
     cuts = _large_cuts(axes, abstract)
     sizes = [size for _, name, size, _ in cuts if PARAMETER_RULES[name] == mesh_axis]
     return ", ".join(map(str, divisors(math.gcd(num_devices, *sizes))))
 
 
 def fetch(x: jax.Array) -> np.ndarray:
-    """A global array as NumPy, whole, on every process."""
+    """Returns a global array as a whole NumPy array, on every process."""
     if x.is_fully_addressable:
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))

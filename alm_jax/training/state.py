@@ -17,7 +17,7 @@ from alm_jax.types import Params, PyTree
 class TrainState:
     """The state after ``step`` updates. The position in the data is ``step`` itself.
 
-    Its leaves are arrays, or shapes, shardings and the like in a tree of the same form.
+    Its leaves are arrays; a tree of the same form may hold shapes, shardings and others instead.
     """
 
     step: Any
@@ -29,7 +29,7 @@ class TrainState:
     opt_state: PyTree
     """The optimizer's state."""
     ema_params: Params | None
-    """Exponential moving average of the parameters that train; None where it is switched off."""
+    """Exponential moving average of the trained parameters; None where it is switched off."""
     key: Any
     """uint32 [2]: raw data of the PRNG key; each step folds its number into it and never changes it."""
     num_skipped: Any
@@ -37,12 +37,12 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the objective's functions take."""
+        """Variables that the objective's functions take."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def evaluation_variables(self) -> dict[str, Any]:
-        """As ``variables``, with the averaged parameters where there are any."""
+        """Like ``variables``, with the averaged parameters where there are any."""
         params = self.params if self.ema_params is None else overlay(self.params, self.ema_params)
         return {"params": params, "batch_stats": self.batch_stats}
 
@@ -50,7 +50,7 @@ class TrainState:
 def init_state(
     objective: Objective, optimizer: optax.GradientTransformation, seed: int, *, with_ema: bool
 ) -> TrainState:
-    """The state before the first step; jit-able, and abstract under ``jax.eval_shape``."""
+    """Makes the state before the first step; jit-able, and abstract under ``jax.eval_shape``."""
     key_init, key_train = jax.random.split(jax.random.key(seed))
     variables = objective.init(key_init)
     params = variables["params"]

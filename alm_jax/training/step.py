@@ -21,7 +21,7 @@ FIGURES = (
     Figure(name="learning_rate", label="learning rate", panel="Learning rate"),
     Figure(name="num_skipped", label="steps skipped in a row", is_higher_better=False),
 )
-"""What every step records beside its objective's figures."""
+"""Metrics that every step records in addition to its objective's."""
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
@@ -34,12 +34,12 @@ def build_train_step(
     ema_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> TrainStep:
-    """The step, for global-view ``jit`` (``axis_name`` None) or for ``pmap`` over ``axis_name``.
+    """Makes the step, for global-view ``jit`` (``axis_name`` None) or for ``pmap`` over ``axis_name``.
 
     A loss or gradient that is not finite leaves parameters, statistics, optimizer and average as they
     were, and is counted in ``num_skipped``; the step number still advances, so that the data moves on.
 
-    The step takes a `UpdateLayout` too: how gradients, moments and averages are cut over devices for the update.
+    The step also takes an `UpdateLayout`: how gradients, moments and averages are cut over devices for the update.
     """
 
     def train_step(
@@ -83,10 +83,10 @@ def build_train_step(
 
 
 def average(ema_params: PyTree, params: PyTree, decay: float, step: Array) -> PyTree:
-    """The exponential moving average after this step; None where there is none.
+    """Updates the exponential moving average after a step; None where there is none.
 
-    The decay is min(decay, (1 + step) / (10 + step)), so that the first steps do not remember the
-    initial weights for long (tf.train.ExponentialMovingAverage's rule).
+    The decay is min(decay, (1 + step) / (10 + step)), so that the initial weights lose their influence quickly (the
+    rule of tf.train.ExponentialMovingAverage).
     """
     if ema_params is None:
         return None

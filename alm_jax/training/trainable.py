@@ -1,7 +1,7 @@
-"""Which parameters train. The others have no gradient, no moments and no average: the step never makes them.
+"""Selection of the parameters that train. The others have no gradients, moments or averages.
 
-A selection of parameters is the nested dict of them without the rest, so every tree made of it, gradients, moments and
-averages, has room for nothing else.
+A selection of parameters is the nested dict of them without the rest, so every tree made from it (gradients, moments,
+averages) holds nothing else.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from alm_jax.types import Params, PyTree
 
 
 def select(tree: Params, keep: PyTree) -> dict[str, Any]:
-    """The part of a nested dict where ``keep``, a tree like it, is True; branches without a leaf are left out."""
+    """Returns the part of a nested dict where ``keep``, a tree like it, is True; branches without a leaf are left
+    out."""
     selected: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -27,7 +28,7 @@ def select(tree: Params, keep: PyTree) -> dict[str, Any]:
 
 
 def overlay(tree: Params, selection: Params) -> dict[str, Any]:
-    """``tree`` with the leaves of a selection of it in their places."""
+    """Returns ``tree`` with the leaves of a selection of it replaced."""
     return {
         name: overlay(value, selection.get(name, {}))
         if isinstance(value, Mapping)
@@ -37,9 +38,9 @@ def overlay(tree: Params, selection: Params) -> dict[str, Any]:
 
 
 def freeze(objective: Objective, frozen: tuple[str, ...]) -> Objective:
-    """The objective of which parameters that a regular expression of ``frozen`` finds by their path do not train.
+    """Returns the objective with the parameters frozen whose path matches a regular expression of ``frozen``.
 
-    Raises UserError where an expression finds none, or all of them together find everything.
+    Raises UserError where an expression matches none, or all of them together match everything.
     """
     if not frozen:
         return objective

@@ -1,4 +1,4 @@
-"""One data set a file: its settings, and how its rows are read. A file that is put here is found by itself."""
+"""One data set a file: its settings, and how its rows are read. Every file in this folder is found automatically."""
 
 import importlib
 import pkgutil

@@ -12,12 +12,13 @@ from data_pipelines.tables import Row
 class AudioCapsConfig(PublishedConfig):
     """AudioCaps: ``train.csv``, ``val.csv`` and ``test.csv`` as published, and a folder of ten-second recordings.
 
-    Splits: ``train``, ``val``, ``test``. A recording may be called ``YOUTUBEID_START``, ``YOUTUBEID``, either with a
+    Splits: ``train``, ``val``, ``test``. A recording may be named ``YOUTUBEID_START``, ``YOUTUBEID``, either with a
     ``Y`` before it, or by its ``audiocap_id``, with any ending.
     """
 
     version: Literal["1", "2"] = "1"
-    """``1``: a caption for each of 49,838 training clips; ``2``: 91,256 training captions."""
+    """Version of the captions. ``1``: one caption for each of 49,838 training clips; ``2``: 91,256 training
+    captions."""
 
     COLUMNS: ClassVar = ("audiocap_id", "youtube_id", "start_time", "caption")
     LICENCE: ClassVar = "captions MIT; recordings of YouTube, academic use only"

@@ -15,8 +15,8 @@ from data_pipelines.tables import Row, read_csv
 class ClothoConfig(PublishedConfig):
     """Clotho 2.1: ``clotho_captions_SPLIT.csv`` as published, and the unpacked folders ``SPLIT/`` of recordings.
 
-    Splits: ``development``, ``validation``, ``evaluation``, five captions a clip. The licence of a recording is that of
-    ``clotho_metadata_SPLIT.csv``, where that is there.
+    Splits: ``development``, ``validation``, ``evaluation``, five captions a clip. The licence of a recording is that
+    of ``clotho_metadata_SPLIT.csv``, where that file exists.
     """
 
     COLUMNS: ClassVar = ("file_name", *(f"caption_{number}" for number in range(1, 6)))
@@ -43,7 +43,8 @@ class ClothoConfig(PublishedConfig):
 
 @functools.lru_cache(maxsize=3)
 def _licences(table: Path) -> Mapping[str, str]:
-    """Licences by file name; none where there is no table. Published ones are in Latin-1, or have semicolons."""
+    """Returns licences by file name; none where there is no table. Published tables are in Latin-1, or have
+    semicolons."""
     if not table.is_file():
         return {}
     for encoding, delimiter in (("utf-8-sig", ","), ("latin-1", ","), ("latin-1", ";")):

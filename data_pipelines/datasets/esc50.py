@@ -15,7 +15,7 @@ MANUAL_DOWNLOAD = (
     "expected the published layout: audio/ with the recordings and meta/esc50.csv; "
     "get it from https://github.com/karolpiczak/ESC-50"
 )
-# The licences of the collection; meta/freesound.csv, where it is, knows that of each recording.
+# Licences of the whole collection; meta/freesound.csv, where it exists, has that of each recording.
 _LICENCE_ESC10 = "CC-BY"
 _LICENCE_ESC50 = "CC-BY-NC"
 
@@ -24,18 +24,18 @@ _LICENCE_ESC50 = "CC-BY-NC"
 class Esc50Config(DatasetConfig):
     """ESC-50 (Piczak 2015) in its published layout: ``audio/`` and ``meta/esc50.csv``.
 
-    Splits: ``fold1`` ... ``fold5``, those that the CSV names; join them with ``+``.
+    Splits: ``fold1`` ... ``fold5``, the folds of the CSV; join them with ``+``.
     """
 
     root: str
     """Folder that holds ``audio/`` and ``meta/``."""
     subset: Literal["esc50", "esc10"] = "esc50"
-    """``esc10`` keeps the rows whose column ``esc10`` is True: ten classes."""
+    """Subset of the data set. ``esc10`` keeps the ten classes of the rows whose column ``esc10`` is True."""
     captions: Literal["class", "title"] = "class"
-    """``class``: every template, filled with the class; ``title``: what the recording's author called it
-    (``meta/freesound.csv``), cleaned, or the templates where nothing is left of it."""
+    """Where captions come from. ``class``: every template, filled with the class name. ``title``: the cleaned title
+    of the recording (``meta/freesound.csv``), or the templates where nothing of it is left."""
     templates: tuple[str, ...] = ("This is a sound of {}.",)
-    """Captions of a class; ``{}`` is its name. With several, training draws one each time."""
+    """Templates of the captions; ``{}`` is the class name. Of several, training picks one at random each time."""
 
     def __post_init__(self) -> None:
         if not self.templates or any(template.count("{}") != 1 for template in self.templates):
@@ -54,7 +54,7 @@ class Esc50Config(DatasetConfig):
         names = {cells["target"]: _class_name(cells) for cells in table}
         return Source(
             rows=sorted(rows, key=lambda row: int(row.split.removeprefix("fold"))),
-            # The rank of its target, so that labels are 0 .. classes - 1 in a subset too.
+            # Rank of the target, so that labels are 0 .. classes - 1 in a subset too.
             class_names=tuple(names[target] for target in sorted(names, key=int) if names[target]),
             signature=digest_rows(rows),
         )
@@ -82,7 +82,7 @@ class Esc50Config(DatasetConfig):
         )
 
     def _read_table(self) -> list[Row]:
-        """Rows of ``meta/esc50.csv`` that belong to the subset, checked."""
+        """Reads the rows of ``meta/esc50.csv`` that belong to the subset, checked."""
         root = Path(self.root)
         table = root / "meta" / "esc50.csv"
         for path, kind in ((root, "folder"), (root / "audio", "folder"), (table, "file")):
@@ -93,13 +93,13 @@ class Esc50Config(DatasetConfig):
         for row in rows:
             resolve_inside(root / "audio", row["filename"], row, "filename")
             for column in ("fold", "target"):
-                # At most nine digits: Python refuses to read thousands of them as a number.
+                # At most nine digits: Python refuses to parse thousands of digits.
                 if not row[column].isascii() or not row[column].isdigit() or len(row[column]) > 9:
                     raise row.fail(column, "a whole number")
             if row["esc10"].lower() not in ("true", "false"):
                 raise row.fail("esc10", "True or False")
             if not _class_name(row):
-                continue  # it is rejected, and counted, when its turn comes
+                continue  # it is rejected, and counted, when it is read
             name, line = names.setdefault(row["target"], (row["category"], row.line))
             if name != row["category"]:
                 raise row.fail("category", f"{name!r}, which line {line} gives to target {row['target']}")
@@ -110,7 +110,7 @@ class Esc50Config(DatasetConfig):
         return rows
 
     def _read_freesound(self) -> dict[str, Row]:
-        """Rows of ``meta/freesound.csv`` by file name; none where there is no such file and none is needed."""
+        """Reads rows of ``meta/freesound.csv`` by file name; none where the file does not exist and is not needed."""
         path = Path(self.root) / "meta" / "freesound.csv"
         if not path.is_file():
             if self.captions == "title":
@@ -121,5 +121,5 @@ class Esc50Config(DatasetConfig):
 
 
 def _class_name(row: Row) -> str:
-    """``crying_baby`` as people write it; may be empty."""
+    """Turns ``crying_baby`` into words; may be empty."""
     return normalise_caption(row["category"].replace("_", " "))

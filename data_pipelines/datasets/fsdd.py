@@ -22,8 +22,9 @@ GET = (
 class FsddConfig(DatasetConfig):
     """The Free Spoken Digit Dataset in its published layout: ``recordings/``.
 
-    Splits: takes 0 to 4 are ``test``, the others ``train``, or those of a ``metadata.csv`` (filename, split, digit)
-    beside the recordings. The caption of a recording is the word of its digit (``seven``), which is its label too.
+    Splits: takes 0 to 4 are ``test``, the others ``train``; a ``metadata.csv`` (filename, split, digit) beside the
+    recordings replaces this rule. The caption of a recording is the word of its digit (``seven``), which is also its
+    label.
     """
 
     root: str
@@ -42,7 +43,7 @@ class FsddConfig(DatasetConfig):
         return Source(rows=rows, class_names=DIGITS, signature=digest_rows(rows))
 
     def _find(self) -> Iterator[tuple[Path, str, str]]:
-        """Path, split and digit of every recording."""
+        """Returns path, split and digit of every recording."""
         folder, table = Path(self.root) / "recordings", Path(self.root) / "metadata.csv"
         if not table.is_file():
             for path in sorted(folder.glob("*.wav")):

@@ -13,16 +13,16 @@ from data_pipelines.source import Source
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LaionAudioConfig(DatasetConfig):
-    """LAION-Audio-630K: tars of ``NAME.flac`` and ``NAME.json`` below ``train/``, ``test/`` and the like.
+    """LAION-Audio-630K: tars of ``NAME.flac`` and ``NAME.json`` below ``train/``, ``test/`` and other folders.
 
-    Splits are those of the folders. Captions are ``text`` of the JSON; its ``tag`` is no caption and not read.
+    Splits are the folders. Captions are ``text`` of the JSON; its ``tag`` is not a caption and is not read.
     """
 
     root: str
     """Folder that holds the tars."""
 
     PUBLISHED: ClassVar = 460_801
-    """Pairs of the released Freesound part that overlaps with no evaluation set, of 633,526 in all."""
+    """Number of pairs of the released Freesound part without overlap with evaluation sets, of 633,526 in all."""
     GET: ClassVar = (
         "expected tars below train/ and test/, such as https://huggingface.co/datasets/Meranti/CLAP_freesound "
         "(freesound_no_overlap/)"

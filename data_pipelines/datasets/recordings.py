@@ -1,4 +1,4 @@
-"""Recordings of one's own with captions or classes: a table, a folder, tars, or Hugging Face's layouts."""
+"""Your own recordings with captions or classes: a table, a folder, tars, or Hugging Face's layouts."""
 
 import collections
 import dataclasses
@@ -24,18 +24,18 @@ from data_pipelines.source import Audio, AudioFile, AudioMember, Source, SourceR
 from data_pipelines.tables import Row
 
 _LOOKED_AT = 1000
-"""Rows whose columns are looked at: in JSON each row has its own."""
+"""Number of rows whose columns are examined: in JSON each row may have its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordingsConfig(DatasetConfig):
-    """Recordings of one's own with captions, classes, or both.
+    """Your own recordings with captions, classes, or both.
 
-    ``path`` is a table (CSV, TSV, JSON Lines, Parquet), a folder of recordings with ``NAME.txt`` (a caption a line) or
-    ``NAME.json`` (columns) beside each, a folder as ``datasets`` lays it out (``metadata.csv`` or ``metadata.jsonl``,
-    or Parquet tables), webdataset tars, or a folder for each class. Splits are those of the split column, or of the
-    names of files and folders (``train/``, ``test-00000-of-00002.parquet``), else ``train`` and ``test`` by a hash of
-    the id. Rows of the same stretch of the same recording are one clip with several captions.
+    ``path`` is a table (CSV, TSV, JSON Lines, Parquet), a folder of recordings with ``NAME.txt`` (a caption a line)
+    or ``NAME.json`` (columns) beside each, a folder as ``datasets`` lays it out (``metadata.csv`` or
+    ``metadata.jsonl``, or Parquet tables), webdataset tars, or a folder for each class. Splits are those of the split
+    column, or of the names of files and folders (``train/``, ``test-00000-of-00002.parquet``), else ``train`` and
+    ``test`` by a hash of the id. Rows of the same stretch of the same recording are one clip with several captions.
     """
 
     path: str
@@ -43,15 +43,15 @@ class RecordingsConfig(DatasetConfig):
     root: str = ""
     """Folder that paths in a table are relative to; '' is the folder of the table."""
     columns: ColumnsConfig = ColumnsConfig()
-    """Names of the columns where they are not the usual ones."""
+    """Names of the columns where they differ from the usual ones."""
     label_separator: str = ""
-    """What stands between several classes in one cell, such as ``,``; '' makes every cell one class."""
+    """Separator between several classes in one cell, such as ``,``; '' makes every cell one class."""
     templates: tuple[str, ...] = ("This is a sound of {}.",)
-    """Captions of a clip that has classes and no caption; ``{}`` is the name of the class."""
+    """Templates of the captions of a clip that has classes and no caption; ``{}`` is the class name."""
     licence: str = ""
-    """Licence of the clips that have none of their own."""
+    """Licence of clips without their own."""
     test_fraction: float = 0.1
-    """Share of the clips that are ``test``, by a hash of the id, where nothing names a split."""
+    """Fraction of the clips in the ``test`` split, chosen by a hash of the id, where nothing names a split."""
     allow_outside_root: bool = False
     """Whether paths may be absolute, or lead out of the root by ``..`` or a link: for tables that you trust."""
 
@@ -144,7 +144,7 @@ class RecordingsConfig(DatasetConfig):
         return _Clip(clip, name, split)
 
     def _find_audio(self, part: Part, row: Row, column: str) -> tuple[Audio, str, str]:
-        """The recording of a row, its own name, and where it lies."""
+        """Returns the recording of a row, its name, and its place."""
         value = row.cells.get(column)
         place = self._relative(part.path, part.path.name)
         if isinstance(value, AudioMember):
@@ -162,7 +162,7 @@ class RecordingsConfig(DatasetConfig):
         return AudioFile(path), name, name
 
     def _relative(self, path: Path, other: str) -> str:
-        """A path relative to the data set's folder, or ``other`` where it is not below it."""
+        """Returns a path relative to the data set's folder, or ``other`` where it is not below it."""
         base = Path(self.root).expanduser() if self.root else self._folder()
         return path.relative_to(base).as_posix() if path.is_relative_to(base) else other
 
@@ -171,7 +171,7 @@ class RecordingsConfig(DatasetConfig):
         return path if path.is_dir() else path.parent
 
     def _make_splits(self, ids: list[str], said: list[str]) -> tuple[list[str], str]:
-        """A split for each clip, and how it was found."""
+        """Returns a split for each clip, and how it was found."""
         if all(said):
             return said, "as the data set says"
         if any(said):
@@ -183,14 +183,14 @@ class RecordingsConfig(DatasetConfig):
         if len(ids) == 1:
             raise DataError(f"{self.path}: it has one clip; two are needed, one of them for testing")
         places = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in ids]
-        # Where a few clips would all be of one split, the one at the end is of the other.
+        # Where few clips would all be in one split, the last clip is moved to the other.
         least, limit = min(places), min(self.test_fraction, max(places))
         splits = ["test" if place < limit or place == least else "train" for place in places]
         return splits, f"by a hash of the id, {self.test_fraction:.0%} for testing, as nothing names a split"
 
 
 def _read_split(row: Row, column: str) -> str:
-    """The split of a row; '' where there is no column, or nothing in it."""
+    """Returns the split of a row; '' where there is no column, or it is empty."""
     name = re.sub(r"[-. ]", "_", read_text(row, column))
     if name and (not re.fullmatch(r"\w{1,64}", name, re.ASCII) or name == "all"):
         raise row.fail(column, "the name of a split, such as train or test")
@@ -202,15 +202,15 @@ class _Clip:
     """A row that was read."""
 
     row: SourceRow
-    """Its id is '' where no column has it, and its split ''."""
+    """Clip of the row; its id is '' where no column has it, and so is its split."""
     name: str
-    """Of the recording, in the tar or folder that it is from."""
+    """Name of the recording in its tar or folder."""
     split: str
-    """That is said of it; ''."""
+    """Place of the row in its table; ''."""
 
 
 def _join(clips: list[_Clip]) -> list[_Clip]:
-    """Rows without an id that are the same stretch of one recording become one clip with all their captions."""
+    """Merges rows without an id that are the same stretch of one recording into one clip with all captions."""
     joined: dict[object, _Clip] = {}
     for number, clip in enumerate(clips):
         row = clip.row
@@ -229,7 +229,7 @@ def _join(clips: list[_Clip]) -> list[_Clip]:
 
 
 def _make_ids(clips: list[_Clip], *, has_column: bool) -> tuple[list[str], str]:
-    """A name for each clip, all different, and how it was found."""
+    """Returns a different name for each clip, and how it was found."""
     if has_column:
         tried = {"as the column says": [clip.row.id for clip in clips]}
     else:
@@ -246,11 +246,9 @@ def _make_ids(clips: list[_Clip], *, has_column: bool) -> tuple[list[str], str]:
             return ids, said
     twice = next(name for name, count in collections.Counter(ids).items() if count > 1)
     first, second = [clip.row.source for clip, name in zip(clips, ids, strict=True) if name == twice][:2]
-    raise DataError(
-        f"the id {twice[:200]!r} is that of {first} and of {second}; every clip has an id of its own"
-    )
+    raise DataError(f"the id {twice[:200]!r} is that of {first} and of {second}; every clip needs its own id")
 
 
 def _at(name: str, clip: SourceRow) -> str:
-    """A file's name, and where the clip begins in it, if not at its beginning."""
+    """Returns a file's name, with the clip's start in it where that is not 0."""
     return name if clip.start_sec == 0 and clip.end_sec is None else f"{name}@{clip.start_sec:g}"

@@ -1,4 +1,4 @@
-"""Composed sounds with captions that say what is in them; see ``data_pipelines.synthesis``."""
+"""Synthetic sounds with captions that describe them; see ``data_pipelines.synthesis``."""
 
 import dataclasses
 import io
@@ -13,27 +13,27 @@ from data_pipelines.decode import float_to_pcm
 from data_pipelines.source import Recording, Source, SourceRow
 
 NEGATIVES_PER_CLIP = 4
-"""Captions of similar compositions that are kept with every clip."""
+"""Number of captions of similar compositions stored with every clip."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyntheticCaptionsConfig(DatasetConfig):
-    """Sounds composed from a seed, with captions that say what is in them; needs no download.
+    """Sounds composed from a seed, with captions that describe them; needs no download.
 
-    Splits: ``train``, ``validation`` and ``test``. The compositions of the last two occur in no other
-    split, though every single event of theirs does in ``train``.
+    Splits: ``train``, ``validation`` and ``test``. The compositions of the last two occur in no other split, but
+    every single event of theirs occurs in ``train``.
     """
 
     num_train: int = 3000
-    """Clips of the train split."""
+    """Number of clips of the train split."""
     num_validation: int = 100
-    """Clips of the validation split, each of a different composition."""
+    """Number of clips of the validation split, each of a different composition."""
     num_test: int = 200
-    """Clips of the test split, each of a different composition."""
+    """Number of clips of the test split, each of a different composition."""
     clip_sec: float = 2.5
     """Length of every clip, seconds."""
     captions_per_clip: int = 5
-    """Captions of a validation or test clip; a train clip has one to this many."""
+    """Number of captions of a validation or test clip; a train clip has one to this many."""
     seed: int = 0
     """Seed of compositions, sounds and wording."""
 
@@ -83,7 +83,7 @@ class SyntheticCaptionsConfig(DatasetConfig):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Composed:
-    """A sound that is composed when it is read, and what is said of it: all a function of its seed."""
+    """A sound that is synthesised when it is read, with its captions: a function of its seed."""
 
     composition: synthesis.Composition
     seed: tuple[int, ...]
@@ -92,33 +92,35 @@ class Composed:
     clip_sec: float
 
     def captions(self) -> tuple[str, ...]:
-        """What is heard, in different words."""
+        """Captions that describe the sound, in different words."""
         return self._describe(np.random.default_rng(self.seed))
 
     def negatives(self) -> tuple[str, ...]:
         """Captions of similar compositions."""
-        rng = np.random.default_rng([*self.seed, 1])  # of its own, so that they need no sound
+        rng = np.random.default_rng(
+            [*self.seed, 1]
+        )  # a generator of its own, so that the captions need no sound
         similar = synthesis.similar_compositions(self.composition)
         drawn = [similar[i] for i in rng.choice(len(similar), NEGATIVES_PER_CLIP, replace=False)]
         return tuple(synthesis.describe(other, rng, 1)[0] for other in drawn)
 
     def read(self, sample_rate_hz: int, *, start_sec: float = 0.0, end_sec: float | None = None) -> Recording:
-        """As ``source.Audio.read``; the whole sound, whatever stretch of it is asked for."""
+        """Implements ``source.Audio.read``; always returns the whole sound."""
         rng = np.random.default_rng(self.seed)
-        self._describe(rng)  # the words are drawn first, and the sound goes on from there
+        self._describe(rng)  # the words are chosen first, the sound uses the random numbers after them
         waveform = synthesis.render(
             self.composition, rng, clip_sec=self.clip_sec, sample_rate_hz=sample_rate_hz
         )
         return Recording(pcm=float_to_pcm(waveform), sha256="")
 
     def content(self) -> bytes:
-        """A WAV file of it, at 16 kHz."""
+        """Returns a WAV file of the sound, at 16 kHz."""
         file = io.BytesIO()
         soundfile.write(file, self.read(16_000).pcm, 16_000, format="WAV")
         return file.getvalue()
 
     def state(self) -> object:
-        """As ``source.Audio.state``."""
+        """Implements ``source.Audio.state``."""
         return self.seed
 
     def _describe(self, rng: np.random.Generator) -> tuple[str, ...]:
@@ -128,10 +130,10 @@ class Composed:
 
 
 def split_compositions(config: SyntheticCaptionsConfig) -> dict[str, list[synthesis.Composition]]:
-    """Compositions of each split, no two splits sharing one.
+    """Divides the compositions among the splits, without overlap.
 
-    ``train`` has every single event, and the pairs that are left; ``validation`` and ``test`` have
-    ``num_validation`` and ``num_test`` pairs, drawn by the seed.
+    ``train`` has every single event, and the remaining pairs; ``validation`` and ``test`` have ``num_validation`` and
+    ``num_test`` pairs, chosen by the seed.
     """
     compositions = synthesis.all_compositions()
     alone = [composition for composition in compositions if composition.relation == "alone"]

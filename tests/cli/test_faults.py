@@ -52,7 +52,7 @@ BAD = {
     "1 nothing in it": (b"", "empty: the file has 0 bytes"),
     "1 an error page": (b"<!DOCTYPE html><p>404", "not audio: an HTML page, probably a failed download"),
     "2 a header alone": (encoded("WAV", signal=SIGNAL[:0]), "empty: it has a header and no samples"),
-    "3 half a WAV": (cut(encoded("WAV"), 0.5), "truncated: its header says 32000 bytes"),
+    "3 half a WAV": (cut(encoded("WAV"), 0.5), "truncated: its header states 32000 bytes"),
     "4 half an MP3": (cut(encoded("MP3"), 0.5), "truncated: "),
     "5 half a FLAC": (cut(encoded("FLAC"), 0.5), "corrupt or truncated"),
     "5 half a Vorbis": (cut(encoded("OGG", "VORBIS"), 0.5), "truncated: "),

@@ -101,9 +101,7 @@ def test_sources_in_a_bucket_are_fetched_once_and_may_be_gone(
 
 def test_a_bucket_that_is_not_there_is_an_error(config):
     missing = dataclasses.replace(config, dataset=Esc50Config(root="memory://nothing/esc"))
-    with pytest.raises(
-        UserError, match="memory://nothing/esc cannot be reached: there is nothing of that name"
-    ):
+    with pytest.raises(UserError, match="memory://nothing/esc cannot be reached: nothing has that name"):
         prepare(missing, 8_000)
     with pytest.raises(UserError, match="cannot be reached"):
         buckets.exists("unheard-of://bucket/x")

@@ -271,12 +271,12 @@ def test_a_prepared_set_may_be_moved_and_read_only_and_its_source_gone(
     with caplog.at_level(logging.WARNING):
         after = prepare(moved, 8_000)
     assert "no such folder" in caplog.text
-    assert f"what was prepared of it is read: {after.folders[0]}" in caplog.text
+    assert f"using the prepared data set: {after.folders[0]}" in caplog.text
     assert after.fingerprint == before.fingerprint
     assert np.array_equal(after.split("fold1").read_pcm([1])[0], before_pcm(root, tmp_path))
     filtered = dataclasses.replace(moved, filter=FilterConfig(min_sec=1.0))
     assert len(prepare(filtered, 8_000).split("fold1")) == 2
-    assert "are not kept in" in caplog.text
+    assert "cannot be stored in" in caplog.text
 
 
 def before_pcm(root: Path, tmp_path: Path) -> np.ndarray:

@@ -310,7 +310,7 @@ def test_few_clips_have_both_splits_and_one_clip_is_an_error(tmp_path, sounds):
         ),
         (("file,text,id", "a-1.flac,x,1", "b-2.flac,y,1"), "the id '1' is that of a-1.flac and of b-2.flac"),
         (("file,text,id", "a-1.flac,x,"), r"t\.csv:2: id is '', expected a value"),
-        (("file,file,text", "a,b,c"), r"t\.csv:1: the column 'file' is there twice"),
+        (("file,file,text", "a,b,c"), r"t\.csv:1: the column 'file' occurs twice"),
         (("file,text", "a-1.flac,x,y"), r"t\.csv:2: 3 cells, the header has 2 columns"),
     ],
 )
@@ -408,9 +408,9 @@ def test_a_link_to_itself_and_an_endless_name_are_rejects(tmp_path, sounds):
         reasons.append(str(caught.value))
     assert reasons == [
         "missing: it is a link that leads to itself",
-        "missing: it is a link to nowhere.flac, which is not there",
+        "missing: it is a link to nowhere.flac, which does not exist",
         "unreadable: File name too long",
-        "missing: there is no such file, but a folder or a device",
+        "missing: it is a folder or a device, not a file",
         "missing: there is no such file",
     ]
 

@@ -3,8 +3,8 @@
 All return (sum, weight), whose quotient is the loss, and share these arguments:
 
 - ``audio_emb``, ``text_emb``: rows of L2-normalised embeddings, float32 or bfloat16; bfloat16 ones are multiplied
-  as such in the tiled forms. Whatever is not a product is computed in float32.
-- ``mask``: pairs where it is False take no part, neither as rows nor as negatives, whatever their embeddings hold.
+  as such in the tiled forms. Everything else is computed in float32.
+- ``mask``: pairs where it is False are ignored, as rows and as negatives, whatever their embeddings hold.
 - ``axis_name``: None for the global batch; inside ``shard_map`` or ``pmap`` the mapped axes. Then the arrays are
   the rows of one device, and so are the sum and the weight returned: the global ones are their sums over the
   devices. Under ``shard_map`` differentiate ``psum(sum)``; under ``pmap`` differentiate the local sum and ``psum``
@@ -58,7 +58,7 @@ def symmetric_infonce(
 
     l_a[i] = -log softmax_j(s a_i . t_j)[i] over the texts and l_t[i] = -log softmax_j(s a_j . t_i)[i] over the
     audios, s = ``logit_scale``, for L2-normalised embeddings (Radford et al. 2021, arXiv 2103.00020; the survey
-    arXiv 2501.15177 writes tau = 1 / s). A batch of nothing but padding gives (0, 0).
+    arXiv 2501.15177 writes tau = 1 / s). A batch of padding only gives (0, 0).
     """
 
     def body(rows: dict[str, Array], scalars: dict[str, Array], plan: Plan) -> Array:
@@ -110,12 +110,13 @@ def hard_negative_infonce(
     impl: Impl = "auto",
     tile: int | None = None,
 ) -> SumAndWeight:
-    """``symmetric_infonce`` where each audio has K captions of its own that are wrong.
+    """``symmetric_infonce`` with K wrong captions for each audio.
 
     The softmax of audio i runs over the texts of the batch and over ``negative_emb[i]`` where ``negative_mask[i]`` is
-    True, and not over the negatives of others; that of a text over the audios, as ever. With ``group_ids`` the
+    True, and not over the negatives of others; that of a text runs over the audios, unchanged. With ``group_ids`` the
     positives are those of ``multi_positive_infonce``. CompA (Ghosh et al. 2023, arXiv 2310.08753, eq. 4 and 5), with
-    an additive mask: the published code multiplies masked logits by -1e5, which makes large positives of negative ones.
+    an additive mask: the published code multiplies masked logits by -1e5, which makes large positives of negative
+    ones.
     """
 
     def body(rows: dict[str, Array], scalars: dict[str, Array], plan: Plan) -> Array:
@@ -176,7 +177,7 @@ def _softmax_sum(
     scalars: dict[str, Array],
     extra_lse: Array | None = None,
 ) -> Array:
-    """The sum of a softmax loss in the form that ``plan`` names."""
+    """Computes the sum of a softmax loss in the form that ``plan`` names."""
     audio, text, ids = _named(rows, plan.axis_name)
     scale = vary(scalars["scale"].astype(jnp.float32), audio)
     if plan.impl == "reference":
@@ -187,7 +188,8 @@ def _softmax_sum(
 
 
 def _named(rows: dict[str, Array], axis_name: AxisName | None) -> tuple[Array, Array, Array]:
-    """Embeddings with padding set to zero, and ids: a row's group, or one that no other row has; -1 is padding."""
+    """Returns embeddings with padding set to zero, and ids: a row's group, or an id that no other row has; -1 is
+    padding."""
     mask = rows["mask"]
     audio, text = (jnp.where(mask[:, None], rows[name], 0) for name in ("audio", "text"))
     index = jnp.arange(mask.shape[0], dtype=jnp.int32)
@@ -208,7 +210,7 @@ def _spread(
     impl: Impl,
     tile: int | None,
 ) -> SumAndWeight:
-    """(sum, weight) of ``body``, which sees the rows of one device, wherever the caller stands."""
+    """Computes (sum, weight) of ``body``, which sees the rows of one device, whether the caller is mapped or not."""
     num_rows = rows["audio"].shape[0]
     rows = {**rows, "mask": jnp.ones(num_rows, bool) if mask is None else mask}
     weight = jnp.sum(rows["mask"], dtype=jnp.float32)
@@ -258,6 +260,6 @@ def _spread(
 
 
 def _platform() -> str:
-    """The platform that is compiled for: that of the mesh in scope, else the default."""
+    """Returns the platform to compile for: that of the mesh in scope, else the default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform

@@ -18,7 +18,7 @@ from alm_jax.types import PyTree
 
 
 def grid_shape(num_devices: int) -> tuple[int, int]:
-    """(X, Y) with X Y = ``num_devices`` and X >= Y as near to each other as can be."""
+    """Returns (X, Y) with X Y = ``num_devices`` and X >= Y as close to each other as possible."""
     y = int(num_devices**0.5)
     while num_devices % y:
         y -= 1
@@ -37,7 +37,7 @@ def sweep(
     axis_name: AxisName,
     shape: tuple[int, int],
 ) -> tuple[PyTree, PyTree]:
-    """The finished sums of this device's rows and columns over all pairs of all devices; see ``visits``.
+    """Returns the finished sums of this device's rows and columns over all pairs of all devices; see ``visits``.
 
     ``shape`` is (X, Y); its product is the number of devices along ``axis_name``.
     """
@@ -66,5 +66,5 @@ def sweep(
 
 
 def whole(groups: list[list[int]]) -> list[list[int]] | None:
-    """``groups``, or None where there is but one: the collective over the whole axis."""
+    """Returns ``groups``, or None where there is only one: the collective over the whole axis."""
     return groups if len(groups) > 1 else None

@@ -54,6 +54,6 @@ def grouped_gradients(
 
 
 def log_sum_exp(logits: Float[Array, "r c"], *, axis: int) -> LogSumExp:
-    """Of one tile, over ``axis``."""
+    """Log-sum-exp of one tile over ``axis``."""
     peak = jnp.max(logits, axis=axis)
     return LogSumExp(peak, jnp.sum(jnp.exp(logits - jnp.expand_dims(peak, axis)), axis=axis))

@@ -1,8 +1,8 @@
-"""The two functions of ``tiles`` by the Pallas kernels of whatever device the program is for.
+"""The two functions of ``tiles`` as Pallas kernels of the device that the program is compiled for.
 
 The device is that of the mesh in scope (inside ``shard_map`` always, elsewhere by ``jax.set_mesh``), or JAX's default
-one. Where there is no kernel for it, or no tile for these embeddings, XLA's tiles do the same, and the log says so
-once. Kernels are imported where they run: Pallas takes long to load.
+one. Where there is no kernel for it, or no tile for these embeddings, XLA's tiles are used instead, which is logged
+once. Kernels are imported on first use: Pallas takes long to load.
 """
 
 import functools
@@ -76,14 +76,14 @@ def tile_gradients(
 
 
 def device_kind() -> str:
-    """Of the devices that the program being traced will run on."""
+    """Kind of the devices that the program being traced will run on."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.devices()[0].device_kind if device is None else device.device_kind
 
 
 @functools.cache
 def announce_fallback(what: str, device: str, dtype: str, width: int) -> None:
-    """Says once that there is no kernel."""
+    """Logs once that there is no kernel."""
     logger.warning(
         "contrastive loss: no kernel for the %s of %s embeddings %d wide on %s; XLA's tiles take its place",
         what,
@@ -95,5 +95,5 @@ def announce_fallback(what: str, device: str, dtype: str, width: int) -> None:
 
 @functools.cache
 def announce_no_kernel(loss: str) -> None:
-    """Says once that a loss has kernels nowhere."""
+    """Logs once that a loss has kernels on no device."""
     logger.warning("contrastive loss: there is no kernel for %s; XLA's tiles take its place", loss)

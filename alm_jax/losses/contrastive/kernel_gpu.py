@@ -27,13 +27,13 @@ from alm_jax.losses.contrastive.sums import LogSumExp, merge, vary
 TILE = 128
 """Rows and columns of a tile: its float32 products take 128 of a thread's 255 registers."""
 DEPTH = 64
-"""Of the embedding, what a step multiplies: a row of it is one 128-byte swizzle of shared memory."""
+"""Columns of the embedding multiplied in one step: a row of them is one 128-byte swizzle of shared memory."""
 STAGES = 3
-"""Steps on the way: 2 x 128 x 64 bfloat16 each, 96 KiB of the 227 that two thread blocks share."""
+"""Steps in flight: 2 x 128 x 64 bfloat16 each, 96 KiB of the 227 that two thread blocks share."""
 ROW_TILES = 32
 """Tiles of rows in a group; the columns' sums on the way to be merged are as many numbers a column."""
 THREAD_BLOCKS = 256
-"""About two an SM (132 on H100 and H200): the columns are cut into as many stretches as make up this number."""
+"""Number of thread blocks, about two an SM (132 on H100 and H200): the columns are cut into stretches to reach it."""
 LOG2_E = math.log2(math.e)
 
 

@@ -373,7 +373,7 @@ def _parameters(tiling: Tiling) -> pltpu.CompilerParams:
 
 
 def _cost(tiling: Tiling, emb: Array, *, products: int, exponentials: int) -> pl.CostEstimate:
-    """What one group's call costs, for the compiler's schedule around it."""
+    """Estimates what one group's call costs, for the compiler's schedule around it."""
     width, size = emb.shape[1], emb.dtype.itemsize
     pairs = tiling.num_rows * tiling.col_tiles * tiling.cols
     streamed = size * width * tiling.row_tiles * tiling.num_cores * tiling.col_tiles * tiling.cols

@@ -23,7 +23,7 @@ def softmax_sum(
     *,
     axis_name: AxisName,
 ) -> Float[Array, ""]:
-    """This device's rows of ``reference.softmax_sum`` of the global batch."""
+    """Computes this device's rows of ``reference.softmax_sum`` of the global batch."""
     num_local = ids.shape[0]
     all_text = lax.all_gather(text_emb.astype(jnp.float32), axis_name, tiled=True)  # [B E]
     all_ids = lax.all_gather(ids, axis_name, tiled=True)  # [B]
@@ -55,7 +55,7 @@ def sigmoid_sum(
     *,
     axis_name: AxisName,
 ) -> Float[Array, ""]:
-    """This device's rows of ``reference.sigmoid_sum`` of the global batch."""
+    """Computes this device's rows of ``reference.sigmoid_sum`` of the global batch."""
     all_text = lax.all_gather(text_emb.astype(jnp.float32), axis_name, tiled=True)
     all_ids = lax.all_gather(ids, axis_name, tiled=True)
     logits = scale * products(audio_emb, all_text) + bias

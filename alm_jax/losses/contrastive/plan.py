@@ -37,16 +37,16 @@ Impl = Literal["auto", "reference", "onesided", "chunked", "ring", "grid", "kern
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A form with everything that the code of a loss needs to run it. Hashable: it is a static argument."""
+    """A form with all settings that the code of a loss needs to run it. Hashable: it is a static argument."""
 
     impl: Form
-    """The form."""
+    """Name of the form."""
     tile: int
-    """The most rows and columns of a tile, for the forms that have tiles."""
+    """Maximum rows and columns of a tile, for the forms that have tiles."""
     kernel: bool = False
     """Whether the tiles of InfoNCE are the platform's Pallas kernels. The sigmoid loss and groups have none."""
     axis_name: AxisName | None = None
-    """The mapped axes that the batch is spread over; None: the arrays are the global batch."""
+    """Mapped axes that the batch is spread over; None: the arrays are the global batch."""
 
     def sweep(
         self,
@@ -57,7 +57,7 @@ class Plan:
         empty: tuple[Empty, Empty],
         finish: tuple[Finish, Finish],
     ) -> tuple[PyTree, PyTree]:
-        """The finished sums of this device's rows and columns over all pairs; see ``visits``."""
+        """Returns the finished sums of this device's rows and columns over all pairs; see ``visits``."""
         num_devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
         if self.axis_name is None or num_devices == 1:
             num_rows = jax.tree.leaves(rows)[0].shape[0]
@@ -71,16 +71,16 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A line of ``AUTO``: the form where all its conditions hold."""
+    """A line of ``AUTO``: the form to use where all its conditions hold."""
 
     impl: Form
-    """The form."""
+    """Name of the form."""
     shards: tuple[int, int]
-    """Fewest and most devices that the batch is spread over."""
+    """Smallest and largest number of devices that the batch is spread over."""
     max_logits: float = float("inf")
-    """The most logits a device may hold or compute, B^2 / shards."""
+    """Maximum number of logits that a device may hold or compute, B^2 / shards."""
     max_gathered: float = float("inf")
-    """The most rows of a side a device may gather, B / sqrt(shards)."""
+    """Maximum number of rows of one side that a device may gather, B / sqrt(shards)."""
     why: str
     """The reason, for the log."""
 
@@ -98,7 +98,7 @@ AUTO: tuple[Rule, ...] = (
     ),
     Rule(impl="ring", shards=(2, ANY), why="memory of the own rows only"),
 )
-"""The first line whose conditions hold is picked by ``auto``. The reasons are measured in docs/losses.md."""
+"""Rules of ``auto``: the first line whose conditions hold decides. The reasons are measured in docs/losses.md."""
 
 TILES: dict[str, dict[str, int]] = {
     "cpu": {"default": 1024},
@@ -117,7 +117,7 @@ def pick_plan(
     tile: int | None = None,
     axis_name: AxisName | None = None,
 ) -> Plan:
-    """The form and the tile that a loss runs with.
+    """Chooses the form and the tile that a loss runs with.
 
     Args:
         impl: a form, or "auto".
@@ -143,7 +143,7 @@ def pick_plan(
 
 
 def pick_tile(impl: str, platform: str) -> int:
-    """Rows and columns of a tile, by the table."""
+    """Returns rows and columns of a tile, from the table."""
     tiles = TILES.get(platform, TILES["gpu"])
     return tiles.get(impl, tiles["default"])
 
@@ -160,7 +160,7 @@ def applies(rule: Rule, batch_size: int, num_shards: int, kernel: bool) -> bool:
 
 @functools.cache
 def announce(rule: Rule, impl: str, batch_size: int, num_shards: int, platform: str) -> None:
-    """Logs a pick, once a size."""
+    """Logs a choice, once a size."""
     logger.info(
         "contrastive loss: impl=%s picks %s for %d pairs over %d %s device(s): %s",
         impl,

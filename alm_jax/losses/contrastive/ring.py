@@ -24,7 +24,7 @@ from alm_jax.losses.contrastive.visits import Empty, Finish, Visit
 from alm_jax.types import PyTree
 
 MIN_PIECE = 512
-"""Columns below which a piece is not made for memory's sake: its tiles would be slow."""
+"""Number of columns below which no smaller piece is made to save memory: its tiles would be slow."""
 
 
 def sweep(
@@ -39,9 +39,10 @@ def sweep(
     axis_name: AxisName,
     tile: int,
 ) -> tuple[PyTree, PyTree]:
-    """The finished sums of this device's rows and columns over all pairs of all devices; see ``visits``.
+    """Returns the finished sums of this device's rows and columns over all pairs of all devices; see ``visits``.
 
-    ``tile`` is the most columns that travel at a time. Fewer do where that would be much beside the own rows.
+    ``tile`` is the maximum number of columns that travel at a time; fewer travel where that would be much compared to
+    the device's own rows.
     """
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     num_devices = lax.axis_size(axis_name)
@@ -87,7 +88,7 @@ def sweep(
 
 
 def join(a: PyTree, b: PyTree) -> PyTree:
-    """The accumulators of ``a`` followed by those of ``b``."""
+    """Returns the accumulators of ``a`` followed by those of ``b``."""
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)
 
 
@@ -96,7 +97,8 @@ PLANAR = ("TPU v2", "TPU v3", "TPU v5 lite", "TPU v6 lite")
 
 
 def neighbours(num_devices: int) -> list[int]:
-    """An order in which each device, and the last with the first, is beside the next where that is known."""
+    """Returns an order in which consecutive devices, and the last and first, are neighbours where the topology is
+    known."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None or device.device_kind not in PLANAR:
         return list(range(num_devices))

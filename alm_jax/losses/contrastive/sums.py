@@ -1,6 +1,6 @@
-"""What is added up over the pairs of a row or a column, and how the parts of several blocks come together.
+"""Accumulators over the pairs of a row or a column, and how those of several blocks are merged.
 
-A tree of accumulators has leaves of two kinds: a ``LogSumExp`` is merged as one, any other array is added.
+A tree of accumulators has two kinds of leaves: a ``LogSumExp`` is merged as one, any other array is added.
 """
 
 from typing import Any, NamedTuple
@@ -26,21 +26,21 @@ class LogSumExp(NamedTuple):
 
     @classmethod
     def empty(cls, size: int) -> "LogSumExp":
-        """Of ``size`` rows that have seen no logit."""
+        """Makes accumulators of ``size`` rows that have seen no logit."""
         return cls(jnp.full((size,), MASKED_LOGIT, jnp.float32), jnp.zeros((size,), jnp.float32))
 
     def value(self) -> Float[Array, " n"]:
-        """The log-sum-exps; where nothing was seen, lower than any logit."""
+        """Returns the log-sum-exps; a row that has seen nothing has one lower than any logit."""
         return self.peak + jnp.log(jnp.maximum(self.total, jnp.finfo(jnp.float32).tiny))
 
 
 def is_log_sum_exp(x: Any) -> bool:
-    """Whether ``x`` is a leaf that is merged by its exponentials."""
+    """Whether ``x`` is a leaf that is merged as a log-sum-exp."""
     return isinstance(x, LogSumExp)
 
 
 def merge(a: PyTree, b: PyTree) -> PyTree:
-    """The accumulators over what either has seen."""
+    """Merges two accumulators into those over everything that either has seen."""
 
     def merge_leaf(x: Any, y: Any) -> Any:
         if not is_log_sum_exp(x):
@@ -54,7 +54,7 @@ def merge(a: PyTree, b: PyTree) -> PyTree:
 def reduce_scatter(
     tree: PyTree, axis_name: AxisName, *, groups: list[list[int]] | None, position: Array
 ) -> PyTree:
-    """Accumulators [k b ...] merged over the k devices of a group, of which each keeps its own b.
+    """Merges accumulators [k b ...] over the k devices of a group; each keeps its own b.
 
     ``position`` is this device's place in its group; ``groups`` are as in ``lax.psum_scatter``.
     """
@@ -73,7 +73,7 @@ def reduce_scatter(
 
 
 def vary(tree: PyTree, like: PyTree) -> PyTree:
-    """``tree`` marked as varying over the mesh axes that ``like`` varies over, for ``shard_map``'s types.
+    """Marks ``tree`` as varying over the mesh axes that ``like`` varies over, for ``shard_map``'s types.
 
     The transpose of the mark adds up cotangents over these axes. Changes nothing outside ``shard_map``.
     """

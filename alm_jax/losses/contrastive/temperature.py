@@ -1,4 +1,4 @@
-"""The three published temperatures: each makes the multiplier of the cosine similarities of what is trained.
+"""The three published temperatures: each turns a trained parameter into the multiplier of the cosine similarities.
 
 =====================  ==========================  ===============  ==============================================
 form                   trained                     scale            published with
@@ -31,7 +31,7 @@ def logit_scale(log_logit_scale: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def clamp_log_scale(log_logit_scale: Float[Array, ""]) -> Float[Array, ""]:
-    """The parameter back in [0, ln 100]; to be applied after every optimiser step."""
+    """Clamps the parameter to [0, ln 100]; apply it after every optimiser step."""
     return jnp.clip(log_logit_scale, 0.0, LOG_SCALE_MAX)
 
 
@@ -44,7 +44,7 @@ def inverse_tau(tau: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def clamp_tau(tau: Float[Array, ""], lowest: float, highest: float) -> Float[Array, ""]:
-    """The parameter back in [lowest, highest]; to be applied after every optimiser step."""
+    """Clamps the parameter to [lowest, highest]; apply it after every optimiser step."""
     return jnp.clip(tau, lowest, highest)
 
 

@@ -16,22 +16,22 @@ LANES = 128
 """Width of a vector register: rows, columns and chunks are multiples of it."""
 SUBLANES = 8
 VMEM_SHARE = 0.85
-"""Of a generation's VMEM, what a kernel may take; the rest is the compiler's."""
+"""Fraction of a generation's VMEM that a kernel may use; the compiler needs the rest."""
 
 MOST_TALLER = 4
-"""Times that the tiles of a narrow block may be as high as the table says."""
+"""Factor by which the tiles of a narrow block may be higher than in the table."""
 
 Kernel = Literal["statistics", "gradients"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What the kernels have to know of a TPU."""
+    """Properties of a TPU that the kernels need."""
 
     name: str
-    """As in the table."""
+    """Generation, as in the table."""
     vmem_bytes: int
-    """Of one core."""
+    """VMEM of one core, bytes."""
     num_cores: int
     """Cores behind one JAX device; a kernel's rows are spread over them."""
 
@@ -43,7 +43,7 @@ GENERATIONS = {
     "TPU v6 lite": Generation(name="v6e", vmem_bytes=128 * MIB, num_cores=1),
     "TPU7x": Generation(name="tpu7x", vmem_bytes=64 * MIB, num_cores=1),
 }
-"""By ``device_kind``. Sizes: jax.experimental.pallas.tpu's own table of TPU generations."""
+"""Properties by ``device_kind``. Sizes: jax.experimental.pallas.tpu's own table of TPU generations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +96,12 @@ TABLE: dict[tuple[str, str, int], Entry] = {
     for dtype in ("bfloat16", "float32")
     for width in WIDTHS
 }
-"""By (generation, dtype of the embeddings, E)."""
+"""Tiles by (generation, dtype of the embeddings, E)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How a kernel runs over a block of r by c pairs, filled up to whole tiles."""
+    """How a kernel runs over a block of r by c pairs, padded to whole tiles."""
 
     rows: int
     """Rows of a tile."""
@@ -110,31 +110,31 @@ class Tiling:
     chunk: int
     """Columns of a product; divides ``cols``."""
     num_cores: int
-    """Cores; each has ``row_tiles`` of its own."""
+    """Number of cores; each has ``row_tiles`` of its own."""
     row_tiles: int
-    """Tiles down a core's rows."""
+    """Number of tiles down a core's rows."""
     col_tiles: int
-    """Tiles along a group of columns."""
+    """Number of tiles along a group of columns."""
     num_groups: int
-    """Groups of columns."""
+    """Number of groups of columns."""
     vmem_bytes: int
-    """What the kernel may take of a core's VMEM."""
+    """VMEM of a core that the kernel may use, bytes."""
 
     @property
     def num_rows(self) -> int:
-        """r, filled up."""
+        """r, padded."""
         return self.num_cores * self.row_tiles * self.rows
 
     @property
     def num_cols(self) -> int:
-        """c, filled up."""
+        """c, padded."""
         return self.num_groups * self.col_tiles * self.cols
 
 
 def find_tiling(
     kernel: Kernel, generation: Generation, dtype: str, width: int, num_rows: int, num_cols: int
 ) -> Tiling | None:
-    """The tiling of a block of ``num_rows`` by ``num_cols`` pairs of embeddings ``width`` wide.
+    """Chooses the tiling of a block of ``num_rows`` by ``num_cols`` pairs of embeddings ``width`` wide.
 
     None where the table has no entry, or where not even one tile of it fits the VMEM of the generation.
     """
@@ -153,7 +153,7 @@ def fit_tiling(
     num_rows: int,
     num_cols: int,
 ) -> Tiling | None:
-    """The most even tiling by tiles of about ``tile`` at most; None where one tile does not fit the VMEM."""
+    """Returns the most even tiling by tiles of at most about ``tile``; None where one tile does not fit the VMEM."""
     cores = generation.num_cores
     col_tiles = divide_up(num_cols, tile.cols)
     cols = round_up(divide_up(num_cols, col_tiles))
@@ -204,10 +204,10 @@ def vmem_bytes(kernel: Kernel, tiling: Tiling, dtype: str, width: int) -> int:
 
 
 def divide_up(a: int, b: int) -> int:
-    """The quotient, rounded up."""
+    """Returns the quotient, rounded up."""
     return -(-a // b)
 
 
 def round_up(n: int) -> int:
-    """``n`` filled up to whole registers."""
+    """Rounds ``n`` up to whole registers."""
     return divide_up(n, LANES) * LANES

@@ -1,4 +1,4 @@
-"""Language-modelling losses: the projection onto the vocabulary and its cross-entropy as one, logits never whole.
+"""Language-modelling losses: projection onto the vocabulary and cross-entropy in one, without all logits in memory.
 
 Both losses return (sum, weight), whose quotient is the mean over the tokens that count, and share these arguments:
 
@@ -6,10 +6,9 @@ Both losses return (sum, weight), whose quotient is the mean over the tokens tha
   softmax, log-sum-exp and loss are float32.
 - ``kernel``: [D V]; with ``tied``, an embedding table [V D]. Float32 or bfloat16, rounded to the dtype of ``hidden``
   for the products. ``bias``: [V], added to the logits.
-- ``mask``: True for the tokens that count. Others take no part, whatever their hidden states and labels hold, and
-  cost next to nothing in the forms ``chunked`` and ``one_pass``: no mask is a little faster than one of all True.
-- ``label_smoothing``, ``z_loss``: see ``terms``.
-- ``impl``, ``tile``: the form and its blocks; see ``plan``.
+- ``mask``: True for the tokens that count. Others are ignored, whatever their hidden states and labels hold, and cost
+almost nothing in the forms ``chunked`` and ``one_pass``: no mask is a little faster than one of all True. -
+``label_smoothing``, ``z_loss``: see ``terms``. - ``impl``, ``tile``: the form and its blocks; see ``plan``.
 - ``vocab_axis_name``: inside ``shard_map``, the mapped axes that the words are spread over, in the order of
   ``lax.axis_index``: ``kernel`` and ``bias`` are one device's words, ``labels`` number all words, and tokens, sum and
   weight are the same along these axes. Tokens may be spread over other axes: then sum and weight are those of one
@@ -20,8 +19,8 @@ Under ``jit`` in the scope of a mesh, tokens are spread over the mesh's batch ax
 too, where it does not divide the vocabulary), and the loss runs there under ``shard_map``.
 
 tokamax 0.0.12, which installs beside JAX 0.10, has a kernel of the same kind for TPUs from v5 on. It takes no mask,
-bias, label smoothing, z-loss or tied table, and no words spread over devices, so that it would serve few of the losses
-here, and is not used; as yet the two have not been compared.
+bias, label smoothing, z-loss or tied table, and no words spread over devices, so that it would serve few of the
+losses here, and is not used; as yet the two have not been compared.
 """
 
 import math
@@ -43,7 +42,7 @@ from alm_jax.losses.language_modeling.plan import Impl, Plan, pick_plan
 __all__ = ["Impl", "Plan", "next_token_loss", "pick_plan", "token_loss"]
 
 VOCAB_AXIS = "tensor"
-"""The axis of the device mesh over which the vocabulary is cut, where a mesh has it."""
+"""Axis of the device mesh over which the vocabulary is cut, where a mesh has it."""
 
 SumAndWeight = tuple[Float[Array, ""], Float[Array, ""]]
 
@@ -110,8 +109,8 @@ def next_token_loss(
     """Cross-entropy of each token given those before it, summed over those that count, and their number.
 
     ``hidden[..., t, :]`` predicts ``tokens[..., t + 1]``: the shift is made here. ``mask`` is True where a *token* is
-    one to be predicted: real, and part of the response where prompts do not train. The first token of a row is
-    predicted by nothing and never counts.
+    one to be predicted: real, and part of the response where prompts do not train. The first token of a row is never
+    predicted and never counts.
 
     Raises UserError as ``token_loss``.
     """
@@ -144,7 +143,7 @@ def _spread(
     labels: Array,
     mask: Array | None,
 ) -> Array:
-    """The sum of the losses, wherever the caller stands: one device, a mapped axis, or a mesh in scope."""
+    """Computes the sum of the losses on one device, on a mapped axis, or on a mesh in scope."""
     axis = 0 if settings["tied"] else 1
     mesh = jax.sharding.get_abstract_mesh()
     free = {
@@ -182,7 +181,7 @@ def _spread(
 def _sum(
     plan: Plan, hidden: Array, kernel: Array, bias: Array | None, labels: Array, mask: Array | None
 ) -> Array:
-    """The sum of this device's tokens in the form that ``plan`` names."""
+    """Computes the sum of this device's tokens in the form that ``plan`` names."""
     # Marks the parameters as different on each device that has tokens of its own: the transpose adds up gradients.
     kernel, bias = vary((kernel, bias), (hidden, labels, mask))
     hidden, labels, mask = vary((hidden, labels, mask), (hidden, labels, mask))
@@ -202,6 +201,6 @@ def _plan(settings: dict[str, Any], hidden: Array, kernel: Array) -> Plan:
 
 
 def _platform() -> str:
-    """The platform that is compiled for: that of the mesh in scope, else the default."""
+    """Returns the platform to compile for: that of the mesh in scope, else the default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform

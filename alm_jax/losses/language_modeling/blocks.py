@@ -15,24 +15,24 @@ from alm_jax.losses.contrastive.tiles import LANES
 
 
 class Rows(NamedTuple):
-    """The tokens that count, of n, in ``capacity`` blocks of ``size`` of which the first ``num_blocks`` are in use."""
+    """The counted tokens, of n, in ``capacity`` blocks of ``size`` of which the first ``num_blocks`` are in use."""
 
     num_rows: int
-    """n."""
+    """n, the number of tokens."""
     size: int
     """Tokens of a block."""
     capacity: int
-    """The most blocks."""
+    """Maximum number of blocks."""
     num_blocks: int | Array
-    """Blocks to visit; a Python integer where no mask was given."""
+    """Number of blocks in use; a Python integer where no mask was given."""
     order: Int[Array, " slots"] | None
-    """The tokens that count, in ascending order, then numbers from n on; None: all count."""
+    """Indices of the counted tokens, ascending, then numbers from n on; None: all count."""
     platform: str
-    """What is compiled for."""
+    """Platform to compile for."""
 
     @classmethod
     def of(cls, num_rows: int, mask: Bool[Array, " n"] | None, most: int, platform: str) -> "Rows":
-        """Blocks of at most ``most`` tokens."""
+        """Makes blocks of at most ``most`` tokens."""
         capacity = -(-num_rows // most)
         size = even_size(num_rows, most)
         if mask is None:
@@ -45,7 +45,7 @@ class Rows(NamedTuple):
         return cls(num_rows, size, capacity, count, order, platform)
 
     def take(self, x: Array, index: Array) -> Array:
-        """Block ``index`` of x [n ...]; zeros in slots that are not in use."""
+        """Returns block ``index`` of x [n ...]; zeros in slots that are not in use."""
         if self.order is None:
             bits, start = movable(x, self._start(index), self.platform)
             return numbers(lax.dynamic_slice_in_dim(bits, start, self.size), x)
@@ -54,7 +54,7 @@ class Rows(NamedTuple):
         return numbers(block, x)
 
     def put(self, x: Array, index: Array, block: Array) -> Array:
-        """x [n ...] with block ``index`` in place."""
+        """Returns x [n ...] with block ``index`` replaced."""
         block = block.astype(x.dtype)
         if self.order is not None:
             return x.at[self._slots(index)].set(
@@ -66,7 +66,7 @@ class Rows(NamedTuple):
         return lax.dynamic_update_slice_in_dim(x, block, self._start(index), axis=0)
 
     def in_use(self, index: Array) -> Bool[Array, " size"]:
-        """Which slots of a block hold a token that counts and was in no block before."""
+        """Mask of the slots of a block whose token counts and was in no earlier block."""
         if self.order is not None:
             return self._slots(index) < self.num_rows
         return self._start(index) + jnp.arange(self.size) >= index * self.size
@@ -84,19 +84,19 @@ class Words(NamedTuple):
     """All words of a device, in ``num_blocks`` blocks of ``size``, along dimension ``axis`` of the kernel."""
 
     num_words: int
-    """V."""
+    """V, the number of words."""
     size: int
     """Words of a block."""
     num_blocks: int
-    """Blocks."""
+    """Number of blocks."""
     axis: int
-    """0 of a kernel [V D], 1 of a kernel [D V]."""
+    """Axis of the words: 0 of a kernel [V D], 1 of a kernel [D V]."""
     platform: str
-    """What is compiled for."""
+    """Platform to compile for."""
 
     @classmethod
     def of(cls, num_words: int, most: int, axis: int, platform: str) -> "Words":
-        """Blocks of at most ``most`` words."""
+        """Makes blocks of at most ``most`` words."""
         count = -(-num_words // most)
         return cls(num_words, even_size(num_words, most), count, axis, platform)
 
@@ -105,13 +105,13 @@ class Words(NamedTuple):
         return jnp.minimum(index * self.size, self.num_words - self.size)
 
     def is_new(self, index: Array) -> Bool[Array, "1 size"] | None:
-        """Which words of a block were in no block before; None where blocks never overlap."""
+        """Mask of the words of a block that were in no earlier block; None where blocks never overlap."""
         if self.num_words % self.size == 0:
             return None
         return (self.start(index) + jnp.arange(self.size) >= index * self.size)[None, :]
 
     def take(self, kernel: Array, index: Array) -> Array:
-        """A block of a kernel, or of a bias [V]."""
+        """Returns a block of a kernel, or of a bias [V]."""
         bits, start = movable(kernel, self.start(index), self.platform)
         axis = min(self.axis, kernel.ndim - 1)
         return numbers(lax.dynamic_slice_in_dim(bits, start, self.size, axis=axis), kernel)

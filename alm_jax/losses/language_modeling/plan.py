@@ -28,36 +28,36 @@ Impl = Literal["auto", "reference", "one_pass", "chunked"]
 FORMS = ("reference", "one_pass", "chunked")
 
 FEW_LOGITS = 4_000_000
-"""As many are computed whole: 16 MB of float32."""
+"""Maximum number of logits that are computed whole: 16 MB of float32."""
 BUDGET_BYTES = 256 * 2**20
-"""Memory that a form picked by ``auto`` may take beside its inputs and their gradients."""
+"""Memory, bytes, that a form chosen by ``auto`` may use in addition to its inputs and their gradients."""
 MIN_ROWS, MAX_ROWS = 128, 512
-"""Tokens of a block of ``one_pass``: fewer, and it waits for the kernel and its gradient to travel from memory and
-back; more are no faster. By XLA:TPU's estimate ``chunked`` is no slower on a TPU all the same
+"""Tokens of a block of ``one_pass``. With fewer tokens the form waits for memory traffic of the kernel and its
+gradient; more are no faster. By XLA:TPU's estimate ``chunked`` is nevertheless no slower on a TPU
 (docs/performance/language_modeling.md).
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A form with everything that its code needs to run. Hashable: it is a static argument."""
+    """A form with all settings that its code needs to run. Hashable: it is a static argument."""
 
     impl: Literal["reference", "one_pass", "chunked"]
-    """The form."""
+    """Name of the form."""
     rows: int
-    """The most tokens of a block."""
+    """Maximum tokens of a block."""
     cols: int
-    """The most words of a tile; ``chunked`` only."""
+    """Maximum words of a tile; ``chunked`` only."""
     platform: str
-    """``cpu``, ``tpu`` or ``gpu``."""
+    """Platform: ``cpu``, ``tpu`` or ``gpu``."""
     tied: bool = False
-    """Whether the kernel is an embedding table [V D] and not [D V]."""
+    """Whether the kernel is an embedding table [V D] instead of [D V]."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread evenly over all words."""
+    """Fraction of the target that is spread evenly over all words."""
     z_loss: float = 0.0
     """Weight of the squared log-sum-exp."""
     vocab_axis_name: AxisName | None = None
-    """The mapped axes that the words are spread over."""
+    """Mapped axes that the words are spread over."""
 
 
 def pick_plan(
@@ -136,7 +136,7 @@ def pick_plan(
 
 
 def tile_sizes(width: int, platform: str) -> tuple[int, int]:
-    """Tokens and words of a tile of ``chunked``."""
+    """Chooses tokens and words of a tile of ``chunked``."""
     if platform == "cpu":
         return 1024, 4096
     return max(min(8192, 3 * 2**23 // width), 1), 2048
@@ -144,7 +144,7 @@ def tile_sizes(width: int, platform: str) -> tuple[int, int]:
 
 @functools.cache
 def announce(impl: str, num_tokens: int, width: int, vocab_size: int, platform: str) -> None:
-    """Logs a pick of ``auto``, once a size."""
+    """Logs a choice of ``auto``, once a size."""
     logger.info(
         "language-modelling loss: impl=auto picks %s for %d tokens of width %d by %d words on a %s device",
         impl,

@@ -22,25 +22,25 @@ from alm_jax.losses.language_modeling.plan import Plan
 
 
 class Statistics(NamedTuple):
-    """What the loss needs of the logits that each of a number of tokens has met so far, float32."""
+    """What the loss needs of the logits seen so far, for a number of tokens; float32."""
 
     peak: Float[Array, "*n"]
     """The largest logit."""
     total: Float[Array, "*n"]
     """Sum of exp(logit - peak)."""
     label: Float[Array, "*n"]
-    """The logit of the label; 0 before it is met."""
+    """The logit of the label; 0 before it is seen."""
     plain: Float[Array, "*n"]
     """Sum of the logits; stays 0 without label smoothing."""
 
     @classmethod
     def empty(cls, *shape: int) -> "Statistics":
-        """Of tokens that have met no logit."""
+        """Makes statistics of tokens that have seen no logit."""
         zeros = jnp.zeros(shape, jnp.float32)
         return cls(jnp.full(shape, MASKED_LOGIT, jnp.float32), zeros, zeros, zeros)
 
     def lse(self) -> Float[Array, "*n"]:
-        """The log-sum-exps."""
+        """Returns the log-sum-exps."""
         return self.peak + jnp.log(jnp.maximum(self.total, jnp.finfo(jnp.float32).tiny))
 
 
@@ -59,7 +59,7 @@ def take_in(
     is_label: Bool[Array, "r c"],
     is_new: Bool[Array, "1 c"] | None,
 ) -> Statistics:
-    """``statistics`` of r tokens with their logits for c more words; words that are not new count for nothing."""
+    """Updates ``statistics`` of r tokens with their logits for c more words; words that are not new are ignored."""
     seen = logits if is_new is None else jnp.where(is_new, logits, MASKED_LOGIT)
     # The log-sum-exp does not depend on the peak, and so has no gradient through it.
     peak = jnp.maximum(statistics.peak, jnp.max(lax.stop_gradient(seen), axis=1))
@@ -74,7 +74,7 @@ def take_in(
 
 
 def over_vocabulary(statistics: Statistics, axis_name: AxisName | None) -> Statistics:
-    """Over the words of all devices of ``axis_name``, from what each knows of its own words."""
+    """Merges statistics over the words of all devices of ``axis_name``."""
     if axis_name is None:
         return statistics
     peak = lax.pmax(lax.stop_gradient(statistics.peak), axis_name)
@@ -85,7 +85,7 @@ def over_vocabulary(statistics: Statistics, axis_name: AxisName | None) -> Stati
 
 
 def token_losses(plan: Plan, statistics: Statistics, vocab_size: int) -> Float[Array, "*n"]:
-    """The loss of each token, from the statistics of all its ``vocab_size`` logits."""
+    """Computes the loss of each token from the statistics of all its ``vocab_size`` logits."""
     lse, smoothing = statistics.lse(), plan.label_smoothing
     losses = lse - (1 - smoothing) * statistics.label
     if smoothing:
@@ -102,7 +102,7 @@ def logit_gradients(
     weight: Float[Array, " r"],
     vocab_size: int,
 ) -> Float[Array, "r c"]:
-    """``weight`` times the gradient of each token's loss with respect to its logits, float32."""
+    """Computes ``weight`` times the gradient of each token's loss with respect to its logits, float32."""
     probability = jnp.exp(logits - lse[:, None])
     slope = weight * (1 + 2 * plan.z_loss * lse) if plan.z_loss else weight
     target = jnp.where(is_label, 1 - plan.label_smoothing, 0.0)
@@ -115,14 +115,14 @@ def logit_gradients(
 
 
 def own_labels(plan: Plan, labels: Int[Array, "*n"], num_words: int) -> Int[Array, "*n"]:
-    """Labels counted from this device's first word; those of other devices lie outside [0, num_words)."""
+    """Returns labels relative to this device's first word; those of other devices are outside [0, num_words)."""
     if plan.vocab_axis_name is None:
         return labels
     return labels - lax.axis_index(plan.vocab_axis_name) * num_words
 
 
 def full_vocab_size(plan: Plan, num_words: int) -> int:
-    """Words on all devices, of which this one has ``num_words``."""
+    """Returns the number of words on all devices, of which this one has ``num_words``."""
     return num_words * (1 if plan.vocab_axis_name is None else lax.axis_size(plan.vocab_axis_name))
 
 

@@ -1,8 +1,8 @@
-"""Front-ends, waveform in and features out on the device: one file a family, chosen by its spec's type.
+"""Front-ends: waveform in, features out, computed on the device; one file a family, chosen by its spec's type.
 
-`log_mel` says what every spec answers. Three make something else than one [T F] map of a clip, and have
-functions of their own: `compute_fusion` four maps of a whole recording, `compute_stft` magnitude and phase,
-`compute_waveform` the waveform.
+`log_mel` defines what every spec provides. Three front-ends do not make one [T F] map of a clip and have their own
+functions: `compute_fusion` makes four maps of a whole recording, `compute_stft` magnitude and phase,
+`compute_waveform` returns the waveform.
 """
 
 from typing import TypeAlias
@@ -53,13 +53,13 @@ __all__ = [
 FrontendSpec: TypeAlias = (
     TorchlibrosaSpec | ClapSpec | AstSpec | BeatsSpec | CedSpec | WhisperSpec | AudioLdmSpec | CtalSpec
 )
-"""What makes one [T F] map of a clip."""
+"""Spec of a front-end that makes one [T F] map of a clip."""
 TowerSpec: TypeAlias = FrontendSpec | FusionSpec | WaveformSpec
-"""Whatever an audio tower may be fed by."""
+"""Spec of any front-end that an audio tower accepts."""
 
 
 def feature_shape(spec: TowerSpec) -> tuple[int, ...]:
-    """Shape of one clip's features: [T F]; [W] of a waveform, [4 T F] of feature fusion."""
+    """Shape of one clip's features: [T F]; [W] for a waveform, [4 T F] for feature fusion."""
     if isinstance(spec, WaveformSpec):
         return (spec.num_frames,)
     maps = (NUM_MAPS,) if isinstance(spec, FusionSpec) else ()
@@ -69,10 +69,10 @@ def feature_shape(spec: TowerSpec) -> tuple[int, ...]:
 def compute_features(
     waveform: Float[Array, "*B W"], spec: TowerSpec, num_samples: Int[Array, "*B"] | None = None
 ) -> Float[Array, "*B T F"]:
-    """float32 features of waveforms at ``spec.sample_rate_hz``; clips of the spec's length give its T.
+    """Computes float32 features of waveforms at ``spec.sample_rate_hz``; clips of the spec's length give its T.
 
-    ``num_samples`` of each waveform are real, all of them without it. Only AST's front-end treats the others in another
-    way than silence.
+    ``num_samples`` of each waveform are real; without it all are. Only AST's front-end treats the padding differently
+    from silence.
 
     Raises UserError for a spec that makes no [T F] map.
     """

@@ -20,24 +20,24 @@ class AudioLdmSpec(LogMelSpec):
     """
 
     sample_rate_hz: int = 16000
-    """Sample rate of the waveform."""
+    """Sample rate of the waveform, Hz."""
     hop_samples: int = 160
-    """Samples from one frame to the next."""
+    """Hop: samples from one frame to the next."""
     fmin_hz: float = 0.0
-    """Lower edge of the first band."""
+    """Lower edge of the first mel band, Hz."""
     fmax_hz: float = 8000.0
-    """Upper edge of the last band."""
+    """Upper edge of the last mel band, Hz."""
     peak: float | None = 0.5
-    """Clips are freed of their mean and scaled to this largest absolute value; None leaves the level."""
+    """Peak to which clips are scaled after their mean is removed; None: the level is not changed."""
 
     @property
     def edge_samples(self) -> int:
-        """Samples by which the waveform is continued at each end."""
+        """Number of samples by which the waveform is extended at each end."""
         return (self.n_fft - self.hop_samples) // 2
 
     @property
     def num_frames(self) -> int:
-        """T of a clip."""
+        """Number of frames of a clip, T."""
         return 1 + (self.clip_samples + 2 * self.edge_samples - self.n_fft) // self.hop_samples
 
 

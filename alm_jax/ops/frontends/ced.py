@@ -19,17 +19,17 @@ class CedSpec(LogMelSpec):
     """Waveform to log-mel as CED does it (``MelSpectrogram``, then ``AmplitudeToDB(top_db=120)``)."""
 
     sample_rate_hz: int = 16000
-    """Sample rate of the waveform."""
+    """Sample rate of the waveform, Hz."""
     n_fft: int = 512
-    """Samples of a frame and of its window."""
+    """Length of a frame and of its window, samples."""
     hop_samples: int = 160
-    """Samples from one frame to the next."""
+    """Hop: samples from one frame to the next."""
     fmin_hz: float = 0.0
-    """Lower edge of the first band."""
+    """Lower edge of the first mel band, Hz."""
     fmax_hz: float = 8000.0
-    """Upper edge of the last band."""
+    """Upper edge of the last mel band, Hz."""
     top_db: float = 120.0
-    """Levels further below the loudest of the clip are raised to this distance from it."""
+    """Dynamic range, dB: lower levels are raised to this distance below the clip's loudest."""
 
     @property
     def filter_bank(self) -> Float[np.ndarray, "F bins"]:

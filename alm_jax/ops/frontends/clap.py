@@ -24,7 +24,7 @@ class ClapSpec(LogMelSpec):
     """
 
     mel_scale: Literal["slaney", "htk"] = "slaney"
-    """Bank: "slaney" (with its norm) for ``truncation="rand_trunc"``, "htk" (with none) for "fusion"."""
+    """Mel bank: "slaney" (with its norm) for ``truncation="rand_trunc"``, "htk" (without a norm) for "fusion"."""
 
     @property
     def filter_bank(self) -> Float[np.ndarray, "F bins"]:

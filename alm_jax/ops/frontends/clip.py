@@ -1,4 +1,4 @@
-"""Recordings of any length to clips of one length: where long ones are cut, how short ones are filled."""
+"""From recordings of any length to clips of one length: where long ones are cut, how short ones are filled."""
 
 import dataclasses
 from typing import Literal, TypeAlias, get_args
@@ -19,21 +19,20 @@ _PADS = set(get_args(Pad))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-    """Length of a clip and the policy that makes recordings fit it."""
+    """Clip length, and how recordings are cut or filled to it."""
 
     clip_sec: float
-    """Seconds of audio the model sees at once."""
+    """Length of a clip, seconds."""
     train_crop: TrainCrop = "random"
-    """Part of a longer recording used in training: a random one (drawn anew each time), the centre, the
-    start."""
+    """Part of a longer recording used in training: a random one (new each time), the centre, or the start."""
     eval_crop: EvalCrop = "centre"
-    """Part used in evaluation, always the same: the centre, the start, or all of it, in chunks whose
-    embeddings are averaged."""
+    """Part of a longer recording used in evaluation: the centre, the start, or all of it in chunks whose embeddings
+    are averaged."""
     pad: Pad = "repeat_pad"
-    """Filling of a shorter recording: whole repetitions and then zeros, repetitions up to the end, or
-    zeros."""
+    """Filling of a shorter recording: whole repetitions and then zeros (repeat_pad), repetitions up to the end
+    (repeat), or zeros (zero)."""
     trim_zeros: bool = False
-    """Count samples of exactly zero at the end of a recording as padding, not as sound: many data sets fill their
+    """Whether exact zeros at the end of a recording count as padding instead of audio: many data sets fill their
     recordings up to one length."""
 
     def __post_init__(self) -> None:
@@ -41,10 +40,9 @@ class ClipSpec:
             raise UserError(f"clip_sec is {self.clip_sec}; expected a positive number of seconds")
 
     def num_samples(self, sample_rate_hz: int, *, n_fft: int) -> int:
-        """Samples of a clip.
+        """Number of samples of a clip.
 
-        Raises:
-          UserError: if a clip is too short for even one frame of ``n_fft`` samples about its middle.
+        Raises UserError where a clip is too short for one frame of ``n_fft`` samples.
         """
         num_samples = round(self.clip_sec * sample_rate_hz)
         if num_samples <= n_fft // 2:
@@ -61,7 +59,8 @@ def count_along(like: Int[Array, "*B"], length: int) -> Int[Array, "*ones n"]:
 
 
 def filled_length(length: Int[Array, " B"], clip_samples: int, pad: str) -> Int[Array, " B"]:
-    """Samples of a clip that hold a recording of ``length`` samples, repeated as `fit_clips` says of ``pad``."""
+    """Number of samples of a clip that hold a recording of ``length`` samples, repeated as `fit_clips` does for
+    ``pad``."""
     return {
         "repeat_pad": jnp.maximum(clip_samples // jnp.maximum(length, 1), 1) * length,
         "repeat": jnp.full_like(length, clip_samples),
@@ -70,7 +69,7 @@ def filled_length(length: Int[Array, " B"], clip_samples: int, pad: str) -> Int[
 
 
 def trim_zeros(waveform: Float[Array, "B S"], num_samples: Int[Array, " B"]) -> Int[Array, " B"]:
-    """Samples of each recording up to its last that is not zero; at least one of a recording that has any."""
+    """Number of samples of each recording up to its last non-zero one; at least one for a recording with samples."""
     index = jnp.arange(waveform.shape[1])[None, :]
     sounds = (waveform != 0) & (index < num_samples[:, None])
     last = jnp.max(jnp.where(sounds, index + 1, 0), axis=1).astype(num_samples.dtype)

@@ -23,27 +23,27 @@ class CtalSpec(LogMelSpec):
     """Waveform to log-mel and deltas as CTAL does it, after Mockingjay."""
 
     sample_rate_hz: int = 16000
-    """Sample rate of the waveform."""
+    """Sample rate of the waveform, Hz."""
     n_fft: int = 2048
     """Length of the Fourier transform, samples."""
     window_samples: int = 800
-    """Samples of a frame and of its window."""
+    """Length of a frame and of its window, samples."""
     hop_samples: int = 200
-    """Samples from one frame to the next."""
+    """Hop: samples from one frame to the next."""
     num_mels: int = 80
     """Mel bands; there are twice as many features."""
     fmin_hz: float = 0.0
-    """Lower edge of the first band."""
+    """Lower edge of the first mel band, Hz."""
     fmax_hz: float = 8000.0
-    """Upper edge of the last band."""
+    """Upper edge of the last mel band, Hz."""
     scaling: Literal["unit", "standard"] = "unit"
-    """unit: magnitudes of the pre-emphasised waveform in dB, [-100, 0] to [0, 1]. standard: ln(power + 1e-6),
-    and every feature freed of its mean in the clip and divided by its deviation, as the preprocessing in
-    CTAL's repository now does for "mel". Which of the two its checkpoints saw is nowhere said."""
+    """Normalisation. "unit": magnitudes of the pre-emphasised waveform in dB, [-100, 0] mapped to [0, 1]. "standard":
+    ln(power + 1e-6), each feature with the clip's mean removed and divided by its deviation, as the preprocessing in
+    CTAL's repository now does for "mel". It is not published which of the two the checkpoints were trained with."""
 
     @property
     def num_features(self) -> int:
-        """F of the features: levels, then deltas."""
+        """Number of features, F: levels, then deltas."""
         return 2 * self.num_mels
 
 

@@ -1,4 +1,4 @@
-"""Power to decibels, over an absolute floor and, where a family says so, a floor below each clip's loudest bin."""
+"""Power to decibels, with an absolute floor and, for some families, a floor below each clip's loudest bin."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

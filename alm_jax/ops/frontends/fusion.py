@@ -25,11 +25,11 @@ NUM_MAPS = 4
 class FusionSpec(LogMelSpec):
     """Recordings of any length to four log-mel maps of a clip's size.
 
-    Of ``clip``, the length and ``pad`` count; recordings are not cropped.
+    Only the length and ``pad`` of ``clip`` are used; recordings are not cropped.
     """
 
     int16_quantize: bool = False
-    """Round the waveform to 16 bits first, as LAION-CLAP does and Hugging Face's extractor does not."""
+    """Whether to round the waveform to 16 bits first, as LAION-CLAP does and Hugging Face's extractor does not."""
 
     @property
     def filter_bank(self) -> Float[np.ndarray, "F bins"]:

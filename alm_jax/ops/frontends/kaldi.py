@@ -26,25 +26,25 @@ INT16_SCALE = 32768.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KaldiSpec(LogMelSpec):
-    """What the Kaldi front-ends share."""
+    """Fields that the Kaldi front-ends share."""
 
     sample_rate_hz: int = 16000
-    """Sample rate of the waveform."""
+    """Sample rate of the waveform, Hz."""
     n_fft: int = 512
     """Length of the Fourier transform, samples."""
     window_samples: int = 400
-    """Samples of a frame and of its window."""
+    """Length of a frame and of its window, samples."""
     hop_samples: int = 160
-    """Samples from one frame to the next."""
+    """Hop: samples from one frame to the next."""
     num_mels: int = 128
     """Mel bands."""
     fmin_hz: float = 20.0
-    """Lower edge of the first band."""
+    """Lower edge of the first mel band, Hz."""
     fmax_hz: float = 8000.0
-    """Upper edge of the last band."""
+    """Upper edge of the last mel band, Hz."""
 
     def __post_init__(self) -> None:
-        """As of every log-mel spec; raises UserError for a clip without a whole frame."""
+        """Checks the fields like every log-mel spec; raises UserError for a clip without a whole frame."""
         super().__post_init__()
         if self.clip_samples < self.window_samples:
             raise UserError(
@@ -54,12 +54,12 @@ class KaldiSpec(LogMelSpec):
 
     @property
     def num_frames(self) -> int:
-        """T of a clip: the whole frames that it holds."""
+        """Number of whole frames that a clip holds, T."""
         return 1 + (self.clip_samples - self.window_samples) // self.hop_samples
 
     @property
     def filter_bank(self) -> Float[np.ndarray, "F bins"]:
-        """The mel bank. With the published values one of its bands falls between two bins and is silent."""
+        """The mel bank. With the published values one of its bands lies between two bins and is silent."""
         return self._build_bank("kaldi", None, num_silent=1)
 
 
@@ -78,20 +78,20 @@ class AstSpec(KaldiSpec):
     """
 
     remove_mean: bool = True
-    """Free each clip of its mean before the frames are cut (Hugging Face's extractor does not)."""
+    """Whether to remove each clip's mean before it is cut into frames (Hugging Face's extractor does not)."""
     mean: Annotated[float, Range()] = -4.2677393
     """Mean of the training data's features, subtracted."""
     std: float = 4.5689974
-    """Their standard deviation."""
+    """Standard deviation of the training data's features."""
     num_std: float = 2.0
-    """Features are divided by this many standard deviations: 2, and 1 in LTU."""
+    """Number of standard deviations by which features are divided: 2; 1 in LTU."""
     padded_frames: int | None = 1024
-    """T: features are cut to it, or followed by zeros before they are normalised, so that padding has the
-    value -mean / (num_std std); None for as many frames as the clip has."""
+    """Number of frames T: features are cut to it, or zero-padded before they are normalised, so that padding has the
+    value -mean / (num_std std). None: as many frames as the clip has."""
 
     @property
     def num_frames(self) -> int:
-        """T of a clip."""
+        """Number of frames of a clip, T."""
         return super().num_frames if self.padded_frames is None else self.padded_frames
 
 
@@ -102,7 +102,7 @@ class BeatsSpec(KaldiSpec):
     mean: Annotated[float, Range()] = 15.41663
     """Mean of the training data's features, subtracted."""
     std: float = 6.55582
-    """Their standard deviation; features are divided by twice it."""
+    """Standard deviation of the training data's features; they are divided by twice this value."""
 
 
 def hanning_window(num_samples: int) -> Float[np.ndarray, " n"]:
@@ -126,8 +126,8 @@ def _filter_banks(
 
 
 def published_clip(num_frames: int) -> ClipSpec:
-    """The clip from which AST's, AudioMAE's and LTU's own loaders make ``num_frames`` frames: the first ones of a
-    recording, and nothing in place of those that a shorter one lacks."""
+    """Clip policy of AST's, AudioMAE's and LTU's own loaders, which make ``num_frames`` frames: the first frames of a
+    recording, and zeros where it is shorter."""
     clip_sec = (num_frames - 1) * 0.01 + 0.025
     return ClipSpec(clip_sec=clip_sec, train_crop="first", eval_crop="first", pad="zero")
 

@@ -1,6 +1,6 @@
-"""What every log-mel front-end has in common: its sizes, its mel bank, and the protocol that models rely on.
+"""Sizes and mel bank of every log-mel front-end, and the protocol that models rely on.
 
-A front-end is part of a model, so its spec travels with the weights. Whoever feeds a model from one reads:
+A front-end is part of a model, so its spec is stored with the weights. Code that feeds a model reads from it:
 
 - ``sample_rate_hz``: what the waveform must be resampled to;
 - ``clip`` and ``clip_samples``: the policy that makes a recording a clip, and W of a clip;
@@ -25,20 +25,20 @@ class LogMelSpec:
     """Fields and sizes of a log-mel front-end; the values are LAION-CLAP's, each family sets its own."""
 
     sample_rate_hz: int = 48000
-    """Sample rate of the waveform."""
+    """Sample rate of the waveform, Hz."""
     n_fft: int = 1024
-    """Length of the Fourier transform, samples; also of a frame and its window, where the family says no
-    other."""
+    """Length of the Fourier transform, samples; also of a frame and its window, unless the family has its own field
+    for them."""
     hop_samples: int = 480
-    """Samples from one frame to the next."""
+    """Hop: samples from one frame to the next."""
     num_mels: int = 64
     """Mel bands."""
     fmin_hz: float = 50.0
-    """Lower edge of the first band."""
+    """Lower edge of the first mel band, Hz."""
     fmax_hz: float = 14000.0
-    """Upper edge of the last band."""
+    """Upper edge of the last mel band, Hz."""
     clip: ClipSpec
-    """Length of a clip, crop and padding."""
+    """Clip length, crop and padding."""
 
     def __post_init__(self) -> None:
         """Raises UserError for impossible mel bands or too short a clip; warns of empty bands."""
@@ -46,7 +46,7 @@ class LogMelSpec:
 
     @property
     def clip_samples(self) -> int:
-        """W of a clip."""
+        """Number of samples of a clip, W."""
         return self.clip.num_samples(self.sample_rate_hz, n_fft=self.n_fft)
 
     @property
@@ -56,7 +56,7 @@ class LogMelSpec:
 
     @property
     def num_features(self) -> int:
-        """F of the features."""
+        """Number of features, F."""
         return self.num_mels
 
     @property

@@ -18,13 +18,13 @@ class StftSpec:
     """Waveform to a complex spectrogram as AudioSep does it; LASS-Net has n_fft 1024 and a hop of 512."""
 
     sample_rate_hz: int = 32000
-    """Sample rate of the waveform."""
+    """Sample rate of the waveform, Hz."""
     n_fft: int = 2048
-    """Samples of a frame and of its window."""
+    """Length of a frame and of its window, samples."""
     hop_samples: int = 320
-    """Samples from one frame to the next."""
+    """Hop: samples from one frame to the next."""
     clip: ClipSpec
-    """Length of a clip, crop and padding."""
+    """Clip length, crop and padding."""
 
     def __post_init__(self) -> None:
         """Raises UserError for an odd n_fft or too short a clip."""
@@ -34,12 +34,12 @@ class StftSpec:
 
     @property
     def clip_samples(self) -> int:
-        """W of a clip."""
+        """Number of samples of a clip, W."""
         return self.clip.num_samples(self.sample_rate_hz, n_fft=self.n_fft)
 
     @property
     def num_frames(self) -> int:
-        """T of a clip."""
+        """Number of frames of a clip, T."""
         return 1 + self.clip_samples // self.hop_samples
 
     @property

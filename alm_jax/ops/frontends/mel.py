@@ -62,12 +62,13 @@ def mel_filter_bank(
     each triangle unit area in Hz, None unit height before sampling. Equal to ``librosa.filters.mel`` and
     ``transformers.audio_utils.mel_filter_bank``.
 
-    A bank is built once and shared, so the array is read-only. Bands too narrow to hold an FFT bin are
-    warned of at that time: they would be at the floor of the logarithm on every input. ``num_silent`` of
-    them are known and pass in silence (one of the 128 that every published Kaldi front-end has).
+    A bank is built once and shared, so the array is read-only. Building a bank warns of bands too narrow to hold an
+    FFT bin, which would be at the floor of the logarithm for every input. No warning is given for ``num_silent`` such
+    bands, which are known (published Kaldi front-ends have one among 128).
 
     Raises:
-      UserError: unless 0 <= fmin_hz < fmax_hz <= sample_rate_hz / 2, or where the bank would be larger than any in use.
+      UserError: unless 0 <= fmin_hz < fmax_hz <= sample_rate_hz / 2, or where the bank would be larger than any in
+      use.
     """
     if not (n_fft >= 2 and num_mels >= 1 and n_fft * num_mels <= _LARGEST_BANK):
         raise UserError(

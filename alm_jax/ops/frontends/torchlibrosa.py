@@ -22,10 +22,10 @@ class TorchlibrosaSpec(LogMelSpec):
     """Waveform to log-mel as torchlibrosa's ``LogmelFilterBank`` does it, with LAION-CLAP's values."""
 
     mel_sample_rate_hz: int | None = None
-    """Sample rate that the mel bank is built for, where a release built it for another one than its audio's
-    (MS-CLAP 2023 and Pengi: 32000 on 44100 Hz audio); None for the waveform's own."""
+    """Sample rate that the mel bank is built for, Hz, where a release used another one than its audio's (MS-CLAP 2023
+    and Pengi: 32000 with audio of 44100 Hz); None: the waveform's rate."""
     int16_quantize: bool = False
-    """Round the waveform to 16 bits first, as LAION-CLAP does: clip to [-1, 1], times 32767, truncate."""
+    """Whether to round the waveform to 16 bits first, as LAION-CLAP does: clip to [-1, 1], times 32767, truncate."""
 
     @property
     def filter_bank(self) -> Float[np.ndarray, "F bins"]:

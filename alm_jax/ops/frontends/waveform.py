@@ -1,4 +1,4 @@
-"""No front-end at all: the waveform itself, for wav2vec 2.0, HuBERT and others that begin with convolutions."""
+"""Raw waveforms as features, for wav2vec 2.0, HuBERT and other models that begin with convolutions."""
 
 import dataclasses
 
@@ -13,12 +13,12 @@ class WaveformSpec:
     """The waveform as features: a frame is a sample."""
 
     sample_rate_hz: int = 16000
-    """Sample rate of the waveform."""
+    """Sample rate of the waveform, Hz."""
     normalise: bool = True
-    """Bring the real samples of each clip to zero mean and unit variance, as transformers' ``Wav2Vec2FeatureExtractor``
-    does by default; of the published models, wav2vec 2.0 large and HuBERT large were trained so."""
+    """Whether to normalise the real samples of each clip to zero mean and unit variance, as transformers'
+    ``Wav2Vec2FeatureExtractor`` does by default; the published wav2vec 2.0 large and HuBERT large were trained so."""
     clip: ClipSpec
-    """Length of a clip, crop and padding."""
+    """Clip length, crop and padding."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a clip without a sample."""
@@ -26,12 +26,12 @@ class WaveformSpec:
 
     @property
     def clip_samples(self) -> int:
-        """W of a clip."""
+        """Number of samples of a clip, W."""
         return self.clip.num_samples(self.sample_rate_hz, n_fft=1)
 
     @property
     def num_frames(self) -> int:
-        """T of a clip: its samples."""
+        """Number of frames of a clip, T: its samples."""
         return self.clip_samples
 
     @property
@@ -41,7 +41,7 @@ class WaveformSpec:
 
     @property
     def hop_samples(self) -> int:
-        """Samples from one frame to the next."""
+        """Hop: samples from one frame to the next."""
         return 1
 
 

@@ -21,21 +21,21 @@ class WhisperSpec(LogMelSpec):
     """
 
     sample_rate_hz: int = 16000
-    """Sample rate of the waveform."""
+    """Sample rate of the waveform, Hz."""
     n_fft: int = 400
-    """Samples of a frame and of its window."""
+    """Length of a frame and of its window, samples."""
     hop_samples: int = 160
-    """Samples from one frame to the next."""
+    """Hop: samples from one frame to the next."""
     num_mels: int = 80
     """Mel bands."""
     fmin_hz: float = 0.0
-    """Lower edge of the first band."""
+    """Lower edge of the first mel band, Hz."""
     fmax_hz: float = 8000.0
-    """Upper edge of the last band."""
+    """Upper edge of the last mel band, Hz."""
 
     @property
     def num_frames(self) -> int:
-        """T of a clip; the last centred frame is dropped."""
+        """Number of frames of a clip, T; the last centred frame is dropped."""
         return self.clip_samples // self.hop_samples
 
 
