@@ -1,7 +1,7 @@
 """Errors that a person can act on, and the exit code of each.
 
-Every message says what was found, what was expected, and what to do. The command line prints the
-message alone, without a traceback, and exits with ``exit_code``.
+Every message says what was found, what was expected, and what to do. The command line prints only the message,
+without a traceback, and exits with ``exit_code``.
 """
 
 import contextlib
@@ -21,22 +21,23 @@ class UserError(AlmError):
 
 
 class DataError(AlmError):
-    """Data that cannot be used: unreadable, inconsistent, or too much of it rejected."""
+    """Data that cannot be used: unreadable, inconsistent, or with too many rejected examples."""
 
     exit_code = 3
 
 
 class PreemptedError(AlmError):
-    """The run was asked to stop, and has saved itself; the same command continues it."""
+    """The run was stopped by a signal and has saved its state; the same command continues it."""
 
     exit_code = 75
 
 
 @contextlib.contextmanager
 def as_user_error(message: str) -> Iterator[None]:
-    """Whatever a library raises inside becomes a UserError: ``message``, and in brackets what the library said.
+    """Context that turns any exception of a library into a UserError: ``message``, and the library's message in
+    brackets.
 
-    A panic of a library in Rust too, which is no Exception. Errors of our own pass as they are.
+    This includes panics of libraries in Rust, which are no Exception. Our own errors pass unchanged.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The declaration of a figure: everything that logs, tables, plots and reports need to know of it.
+"""The declaration of a figure: everything that logs, tables, plots and reports need to know about it.
 
 Objectives declare the figures of their training records, evaluators those that they measure. Nothing else names them.
 """
@@ -11,24 +11,24 @@ class Figure:
     """One number that training or an evaluation records."""
 
     name: str
-    """Key of the record, ``loss`` or ``text_to_audio/r@1``; an evaluator's own name and a slash stand before it."""
+    """Key of the record, ``loss`` or ``text_to_audio/r@1``; an evaluator's name and a slash are put before it."""
     label: str
-    """What it is called where people read it."""
+    """Label where people read it."""
     panel: str = ""
     """Title of the plot of learning curves that it belongs to; empty for none."""
     series: str = ""
-    """Its legend in that plot; empty for its label."""
+    """Legend in that plot; empty: the label."""
     is_share: bool = False
-    """Whether it is a share from 0 to 1, shown in percent."""
+    """Whether it is a fraction from 0 to 1, shown in percent."""
     is_noisy: bool = False
-    """Whether a running mean is drawn through its points."""
+    """Whether a running mean is plotted through its points."""
     chance: str = ""
-    """Name of the figure that holds what a random model reaches; empty where none is known."""
+    """Name of the figure that holds the chance level; empty where it is unknown."""
     is_higher_better: bool | None = None
-    """Which way is better; None where neither is."""
+    """Whether higher is better; None where neither direction is."""
     is_headline: bool = False
-    """Whether it stands at the head of a report."""
+    """Whether it is among the main figures of a report."""
     is_shown: bool = False
-    """Whether it stands on the line that a run prints after an evaluation."""
+    """Whether it is on the line that a run prints after an evaluation."""
     is_of_batch: bool = False
-    """Whether it describes one training batch and says nothing of a whole split, as a batch's perplexity does."""
+    """Whether it describes one training batch and not a whole split, like a batch's perplexity."""

@@ -1,8 +1,8 @@
-"""The values that fields of configs may have: their types, and the ranges of their numbers.
+"""The allowed values of config fields: their types, and the ranges of their numbers.
 
-A whole number is at least 1 and any other number at least 0 and finite, since fields are sizes, counts, rates, lengths
-and weights. A field whose name speaks of dropout lies in [0, 1); ids and seeds begin at 0. A field that may have
-other values declares them: ``eval_every: Annotated[int, Range(0)]``.
+A whole number is at least 1 and any other number at least 0 and finite, since fields are sizes, counts, rates,
+lengths and weights. A field with "dropout" in its name lies in [0, 1); ids and seeds begin at 0. A field that may
+have other values declares them: ``eval_every: Annotated[int, Range(0)]``.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ PROBABILITY = Range(0, 1, is_open=True)
 
 
 def default_range(name: str, kind: type) -> Range:
-    """The range of a number of a field that declares none."""
+    """Returns the range of a number of a field that declares none."""
     if "dropout" in name or "drop_path" in name:
         return PROBABILITY
     if name.endswith(("_id", "_ids", "seed")):
@@ -49,7 +49,7 @@ def default_range(name: str, kind: type) -> Range:
 
 
 def hints_of(kind: Any) -> Mapping[str, Any]:
-    """The types of a dataclass's fields, with the ranges that they declare."""
+    """Returns the types of a dataclass's fields, with their declared ranges."""
     return get_type_hints(kind, include_extras=True)
 
 
@@ -100,7 +100,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _numbers(value: Any, hint: Any, name: str) -> list[tuple[Number, Range]]:
-    """The numbers in a value of this type, with their ranges."""
+    """Yields the numbers in a value of this type, with their ranges."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         declared = [one for one in args[1:] if isinstance(one, Range)]
@@ -115,7 +115,7 @@ def _numbers(value: Any, hint: Any, name: str) -> list[tuple[Number, Range]]:
 
 
 def _words(hint: Any) -> str:
-    """A type in words."""
+    """Describes a type in words."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _words(args[0])

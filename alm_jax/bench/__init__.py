@@ -1,1 +1,2 @@
-"""Benchmarks: losses, encoders, front-ends and whole steps, beside their peers, with and without the device."""
+"""Benchmarks of losses, encoders, front-ends and whole steps, with peers, on real devices or compiled for absent
+ones."""

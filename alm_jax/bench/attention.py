@@ -1,11 +1,10 @@
-"""Attention alone, forward and backward, compiled for a TPU that is not there: memory and cycles of its forms.
+"""Attention alone, forward and backward, compiled for an absent TPU: memory and cycles of its forms.
 
     python -m alm_jax.bench.attention v5e:2x2 --impl flash --length 512
 
-prints a line of JSON for one device: the memory that the program needs besides its inputs and outputs, and its cycles.
-Those are XLA's estimates (``cycles``) and, for a kernel, the bundles of its body (``bundles``) in every step of its
-grid, also in steps that a causal mask skips. Both are estimates of computation, and know nothing of memory that keeps
-the units waiting.
+prints a line of JSON for one device: the memory that the program needs besides its inputs and outputs, and its
+cycles. Those are XLA's estimates (``cycles``) and, for a kernel, the bundles of its body (``bundles``) in every step
+of its grid, also in steps that a causal mask skips. Both estimate only computation, not waiting for memory.
 """
 
 import argparse
@@ -29,7 +28,8 @@ def compile_attention(
     num_devices: int = 1,
     tensor: int = 1,
 ) -> tuple[Any, Any]:
-    """Attention and the gradients of its inputs on devices of ``topology``: `compile_for`'s result and the `Counts`.
+    """Compiles attention and the gradients of its inputs for devices of ``topology``; returns `compile_for`'s result
+    and the `Counts`.
 
     ``is_masked``: some keys are padding. ``tensor``: devices that heads are cut over; the others cut the batch.
     """

@@ -1,8 +1,8 @@
-"""How busy a Pallas kernel keeps a TPU's matrix units, read off the compiler's final instruction bundles.
+"""Utilisation of a TPU's matrix units by a Pallas kernel, from the compiler's final instruction bundles.
 
-A TPU core issues one bundle a cycle at best, and the compiler schedules every one of them: the listing of a kernel
-says, without the device, how many cycles its body takes when nothing stalls. What it cannot say is whether
-anything does: memory traffic has to hide behind the products, which is arithmetic (bytes a tile over bandwidth).
+A TPU core issues at most one bundle a cycle, and the compiler schedules all of them: the listing of a kernel gives,
+without the device, the cycles of its body when nothing stalls. It does not show stalls: memory traffic must be hidden
+behind the products, which is a matter of arithmetic (bytes a tile over bandwidth).
 
     python -m alm_jax.bench.bundles v5e:2x2 --kernel statistics --dim 512
 
@@ -36,20 +36,20 @@ class Bundles:
     """The schedule of one kernel."""
 
     kernel: str
-    """Its name in the program."""
+    """Name of the kernel in the program."""
     count: int
-    """Bundles, so cycles of one pass through the body."""
+    """Number of bundles: cycles of one pass through the body."""
     capacity: Mapping[str, int]
     """Slots of a bundle, by kind: MATMUL, VALU, EUP, ..."""
     used: Mapping[str, int]
     """Slots in use over all bundles; a MATMUL slot is in use as long as a matrix unit is busy."""
 
     def occupancy(self, slot: str) -> float:
-        """Share of a kind of slots that is in use."""
+        """Fraction of a kind of slots that is in use."""
         return self.used[slot] / (self.capacity[slot] * self.count)
 
     def efficiency(self, macs: int, device_kind: str) -> float:
-        """Cycles that ``macs`` multiply-accumulates of bfloat16 take at least, over the cycles of the schedule.
+        """Least cycles of ``macs`` multiply-accumulates of bfloat16, divided by the cycles of the schedule.
 
         A schedule may issue faster than the matrix units can follow, and the hardware then waits: at most 1.
         """
@@ -57,7 +57,7 @@ class Bundles:
 
 
 def parse(text: str, kernel: str = "") -> Bundles:
-    """The bundles of a ``*-final_hlo-static-per-bundle-utilization.txt``: a header, then a line a bundle.
+    """Parses the bundles of a ``*-final_hlo-static-per-bundle-utilization.txt``: a header, then a line a bundle.
 
     Raises ValueError where the text is no such listing.
     """
@@ -81,7 +81,7 @@ def parse(text: str, kernel: str = "") -> Bundles:
 
 
 def read_listing(folder: Path, kernel: str) -> Bundles:
-    """The bundles of the kernel whose name in the program starts with ``kernel``, from the dump in ``folder``.
+    """Reads the bundles of the kernel whose name in the program starts with ``kernel``, from the dump in ``folder``.
 
     Raises ValueError where the dump has none, or more than one.
     """
@@ -98,15 +98,16 @@ def read_listing(folder: Path, kernel: str) -> Bundles:
 
 
 def dump_options(folder: Path) -> str:
-    """``LIBTPU_INIT_ARGS`` that has the compiler write its listings to ``folder``; libtpu reads it when it is loaded.
+    """``LIBTPU_INIT_ARGS`` with which the compiler writes its listings to ``folder``; libtpu reads it when it is
+    loaded.
 
-    About 50 MB a small kernel: compile nothing else in that process.
+    A small kernel writes about 50 MB: compile nothing else in that process.
     """
     return f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
 
 
 def main() -> None:
-    """Compiles one contrastive kernel for a TPU that is not there and prints a line of JSON."""
+    """Compiles one contrastive kernel for an absent TPU and prints a line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m alm_jax.bench.bundles", description=main.__doc__)
     parser.add_argument("topology", help="v5e:2x2, v5p:2x2x1, v6e:2x2 or tpu7x:2x2x1")
     parser.add_argument("--kernel", choices=("statistics", "gradients"), default="statistics")

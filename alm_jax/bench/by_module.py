@@ -1,4 +1,4 @@
-"""Where the time of a compiled TPU step goes, by the model's own names: modules, as parameters are named too."""
+"""Time of a compiled TPU step by module, under the names that parameters have too."""
 
 import collections
 import dataclasses
@@ -13,28 +13,28 @@ WRAPPERS = re.compile(
     r"^(jit\(.*\)|while|body|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation|custom_vjp_call|"
     r"custom_jvp_call|remat\d*|shard_map|vmap\(.*\)|\w+\[.*\]|jvp\(\)|transpose\(jvp\(\)\))$"
 )
-"""Parts of an op's name that JAX puts there for its own transformations."""
+"""Parts of an operation's name that JAX adds for its own transformations."""
 TRANSFORM = re.compile(r"^(?:transpose\(|jvp\(|vmap\()+([\w.\-]*)\)*$")
 
 
 @dataclasses.dataclass
 class Share:
-    """What one module takes of a step, on one device."""
+    """Share of one module in a step, on one device."""
 
     cycles: int = 0
-    """XLA's estimate; bundles of kernels are not in it."""
+    """XLA's estimated cycles, without the bundles of kernels."""
     roofline_s: float = 0.0
-    """Seconds by the roofline, kernels' bundles included."""
+    """Seconds by the roofline, with kernels' bundles."""
     hbm_bytes: float = 0.0
-    """To and from HBM."""
+    """Bytes to and from HBM."""
 
 
 def by_module(
     text: str, chip: Chip, kernels: Mapping[tuple[str, ...], int] | None = None, *, depth: int = 3
 ) -> dict[str, Share]:
-    """Name of a module, at most ``depth`` parts of it -> what it takes; the dearest by XLA's cycles first.
+    """Maps module names, at most ``depth`` parts long, to their shares, the most expensive by XLA's cycles first.
 
-    Work that stands in no module, the optimizer's say, goes by the names of its operations.
+    Work outside of modules, for example the optimizer's, is listed by the names of its operations.
     """
     module = parse(text)
     shares: dict[str, Share] = collections.defaultdict(Share)

@@ -1,4 +1,4 @@
-"""What the makers state of each kind of device: memory, peak speed, clock, bandwidths.
+"""Manufacturers' figures of each kind of device: memory, peak speed, clock, bandwidths.
 
 Peak speeds are those of dense bfloat16 products with float32 sums. Sources: cloud.google.com/tpu/docs (system
 architecture of each TPU version), NVIDIA's data sheets of H100 SXM and H200 SXM. TPU clocks are the stated peak over
@@ -14,21 +14,22 @@ class Chip:
     """One device, as JAX counts devices (a TPU7x chip is two)."""
 
     hbm_bytes: int
-    """Its memory."""
+    """Memory, bytes."""
     peak_flops: float
     """FLOPs per second, bfloat16."""
     clock_hz: float | None
-    """Clock of the matrix units, to turn estimated cycles into estimated time; None where no cycles are estimated."""
+    """Clock of the matrix units, which converts estimated cycles to time; None where no cycles are estimated."""
     hbm_bytes_per_s: float
-    """Bandwidth of its memory."""
+    """Bandwidth of the memory, bytes per second."""
     link_bytes_per_s: float
-    """One way over one link to a neighbour (TPU), or over all links to the switch (GPU)."""
+    """Bandwidth one way, bytes per second: over one link to a neighbour (TPU), or over all links to the switch
+    (GPU)."""
     num_links: int
-    """Links to neighbours: two for each axis of the torus; 1 with a switch."""
+    """Number of links to neighbours: two for each axis of the torus; 1 with a switch."""
     matrix_side: int = 128
     """Rows and columns of a matrix unit (TPU)."""
     num_cores: int = 1
-    """Cores with vector units of their own (TPU)."""
+    """Number of cores with their own vector units (TPU)."""
 
 
 GIB = 2**30
@@ -94,9 +95,9 @@ CHIPS = {
         num_links=1,
     ),
 }
-"""By ``device_kind``."""
+"""Chips by ``device_kind``."""
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip of a ``jax.Device.device_kind``; None of a kind that is not in the table, a CPU above all."""
+    """Returns the chip of a ``jax.Device.device_kind``; None for a kind that is not in the table, such as a CPU."""
     return CHIPS.get(device_kind)

@@ -1,8 +1,8 @@
-"""What a compiled program sends over the interconnect: by kind, how much, and what runs meanwhile.
+"""Traffic of a compiled program over the interconnect: by kind, how much, and what runs meanwhile.
 
-A collective is synchronous, or a start and a done between which other instructions run. XLA:TPU prints an asynchronous
-all-gather three times, in a fusion that starts it, in the fusion of the product that hides it, and in one that waits
-for it: it is one collective, and counts once.
+A collective is synchronous, or a start and a done between which other instructions run. XLA:TPU prints an
+asynchronous all-gather three times, in a fusion that starts it, in the fusion of the product that hides it, and in
+one that waits for it: it is one collective, and counts once.
 """
 
 import dataclasses
@@ -21,29 +21,30 @@ ASYNC_START = re.compile(r"^async[\w\-]*-start")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of a program, with how often it runs."""
+    """One collective of a program, and how often it runs."""
 
     kind: str
-    """One of ``KINDS``."""
+    """Kind: one of ``KINDS``."""
     shape: str
-    """What comes out on one device: ``bf16[1,4096,11008]``."""
+    """Output on one device: ``bf16[1,4096,11008]``."""
     op_name: str
-    """Where in the traced function it comes from."""
+    """Name of the operation in the traced function."""
     num_devices: int
-    """Devices that take part in each of its groups."""
+    """Number of devices in each of its groups."""
     times: int
-    """Runs in one call of the program."""
+    """Number of runs in one call of the program."""
     result_bytes: float
-    """Of what comes out on one device in one run."""
+    """Bytes of the output on one device in one run."""
     is_async: bool
     """Whether other instructions run between its start and its end."""
     hidden_cycles: int
-    """Estimated cycles of those, in one run; bundles of kernels are not among them."""
+    """Estimated cycles of those instructions, in one run, without the bundles of kernels."""
 
     @property
     def sent_bytes(self) -> float:
-        """Bytes that one device receives in all runs, by the best algorithm: of k devices, (k - 1) / k of what comes
-        out of an all-gather or an all-to-all, twice that of an all-reduce, k - 1 times that of a reduce-scatter."""
+        """Bytes that one device receives in all runs, by the best algorithm. With k devices: (k - 1) / k of the
+        output of an all-gather or an all-to-all, twice that for an all-reduce, k - 1 times the output of a
+        reduce-scatter."""
         k = self.num_devices
         share = {
             "all-reduce": 2 * (k - 1) / k,
@@ -54,7 +55,7 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """Every collective of ``compiled.as_text()`` that moves anything, in the order in which they run."""
+    """Returns every collective of ``compiled.as_text()`` that moves data, in the order in which they run."""
     module = parse(text)
     found: list[Collective] = []
     for lines, times in _bodies(module):
@@ -89,7 +90,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def _bodies(module: Module) -> Iterable[tuple[list[Instruction], int]]:
-    """Every computation that runs and how often, each once: of loops and branches too."""
+    """Yields every computation that runs, once, with how often it runs: loops and branches included."""
     pending, total = [(module.entry, 1)], dict[str, int]()
     while pending:
         name, times = pending.pop()
@@ -105,14 +106,14 @@ def _bodies(module: Module) -> Iterable[tuple[list[Instruction], int]]:
 
 
 def _inside(module: Module, line: Instruction) -> list[Instruction]:
-    """The instruction itself, and those of the fusion or asynchronous computation that it is."""
+    """Returns the instruction itself, and those of the fusion or asynchronous computation that it is."""
     if line.opcode in ("fusion", "async-start"):
         return [line, *module.computations.get(line.called("calls") or "", [])]
     return [line]
 
 
 def _between(lines: list[Instruction], index: int) -> list[Instruction]:
-    """What runs between a start and its done: the first that waits for it, or for what was handed on from it."""
+    """Returns what runs between a start and its done: the first instruction that waits for it or its output."""
     handed_on = {lines[index].name}
     between = []
     for line in lines[index + 1 :]:
@@ -137,7 +138,7 @@ def _cycles(module: Module, lines: list[Instruction]) -> int:
 
 
 def _result(line: Instruction) -> tuple[str, float]:
-    """The shape and the bytes of what comes out on one device."""
+    """Returns the shape and the bytes of the output on one device."""
     shapes = [shape for shape in shapes_of(line.type) if shape.sizes]
     if line.opcode.endswith("-start") and line.opcode.startswith(("all-gather", "collective-permute")):
         # Inputs come first, then results, then contexts.
@@ -147,7 +148,7 @@ def _result(line: Instruction) -> tuple[str, float]:
 
 
 def _group_size(line: Instruction, module: Module) -> int:
-    """Devices of a group, in any of the ways to print groups; 2 for pairs of a permute."""
+    """Returns the number of devices of a group, in any of the ways to print groups; 2 for pairs of a permute."""
     text = line.text
     if "source_target_pairs=" in text:
         return 2

@@ -1,4 +1,5 @@
-"""``alm compile``: what a training takes of each chip of a slice that is not here, and how long its step takes there.
+"""``alm compile``: memory that a training needs on each chip of an absent slice, and the estimated time of its step
+there.
 
 State and batch are known from shapes and shardings; the peak of a step is the compiler's, which places every buffer;
 times are estimates (`estimates`).
@@ -35,9 +36,9 @@ from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.training.sharding import num_batch_shards
 
 NUM_SHOWN = 8
-"""The largest parameters and the dearest modules that are listed."""
+"""Number of the largest parameters and the most expensive modules that are listed."""
 MODULE_DEPTH = 3
-"""Parts of a module's name: ``Llama/blocks/mlp``."""
+"""Number of parts of a module's name: ``Llama/blocks/mlp``."""
 GIB = 2**30
 
 
@@ -47,14 +48,14 @@ class CompiledStep:
 
     topology: str
     footprint: Footprint
-    """What is held from step to step."""
+    """Memory held from step to step."""
     row: Row | None
     """The row that `alm bench step` makes; None where the step was not compiled."""
     modules: Mapping[str, Share]
-    """What each module takes; empty where nobody asked."""
+    """Share of each module; empty where it was not requested."""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that `show` shows."""
+        """Everything that `show` prints."""
         held = self.footprint
         return {
             "config": held.config,
@@ -80,7 +81,7 @@ def compile_step(
 ) -> CompiledStep:
     """Lays ``config`` out on the topology of that name, and compiles its step where ``topology`` is given.
 
-    Raises UserError where the config's parts do not fit together, or the mesh.
+    Raises UserError where the config's parts do not fit each other or the mesh.
     """
     footprint = measure_footprint(config, read_name(name)[0])
     if topology is None:
@@ -94,7 +95,7 @@ def compile_step(
 
 
 def compile_row(config: ExperimentConfig, topology: Topology) -> tuple[Row, str, Counts]:
-    """The row of a config's step compiled for devices that are not there, its text, and what it counts."""
+    """Compiles a config's step for absent devices; returns its row, its text, and its counts."""
     parallel = build(config, mesh_of(config, topology))
     row = describe(config, OURS, parallel.mesh.size, topology.platform, topology.name)
     row |= {"parameters": num_parameters(parallel), "mesh": mesh_text(parallel)}
@@ -112,7 +113,8 @@ def compile_row(config: ExperimentConfig, topology: Topology) -> tuple[Row, str,
 
 
 def search_batch(config: ExperimentConfig, topology: Topology) -> list[Row]:
-    """Rows of the batches that were compiled to find the largest that fits, the last of them; the batch doubles first.
+    """Searches for the largest batch that fits: yields the row of each compiled batch, the result last; the batch
+    doubles first.
 
     Sizes are multiples of what the mesh divides, from the config's own on; the search ends within an eighth.
     """
@@ -135,7 +137,7 @@ def search_batch(config: ExperimentConfig, topology: Topology) -> list[Row]:
 
 
 def show(found: CompiledStep, console: Console) -> None:
-    """The figures for a person."""
+    """Formats the figures for people."""
     held, row = found.footprint, found.row
     _, chip = read_name(found.topology)
     mesh = " x ".join(f"{axis} {size}" for axis, size in held.mesh.items() if size > 1) or "one device"

@@ -1,4 +1,4 @@
-"""The contrastive kernels on their own, compiled for TPUs that are not there."""
+"""Compiles the contrastive kernels alone, for absent TPUs."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ from alm_jax.losses.contrastive.tile_table import GENERATIONS, Kernel, Tiling, f
 def compile_kernel(
     topology: str, kernel: Kernel, dim: int, dtype: str, num_rows: int, num_cols: int
 ) -> tuple[Tiling, str]:
-    """Compiles one kernel for one device of a TPU topology; its tiling and the ``device_kind``.
+    """Compiles one kernel for one device of a TPU topology; returns its tiling and the ``device_kind``.
 
-    Raises UserError where the table has no tile, and the compiler's error where it refuses the kernel.
+    Raises UserError where the table has no tile, and the compiler's error where it rejects the kernel.
     """
     device = resolve(topology).devices[0]
     generation = GENERATIONS.get(device.device_kind)
@@ -37,7 +37,7 @@ def compile_kernel(
 def compile_tiling(
     kernel: Kernel, tiling: Tiling, device: jax.Device, dim: int, dtype: str, num_rows: int, num_cols: int
 ) -> jax.stages.Compiled:
-    """Compiles one kernel with a tiling for a block of pairs; raises the compiler's error where it refuses."""
+    """Compiles one kernel with a tiling for a block of pairs; raises the compiler's error where it rejects it."""
 
     def shape(*shape: int, dtype: str = "float32") -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=SingleDeviceSharding(device))

@@ -25,32 +25,32 @@ class KernelCall:
     """A Pallas kernel on inputs of some shapes."""
 
     name: str
-    """That it was given; may be empty."""
+    """Name that the kernel was given; may be empty."""
     grid: tuple[int, ...]
-    """Its steps, along every axis."""
+    """Number of its steps, along every axis."""
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
     """Dtype and shape of every input, prefetched scalars first."""
     equation: Any = dataclasses.field(default=None, compare=False, repr=False)
-    """Its equation in the jaxpr, for `kernel_cycles` to compile it alone; not compared."""
+    """Its equation in the jaxpr, from which `kernel_cycles` compiles it alone; not compared."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What one device does in one call."""
+    """Work of one device in one call."""
 
     flops: float = 0.0
-    """FLOPs of products. Work outside ``shard_map`` is taken as cut evenly over the devices."""
+    """FLOPs of products. Work outside ``shard_map`` is assumed to be cut evenly over the devices."""
     collective_bytes: float = 0.0
     """Bytes that the device receives in the collectives that the program states (inside ``shard_map`` or
     ``pmap``), by bandwidth-optimal algorithms: of k devices, an all-gather of n bytes in total or a reduce-scatter
     of n bytes moves n (k - 1) / k, an all-reduce twice that, a permute n."""
     has_manual_collectives: bool = False
-    """Whether there was any ``shard_map`` or ``pmap``: elsewhere the compiler, not the program, decides on the
-    traffic, and ``collective_bytes`` says nothing."""
+    """Whether there was any ``shard_map`` or ``pmap``. Otherwise the compiler decides on the traffic, and
+    ``collective_bytes`` is meaningless."""
     num_unknown_loops: int = 0
-    """``while`` loops, whose trips depend on data, with something to count in them; it is counted once."""
+    """Number of ``while`` loops, whose trips depend on data, with something to count in them; counted as one trip."""
     kernels: Mapping[KernelCall, int] = dataclasses.field(default_factory=collections.Counter)
-    """Pallas kernels of a fixed grid, and how often each is called."""
+    """Pallas kernels with a fixed grid, and how often each is called."""
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -71,17 +71,17 @@ class Counts:
 
 
 def count(function: Callable[..., Any], *args: Any, num_devices: int = 1) -> Counts:
-    """Counts of one call of ``function`` on ``args`` (arrays or ShapeDtypeStructs), per device of ``num_devices``."""
+    """Counts one call of ``function`` on ``args`` (arrays or ShapeDtypeStructs), per device of ``num_devices``."""
     return count_jaxpr(jax.make_jaxpr(function)(*args), num_devices=num_devices)
 
 
 def count_jaxpr(jaxpr: ClosedJaxpr | Jaxpr, *, num_devices: int = 1) -> Counts:
-    """As ``count``, of a jaxpr (``jax.make_jaxpr(f)(...)``, or ``jitted.trace(...).jaxpr``)."""
+    """Counts like ``count``, from a jaxpr (``jax.make_jaxpr(f)(...)``, or ``jitted.trace(...).jaxpr``)."""
     return _count(_open(jaxpr), share=1 / num_devices, axis_sizes={})
 
 
 def _count(jaxpr: Jaxpr, *, share: float, axis_sizes: Mapping[str, int]) -> Counts:
-    """``share`` is the part of an operation on these shapes that is one device's."""
+    """``share`` is the fraction of an operation on these shapes that one device does."""
     total = Counts()
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -121,7 +121,7 @@ def _open(jaxpr: Any) -> Jaxpr:
 
 
 def _inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
-    """The programs that a call-like primitive (jit, remat, custom_jvp, custom_vjp, ...) runs."""
+    """Yields the programs that a call-like primitive (jit, remat, custom_jvp, custom_vjp, ...) runs."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, ClosedJaxpr | Jaxpr):
@@ -147,7 +147,7 @@ def _dot_flops(equation: Any) -> float:
 
 
 def _conv_flops(equation: Any) -> float:
-    """Every output position takes the whole kernel, as the hardware's way of padding with zeros does."""
+    """Counts the whole kernel for every output position, as hardware that pads with zeros computes it."""
     kernel = _shape(equation.invars[1])
     # The input channels of the kernel are those of one feature group already.
     out_channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
@@ -193,7 +193,7 @@ def _kernel(equation: Any) -> Mapping[KernelCall, int]:
 
 
 def _pallas_flops(params: Mapping[str, Any]) -> float:
-    """The kernel's own products times its grid; the stated estimate where it shows none."""
+    """Returns the kernel's own products times its grid; the stated estimate where it shows none."""
     inner = _count(_open(params["jaxpr"]), share=1.0, axis_sizes={}).flops
     grid = getattr(params.get("grid_mapping"), "grid", ())
     if inner and all(isinstance(size, int) for size in grid):

@@ -2,7 +2,7 @@
 
 The TPU compiler writes ``estimated_cycles`` beside the operations of an optimised module. Their sum is a
 deterministic proxy for compute time, good for comparing two programs under one compiler version, and an estimate:
-it knows neither the interconnect nor what overlaps, and the inside of a Pallas kernel counts only where the compiler
+it ignores the interconnect and overlap, and the inside of a Pallas kernel counts only where the compiler
 states it. Never quote it as speed.
 """
 
@@ -16,15 +16,15 @@ class Cycles:
     """Estimated cycles of one call on one device."""
 
     total: int
-    """All of them."""
+    """Cycles of all operations."""
     products: int
-    """Those of operations around a product (convolutions and fusions into one)."""
+    """Cycles of operations around a product (convolutions and fusions into one)."""
     num_unknown_loops: int
-    """Loops with no trip count in the text; counted once."""
+    """Number of loops without a trip count in the text; counted as one trip."""
 
 
 def estimate_cycles(text: str) -> Cycles | None:
-    """Cycles of ``compiled.as_text()``; None where the compiler wrote no estimates (any but XLA:TPU)."""
+    """Returns the cycles of ``compiled.as_text()``; None where the compiler wrote no estimates (any but XLA:TPU)."""
     if not ESTIMATE.search(text):
         return None
     module = parse(text)

@@ -1,4 +1,4 @@
-"""What a run would be: its first batch, and memory, disk and time by estimate. Nothing is trained."""
+"""Preview of a run without training: its first batch, and estimates of memory, disk and time."""
 
 import dataclasses
 import os
@@ -19,40 +19,40 @@ from data_pipelines.pipeline import train_batches
 from data_pipelines.prepared import Prepared
 
 NUM_SHOWN = 3
-"""Rows of the batch whose text is shown."""
+"""Number of rows of the batch whose text is shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What `alm pretrain --dry-run` says."""
+    """Report of `alm pretrain --dry-run`."""
 
     shapes: dict[str, str]
     """Dtype and shape of every array of the first batch."""
     texts: tuple[tuple[str, str], ...]
-    """Id and caption, as its tokens spell it, of each of the first rows."""
+    """Id and caption, decoded from its tokens, of each of the first rows."""
     batch_sec: float
-    """Time that the first batch took to read."""
+    """Time to read the first batch, seconds."""
     num_clips: int
-    """Of the train split."""
+    """Number of recordings of the train split."""
     num_parameters: int
     bytes_per_device: dict[str, int]
-    """What stays on each device, by kind."""
+    """Memory held on each device, by kind, bytes."""
     data_bytes: int
-    """Of the records on disk."""
+    """Size of the records on disk, bytes."""
     checkpoint_bytes: int
-    """Bytes of one checkpoint on disk."""
+    """Size of one checkpoint on disk, bytes."""
     disk_bytes: int
-    """Bytes of all checkpoints that are kept, and of the one that is being written."""
+    """Size of all checkpoints that are kept, and of the one that is being written, bytes."""
     flops: float
-    """Products of a step on one device."""
+    """FLOPs of the products of a step on one device."""
     device_flops_per_sec: float
-    """Of one device, by a product of two matrices that was timed now."""
+    """Speed of one device, FLOPs per second, from a timed product of two matrices."""
     step_sec: float
-    """``flops`` at a third of that rate: an estimate, which only training can better."""
+    """Estimated time of a step, seconds: ``flops`` at a third of that speed. Only training gives a better figure."""
     num_steps: int
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Formats the report for people."""
         held = ", ".join(f"{kind} {size / 1e6:,.1f}" for kind, size in self.bytes_per_device.items() if size)
         hours = self.step_sec * self.num_steps / 3600
         before = sum(self.bytes_per_device.values()) / 1e6
@@ -76,9 +76,9 @@ class DryRun:
 
 
 def dry_run(config: ExperimentConfig) -> DryRun:
-    """Builds or finds the data set, reads the first batch, lays the state out, and counts a step.
+    """Builds or finds the data set, reads the first batch, lays out the state, and counts a step.
 
-    Raises what `pretrain` would raise before its first step, but for what only compiling shows.
+    Raises what `pretrain` would raise before its first step, except for errors that only compiling shows.
     """
     mesh = mesh_of(config)
     footprint = measure_footprint(config, mesh.size)
@@ -116,13 +116,13 @@ def dry_run(config: ExperimentConfig) -> DryRun:
 
 
 def _text(data: Prepared, batch: dict[str, np.ndarray], row: int) -> str:
-    """The caption of a row, as its tokens have it."""
+    """Decodes the caption of a row from its tokens."""
     ids = batch[contract.TEXT_IDS][row][batch[contract.TEXT_MASK][row]].tolist()
     return data.tokenizer.decode(ids)
 
 
 def _measure_flops_per_sec() -> float:
-    """Multiply-adds of float32 matrices, twice, in a second on one device."""
+    """Measures the FLOPs per second of float32 matrix products on one device."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.ones((size, size))
     multiply = jax.jit(lambda x: x @ x)

@@ -43,9 +43,9 @@ PEERS = ("transformers", "transformers+compile")
 DTYPES = ("float32", "bfloat16")
 ATTENTION = get_args(AttentionImpl)
 PASSES = ("forward", "backward")
-"""``backward`` is the forward pass and the gradients of all parameters."""
+"""Passes to measure; ``backward`` is the forward pass and the gradients of all parameters."""
 FRAMES_OF_1024 = 1001
-"""Frames of a clip of ten seconds at a hop of ten milliseconds, where an encoder has room for 1,024."""
+"""Frames of a clip of ten seconds with a hop of ten milliseconds, as an encoder with 1,024 positions takes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,11 @@ class Encoder:
     variants: Mapping[str, Any]
     """Configs by name."""
     build: Callable[..., Any]
-    """(config, dtype, remat) -> the Flax module."""
+    """Makes the Flax module from (config, dtype, remat)."""
     inputs: Callable[..., tuple[np.ndarray, ...]]
-    """(config, batch, tokens, generator) -> the arguments of the module."""
+    """Makes the arguments of the module from (config, batch, tokens, generator)."""
     peer: Callable[..., tuple[Any, Callable[..., dict[str, Any]]]]
-    """(config) -> the model in PyTorch, and its keyword arguments from tensors of ``inputs``."""
+    """Makes from a config the model in PyTorch, and its keyword arguments from tensors of ``inputs``."""
 
 
 def _log_mel(config: Any, batch: int, tokens: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -130,7 +130,7 @@ ENCODERS: dict[str, Encoder] = {
         variants=audio_mae.VARIANTS, build=audio_mae.AudioMae, inputs=_log_mel, peer=_mae_peer
     ),
 }
-"""By family."""
+"""Families by name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,42 +138,42 @@ class EncoderCase:
     """One encoder at one size."""
 
     name: str
-    """``family/variant``."""
+    """Name: ``family/variant``."""
     batch: int
-    """Clips or captions."""
+    """Batch size: clips or captions."""
     tokens: int = 77
-    """Length of a caption."""
+    """Tokens of a caption."""
     dtype: str = "float32"
-    """Of the matrix products."""
+    """Dtype of the matrix products."""
     direction: str = "forward"
-    """One of ``PASSES``."""
+    """Pass: one of ``PASSES``."""
     remat: Remat = "none"
-    """What the backward pass computes again."""
+    """Rematerialisation: what the backward pass computes again."""
     attention: str = "auto"
-    """How attention is computed wherever the encoder leaves it open, which all do."""
+    """Implementation of attention, where the encoder leaves it open (all do)."""
 
     @property
     def encoder(self) -> Encoder:
-        """The family."""
+        """The encoder's family."""
         return ENCODERS[self.name.partition("/")[0]]
 
     @property
     def config(self) -> Any:
-        """The variant."""
+        """The encoder's config."""
         return self.encoder.variants[self.name.partition("/")[2]]
 
     def inputs(self, batch: int | None = None) -> tuple[np.ndarray, ...]:
-        """Arguments of the module, drawn from a seed."""
+        """Makes random arguments of the module from a seed."""
         return self.encoder.inputs(self.config, batch or self.batch, self.tokens, np.random.default_rng(0))
 
 
 def names() -> list[str]:
-    """Every ``family/variant`` there is."""
+    """Returns every existing ``family/variant``."""
     return [f"{family}/{variant}" for family, encoder in ENCODERS.items() for variant in encoder.variants]
 
 
 def check(case: EncoderCase) -> None:
-    """Raises UserError where the case names what there is not."""
+    """Raises UserError where the case names something unknown."""
     if case.name not in names():
         raise UserError(f"there is no encoder {case.name!r}: known are {', '.join(names())}")
     if case.dtype not in DTYPES:
@@ -185,7 +185,7 @@ def check(case: EncoderCase) -> None:
 
 
 def jax_function(case: EncoderCase) -> tuple[Callable[..., Any], Callable[[jax.Array], Any]]:
-    """(variables, *inputs) -> what the pass makes, and key -> variables."""
+    """Returns the function (variables, *inputs) -> outputs of the pass, and the function key -> variables."""
     module = case.encoder.build(case.config, jnp.dtype(case.dtype), remat=case.remat)
     inputs = case.inputs(batch=1)
 
@@ -206,7 +206,7 @@ def jax_function(case: EncoderCase) -> tuple[Callable[..., Any], Callable[[jax.A
 
 
 def trace(case: EncoderCase, mesh: Mesh) -> tuple[Any, Any]:
-    """The traced pass with the batch cut over ``mesh``, and the shapes of the variables."""
+    """Traces the pass with the batch cut over ``mesh``; returns it with the shapes of the variables."""
     function, init = jax_function(case)
     variables = jax.eval_shape(init, jax.random.key(0))
     inputs = [jax.ShapeDtypeStruct((case.batch, *x.shape[1:]), x.dtype) for x in case.inputs(batch=1)]
@@ -216,7 +216,7 @@ def trace(case: EncoderCase, mesh: Mesh) -> tuple[Any, Any]:
 
 
 def describe(case: EncoderCase, impl: str, num_devices: int, platform: str, topology: str | None) -> Row:
-    """A row with nothing measured in it."""
+    """Makes a row without measurements."""
     return {
         "encoder": case.name,
         "impl": impl,
@@ -237,7 +237,8 @@ def describe(case: EncoderCase, impl: str, num_devices: int, platform: str, topo
 
 
 def _counted(case: EncoderCase, mesh: Mesh) -> tuple[Any, Counts, Row]:
-    """The traced pass, its counts, and what is known before compiling; FLOPs are those without rematerialisation."""
+    """Returns the traced pass, its counts, and what is known before compiling; FLOPs are those without
+    rematerialisation."""
     traced, variables = trace(case, mesh)
     counts = count_jaxpr(traced.jaxpr, num_devices=mesh.size)
     flops = counts.flops
@@ -249,7 +250,7 @@ def _counted(case: EncoderCase, mesh: Mesh) -> tuple[Any, Counts, Row]:
 
 
 def compile_row(case: EncoderCase, topology: Topology) -> Row:
-    """The row of an encoder compiled for devices that are not there."""
+    """Makes the row of an encoder compiled for absent devices."""
     check(case)
     mesh = topology.mesh()
     if case.batch % mesh.size:
@@ -265,9 +266,9 @@ def compile_row(case: EncoderCase, topology: Topology) -> Row:
 
 
 def run_rows(case: EncoderCase, peers: Sequence[str], *, repeats: int) -> Iterator[Row]:
-    """The rows of an encoder and its peers, timed in turns on one device.
+    """Yields the rows of an encoder and its peers, timed in turns on one device.
 
-    Raises UserError for what there is not.
+    Raises UserError for an unknown encoder or peer.
     """
     check(case)
     unknown = [peer for peer in peers if peer not in PEERS]
@@ -294,7 +295,7 @@ def run_rows(case: EncoderCase, peers: Sequence[str], *, repeats: int) -> Iterat
 
 
 def jax_pass(case: EncoderCase, compiled: Any, mesh: Mesh) -> Callable[[], None]:
-    """What runs the compiled pass once."""
+    """Returns a function that runs the compiled pass once."""
     init = jax_function(case)[1]
     with jax.set_mesh(mesh):
         variables = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
@@ -307,7 +308,7 @@ def jax_pass(case: EncoderCase, compiled: Any, mesh: Mesh) -> Callable[[], None]
 
 
 def torch_pass(case: EncoderCase, peer: str) -> tuple[Callable[[], None], int]:
-    """What runs the peer once; and its number of parameters."""
+    """Returns a function that runs the peer once, and its number of parameters."""
     import torch
 
     torch.manual_seed(0)
@@ -335,7 +336,7 @@ def torch_pass(case: EncoderCase, peer: str) -> tuple[Callable[[], None], int]:
 
 
 def resident_pass(case: dict[str, Any], name: str) -> Callable[[], None]:
-    """For ``figures.resident_bytes``: a pass that is ready to run, its parameters in place."""
+    """Prepares a pass for ``figures.resident_bytes``, parameters in place."""
     found = EncoderCase(**case)
     if name != OURS:
         run = torch_pass(found, name)[0]

@@ -1,4 +1,4 @@
-"""How long a compiled TPU program takes, by two yardsticks and the traffic between chips: estimates, nothing ran."""
+"""Estimated time of a compiled TPU program, by two methods, and its traffic between chips. Nothing is run."""
 
 import collections
 from typing import Any
@@ -12,15 +12,15 @@ from alm_jax.bench.roofline import kernel_key, roofline
 from alm_jax.bench.topology import Topology
 
 RING_LINKS = 2
-"""Links of a chip that one collective uses: both directions along one axis of the torus."""
+"""Number of a chip's links that one collective uses: both directions along one axis of the torus."""
 NUM_HIDERS = 6
-"""The largest collectives of a program that are listed one by one."""
+"""Number of the largest collectives of a program that are listed one by one."""
 ASSUMPTIONS = (
     "a collective runs along one axis of the torus, both ways round, at the full bandwidth of its two links; one that "
     "is synchronous hides behind nothing, an asynchronous one behind the instructions between its start and its end; "
     "collectives do not slow each other down, and inputs are there in time"
 )
-"""What a predicted time takes for granted."""
+"""Assumptions behind a predicted time."""
 
 Row = dict[str, Any]
 
@@ -74,7 +74,7 @@ def estimates(text: str, flops: float, topology: Topology, counts: Counts) -> Ro
 
 
 def summarise(sent: list[Collective], chip: Chip) -> list[Row]:
-    """The collectives of a program by kind, synchronous ones and asynchronous ones apart."""
+    """Summarises the collectives of a program by kind, synchronous and asynchronous ones separately."""
     groups: dict[tuple[str, bool], list[Collective]] = collections.defaultdict(list)
     for one in sent:
         groups[one.kind, one.is_async].append(one)
@@ -93,7 +93,7 @@ def summarise(sent: list[Collective], chip: Chip) -> list[Row]:
 
 
 def describe(one: Collective, chip: Chip) -> Row:
-    """One collective, and what hides it."""
+    """Describes one collective, and what hides it."""
     return {
         "kind": one.kind,
         "shape": one.shape,

@@ -1,4 +1,4 @@
-"""The fields of rows that every benchmark has: from the clock, from the compiler, from the jaxpr."""
+"""Fields of the rows of every benchmark: from the clock, from the compiler, from the jaxpr."""
 
 import sys
 from collections.abc import Callable
@@ -39,36 +39,37 @@ UNMEASURED: Row = {
     "fits": None,
     "error": None,
 }
-"""The fields before anything is measured."""
+"""Returns the fields before anything is measured."""
 
 
 def step_ms(timing: Timing) -> dict[str, float]:
-    """Milliseconds: the fastest, the median, and the slowest less the fastest."""
+    """Milliseconds: the fastest run, the median, and the slowest minus the fastest."""
     return {name: 1e3 * getattr(timing, name) for name in ("min", "median", "spread")}
 
 
 def times_ours(own: Timing, other: Timing) -> dict[str, float]:
-    """How many times as long the other took, over pairs of neighbouring runs."""
+    """Ratio of the other candidate's time to this one's, over pairs of neighbouring runs."""
     pairs = sorted(own.ratios(other))
     return {"min": pairs[0], "median": pairs[len(pairs) // 2], "max": pairs[-1]}
 
 
 def utilisation(flops: float, timing: Timing) -> float | None:
-    """MFU on the devices that are here, by the peak of ``chips``; None of a kind that is not there, a CPU."""
+    """MFU on the present devices, by the peak of ``chips``; None for a kind that is not in the table, such as a
+    CPU."""
     chip = chip_of(jax.devices()[0].device_kind)
     return None if chip is None else flops / timing.median / chip.peak_flops
 
 
 def memory_figures(compiled: Any) -> Row:
-    """Scratch and peak by the compiler."""
+    """Scratch memory and peak, as the compiler states them."""
     memory = memory_of(compiled)
     return {"temp_bytes": memory.temp_bytes, "peak_bytes": memory.peak_bytes}
 
 
 def topology_figures(lowered: Any, topology: Topology, flops: float, counts: Counts) -> Row:
-    """What the compiler says of a program for devices that are not there; a failure is a figure.
+    """Figures that the compiler gives for a program for absent devices; a failure is a figure too.
 
-    ``flops`` are those of the model, ``counts`` those of the program as it is.
+    ``flops`` are those of the model, ``counts`` those of the program.
     """
     compiled = compile_for(lowered, topology)
     row: Row = {"hbm_limit": topology.chip.hbm_bytes, "fits": compiled.fits, "error": compiled.error}
@@ -79,7 +80,7 @@ def topology_figures(lowered: Any, topology: Topology, flops: float, counts: Cou
 
 
 def resident_bytes(function: Callable[..., Any], **arguments: Any) -> int | None:
-    """``resident.growth_of`` of a function at the top of a module; None but on a CPU under Linux."""
+    """Runs ``resident.growth_of`` for a function at the top of a module; None except on a CPU under Linux."""
     if jax.default_backend() != "cpu" or sys.platform != "linux":
         return None
     return resident.growth_of(f"{function.__module__}:{function.__qualname__}", **arguments)

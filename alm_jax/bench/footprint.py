@@ -1,7 +1,7 @@
-"""What a training state takes on each device of a mesh, known from shapes and shardings alone: nothing is compiled.
+"""Memory of a training state on each device of a mesh, from shapes and shardings only: nothing is compiled.
 
-Not in it: activations, and what a step makes on its way (gathered kernels, merged adapters). The compiler alone knows
-these (`bench/topology.py`).
+It does not include activations and what a step makes in between (gathered kernels, merged adapters). Only the
+compiler knows these (`bench/topology.py`).
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from alm_jax.training.sharding import batch_sharding, num_batch_shards
 from alm_jax.types import PyTree
 
 LARGE_BYTES = 2**24
-"""From here on an array that every device holds whole is worth a word."""
+"""Size, bytes, from which on an array that every device holds whole is reported."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,16 +27,16 @@ class Held:
     """One array."""
 
     kind: str
-    """parameters, gradients, optimizer, average, statistics or batch."""
+    """Kind: parameters, gradients, optimizer, average, statistics or batch."""
     path: str
     shape: tuple[int, ...]
     dtype: str
     cut: tuple[str, ...]
-    """The mesh axis, or axes, that each dimension is cut over; "" for none."""
+    """Mesh axis, or axes, that each dimension is cut over; "" for none."""
     num_bytes: int
-    """Of the whole array."""
+    """Size of the whole array, bytes."""
     bytes_per_device: int
-    """Of what one device holds of it."""
+    """Size of what one device holds of it, bytes."""
 
     @property
     def is_replicated(self) -> bool:
@@ -46,7 +46,7 @@ class Held:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """The state and the batch of a run, as they lie on a mesh."""
+    """The state and the batch of a run, as laid out on a mesh."""
 
     config: str
     """The config's name."""
@@ -57,7 +57,7 @@ class Footprint:
 
     @property
     def bytes_per_device(self) -> dict[str, int]:
-        """By kind."""
+        """Bytes by kind."""
         found = dict.fromkeys((held.kind for held in self.arrays), 0)
         for held in self.arrays:
             found[held.kind] += held.bytes_per_device
@@ -65,17 +65,17 @@ class Footprint:
 
     @property
     def total_bytes(self) -> int:
-        """On one device."""
+        """Bytes on one device."""
         return sum(held.bytes_per_device for held in self.arrays)
 
     def largest(self, count: int) -> list[Held]:
-        """Parameters by what one device holds of them."""
+        """Parameters in the order of what one device holds of them."""
         parameters = [held for held in self.arrays if held.kind == "parameters"]
         return sorted(parameters, key=lambda held: -held.bytes_per_device)[:count]
 
     @property
     def replicated(self) -> list[Held]:
-        """Large parameters that every device holds whole, where the mesh would have them cut."""
+        """Large parameters that every device holds whole although the mesh should cut them."""
         if self.mesh["fsdp"] * self.mesh["tensor"] == 1:
             return []
         parameters = (held for held in self.arrays if held.kind == "parameters")
@@ -83,9 +83,9 @@ class Footprint:
 
 
 def measure_footprint(config: ExperimentConfig, num_devices: int) -> Footprint:
-    """The state and batch of ``config`` on its mesh of ``num_devices``.
+    """Lays out the state and batch of ``config`` on its mesh of ``num_devices``.
 
-    Raises UserError where the config's parts do not fit together, or the mesh.
+    Raises UserError where the config's parts do not fit each other or the mesh.
     """
     if config.training.parallelism != "jit":
         raise UserError("a state is laid out over a mesh under jit: leave training.parallelism at 'jit'")
@@ -134,6 +134,6 @@ def _describe(kind: str, tree: PyTree) -> Iterator[Held]:
 
 
 def _name(axis: str | tuple[str, ...] | None, sizes: Mapping[str, int]) -> str:
-    """Of the mesh axes that one dimension is cut over, those that cut."""
+    """Returns, of the mesh axes of one dimension, those with more than one device."""
     names = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
     return " x ".join(name for name in names if sizes[name] > 1)

@@ -57,15 +57,15 @@ class FrontendCase:
     """One front-end at one size."""
 
     name: str
-    """A key of ``SPECS``."""
+    """Name: a key of ``SPECS``."""
     batch: int
-    """Clips."""
+    """Batch size, clips."""
     clip_sec: float = 10.0
-    """Seconds of a clip."""
+    """Length of a clip, seconds."""
 
     @property
     def spec(self) -> FrontendSpec:
-        """The family's defaults at this length."""
+        """The family's default spec at this length."""
         return SPECS[self.name](clip=ClipSpec(clip_sec=self.clip_sec))
 
 
@@ -79,7 +79,7 @@ def check(case: FrontendCase, peers: Sequence[str]) -> None:
 
 
 def describe(case: FrontendCase, impl: str, num_devices: int, platform: str, topology: str | None) -> Row:
-    """A row with nothing measured in it."""
+    """Makes a row without measurements."""
     return {
         "frontend": case.name,
         "impl": impl,
@@ -96,7 +96,7 @@ def describe(case: FrontendCase, impl: str, num_devices: int, platform: str, top
 
 
 def trace(case: FrontendCase, mesh: Mesh) -> Any:
-    """The traced front-end, clips cut over ``mesh``."""
+    """Traces the front-end, clips cut over ``mesh``."""
     spec = case.spec
     waveform = jax.ShapeDtypeStruct((case.batch, spec.clip_samples), jnp.float32)
     with jax.set_mesh(mesh):
@@ -105,7 +105,7 @@ def trace(case: FrontendCase, mesh: Mesh) -> Any:
 
 
 def compile_row(case: FrontendCase, topology: Topology) -> Row:
-    """The row of a front-end compiled for devices that are not there."""
+    """Makes the row of a front-end compiled for absent devices."""
     check(case, ())
     mesh = topology.mesh()
     if case.batch % mesh.size:
@@ -118,7 +118,7 @@ def compile_row(case: FrontendCase, topology: Topology) -> Row:
 
 
 def run_rows(case: FrontendCase, peers: Sequence[str], *, repeats: int) -> Iterator[Row]:
-    """The rows of a front-end and of its peer, where transformers has one, timed in turns on one device."""
+    """Yields the rows of a front-end and of its peer, where transformers has one, timed in turns on one device."""
     check(case, peers)
     mesh = build_mesh(MeshConfig(), jax.devices()[:1])
     traced = trace(case, mesh)
@@ -146,7 +146,8 @@ def run_rows(case: FrontendCase, peers: Sequence[str], *, repeats: int) -> Itera
 
 
 def extractor(case: FrontendCase) -> Callable[[list[np.ndarray]], Any] | None:
-    """transformers' extractor of the same family, from waveforms to NumPy features; None where it has none."""
+    """Returns transformers' extractor of the same family, from waveforms to NumPy features; None where it has
+    none."""
     rate = case.spec.sample_rate_hz
     if case.name == "clap":
         from transformers import ClapFeatureExtractor

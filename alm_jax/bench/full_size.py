@@ -1,7 +1,7 @@
-"""``alm bench full-size``: the configs of published size on slices that are not here, one row a case, kept on disk.
+"""``alm bench full-size``: the configs of published size on absent slices, one row a case, kept on disk.
 
-A case is one ``alm compile`` in a process of its own, and what it prints is a file. A case whose file is there, made by
-the same command, is not run again: the table may be made over several nights, and by several machines.
+A case is one ``alm compile`` in a process of its own, and what it prints is a file. A case whose file is there, made
+by the same command, is not run again: the table may be made over several nights, and by several machines.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from alm_jax.bench.estimates import ASSUMPTIONS
 
 GIB = 2**30
 BFLOAT16 = ("--objective.model.compute-dtype", "bfloat16", "--objective.model.remat", "block")
-"""For configs whose published recipe is float32 on GPUs."""
+"""Options for configs whose published recipe is float32 on GPUs."""
 POD = "v5e:16x16"
 
 
@@ -28,11 +28,11 @@ class Case:
     """Name of a file in configs/."""
     topology: str
     options: tuple[str, ...] = ()
-    """More options of `alm compile`."""
+    """Further options of `alm compile`."""
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Name of its file."""
         search = "_search" if "--search-batch" in self.options else ""
         return f"{self.config}_{self.topology.replace(':', '_')}{search}"
 
@@ -42,12 +42,12 @@ class Case:
 
 
 def batch(rows: int) -> tuple[str, str]:
-    """The option for a global batch."""
+    """Returns the option for a global batch."""
     return "--training.batch-size", str(rows)
 
 
 MESH_64 = ("--training.mesh.data", "2")
-"""Of the configs on 8 x 32 chips: 32 ways of ``fsdp`` on 64 chips."""
+"""Options that run a config for 8 x 32 chips on 64 chips, with 32 ways of ``fsdp``."""
 MESH_8 = ("--training.mesh.data", "1", "--training.mesh.fsdp", "8")
 CASES = (
     Case("ltu_7b", POD, batch(2048)),
@@ -70,15 +70,15 @@ CASES = (
     Case("speech_gpt_7b", POD, ("--search-batch", *batch(1024))),
     Case("audio_mae_base", POD, ("--search-batch", *batch(16384), *BFLOAT16)),
 )
-"""Every row of the table, the quickest to compile first."""
+"""Returns every row of the table, the quickest to compile first."""
 
 
 def run_cases(
     configs: Path, folder: Path, *, only: Sequence[str] = (), cases: Sequence[Case] = CASES
 ) -> Iterator[str]:
-    """Compiles what is not in ``folder`` yet, case by case; yields a line about each as it is done.
+    """Compiles case by case what is not in ``folder`` yet; yields a line about each as it finishes.
 
-    ``only``: parts of names, for the cases that have one of them.
+    ``only``: parts of names, to select cases.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for case in cases:
@@ -131,7 +131,7 @@ TITLES = (
 
 
 def write_table(folder: Path, *, cases: Sequence[Case] = CASES) -> str:
-    """The page in Markdown: rows that are there, then the largest batches, then what has not been compiled."""
+    """Writes the page in Markdown: existing rows, then the largest batches, then what has not been compiled."""
     rows, searches, missing = [], [], []
     for case in cases:
         path = folder / f"{case.name}.json"

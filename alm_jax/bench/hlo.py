@@ -20,13 +20,13 @@ class Instruction:
     """One instruction."""
 
     name: str
-    """Unique in its module."""
+    """Name, unique in its module."""
     opcode: str
-    """``fusion``, ``while``, ``collective-permute-start``, ..."""
+    """Operation: ``fusion``, ``while``, ``collective-permute-start``, ..."""
     type: str
     """Its shape, or tuple of shapes, with layout."""
     text: str
-    """All that is printed of it: one line, or several of a Pallas kernel's call."""
+    """Its text: one line, or several for a Pallas kernel's call."""
 
     @functools.cached_property
     def operands(self) -> tuple[str, ...]:
@@ -40,7 +40,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where in the traced function it comes from, ``jit(step)/.../dot_general``; may be empty."""
+        """Its place in the traced function, ``jit(step)/.../dot_general``; may be empty."""
         found = re.search(r'op_name="([^"]*)"', self.text)
         return found.group(1) if found else ""
 
@@ -55,12 +55,12 @@ class Instruction:
         return re.search(rf" {self.opcode}\([^()]*%?\b{re.escape(name)}\)", self.text) is not None
 
     def called(self, key: str) -> str | None:
-        """The computation that an attribute such as ``body`` names."""
+        """Returns the computation named by an attribute such as ``body``."""
         found = re.search(rf"\b{key}=%?([\w.\-]+)", self.text)
         return found.group(1) if found else None
 
     def branches(self) -> list[str]:
-        """The computations between which a ``conditional`` chooses."""
+        """Returns the computations between which a ``conditional`` chooses."""
         found = re.search(r"branch_computations=\{([^}]*)\}", self.text)
         if found:
             return re.findall(r"[\w.\-]+", found.group(1).replace("%", ""))
@@ -73,21 +73,21 @@ class Module:
     """One module."""
 
     computations: dict[str, list[Instruction]]
-    """Name -> instructions; in a scheduled module, in the order they run."""
+    """Maps names to instructions; in a scheduled module, in the order they run."""
     entry: str
     """The computation that runs first."""
     is_scheduled: bool
     """Whether the order is the compiler's schedule."""
     num_partitions: int
-    """Devices that the program is cut over."""
+    """Number of devices that the program is cut over."""
 
     @functools.cached_property
     def types(self) -> dict[str, str]:
-        """Name of every value -> its shape, or tuple of shapes, with layout."""
+        """Maps the name of every value to its shape, or tuple of shapes, with layout."""
         return {line.name: line.type for lines in self.computations.values() for line in lines}
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """Trips of a ``while``: what the compiler states, else the bound its condition compares with."""
+        """Returns the trips of a ``while``: the compiler's number, else the bound its condition compares with."""
         stated = TRIP_COUNT.search(loop.text)
         if stated:
             return int(stated.group(1))
@@ -96,9 +96,10 @@ class Module:
         return max(bounds, default=None)
 
     def walk(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
-        """Every instruction that runs, with how often it does: loops multiplied, the dearest branch of a choice.
+        """Yields every instruction that runs, with how often it runs: loops multiplied, the most expensive branch of
+        a choice.
 
-        A loop whose trips are not known counts once (`trip_count`). What a fusion holds inside is not walked.
+        A loop with unknown trips counts once (`trip_count`). Instructions inside a fusion are not listed.
         """
         for line in self.computations.get(self.entry if computation is None else computation, []):
             yield line, times
@@ -110,14 +111,14 @@ class Module:
                 yield from self.walk(line.called("to_apply") or "", times)
 
     def _weight(self, name: str) -> tuple[int, int]:
-        """Of the branches of a choice, by estimated cycles; where there are none, by length."""
+        """Chooses among the branches of a choice by estimated cycles; without these, by length."""
         lines = [line for line, _ in self.walk(name)]
         return sum(line.estimated_cycles or 0 for line in lines), len(lines)
 
 
 @functools.lru_cache(maxsize=4)
 def parse(text: str) -> Module:
-    """The module that ``compiled.as_text()`` prints. Raises ValueError where it has no entry or is cut off."""
+    """Parses the module that ``compiled.as_text()`` prints. Raises ValueError where it has no entry or is cut off."""
     computations: dict[str, list[Instruction]] = {}
     entry: str | None = None
     current: list[list[str]] | None = None

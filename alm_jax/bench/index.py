@@ -1,4 +1,4 @@
-"""What opening, filtering, mixing and resuming cost with an index of any length: seconds, and megabytes of memory.
+"""Cost of opening, filtering, mixing and resuming with an index of any length: seconds, and megabytes of memory.
 
 The index is written here, its recordings are virtual: every row points into one small shard. Up to `MAX_WRITTEN_ROWS`
 rows are on disk; of a longer index one batch of rows is, and the footer of the file names it again and again, so that
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 RATE_HZ = 1_000
 MAX_WRITTEN_ROWS = 20_000_000
-"""Of a longer index only one batch of rows is on disk."""
+"""Number of rows above which only one batch of rows of an index is written to disk."""
 _NUM_RECORDS = 512
 _LICENCES = ("CC-BY-4.0", "CC0-1.0", "CC-BY-NC-4.0")
 _STEPS = (10, 10_000_000)
@@ -44,10 +44,10 @@ _GROWTH_STEPS = 1_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VirtualClipsConfig(DatasetConfig):
-    """Rows without recordings of their own, to measure an index with."""
+    """Rows without their own recordings, to measure an index with."""
 
     num_rows: int
-    """Rows of the split ``train``."""
+    """Number of rows of the split ``train``."""
 
     def read(self, problems: list[str] | None = None) -> Source:
         """Raises UserError: there is nothing to build it from."""
@@ -55,7 +55,7 @@ class VirtualClipsConfig(DatasetConfig):
 
 
 def run_rows(num_rows: Sequence[int], folder: Path | None = None) -> Iterator[Row]:
-    """A row of figures for each length of the index; what is written goes below ``folder`` and is removed."""
+    """Yields a row of figures for each length of the index; files below ``folder`` are removed afterwards."""
     with tempfile.TemporaryDirectory(dir=folder) as cache_dir:
         for count in num_rows:
             config = _config(count, cache_dir)
@@ -139,7 +139,7 @@ def write_virtual(settings: VirtualClipsConfig, cache_dir: Path) -> None:
 
 
 def _virtual_batch(start: int, count: int) -> pa.RecordBatch:
-    """Rows whose length, licence and number of words vary."""
+    """Makes rows of varying length, licence and number of words."""
     numbers = np.arange(start, start + count)
     words = np.array(
         [" ".join(["a", "sound", "of", "rain", "and", "wind", "far", "away"][:n]) for n in range(1, 9)]
@@ -161,10 +161,11 @@ def _virtual_batch(start: int, count: int) -> pa.RecordBatch:
 
 
 def _write_repeated(path: Path, num_rows: int) -> None:
-    """An index whose footer names one batch of rows again and again; the last may be shorter.
+    """Writes an index whose footer names one batch of rows repeatedly; the last may be shorter.
 
-    A file is written with as many small batches; then the places in its footer are changed. A place is a struct of the
-    Arrow format: where the batch begins (int64), the length of its metadata (int32), padding, and of its body (int64).
+    A file is written with as many small batches; then the places in its footer are changed. A place is a struct of
+    the Arrow format: where the batch begins (int64), the length of its metadata (int32), padding, and of its body
+    (int64).
     """
     whole, rest = divmod(num_rows, ROWS_PER_BATCH)
     small = _virtual_batch(0, 1)
@@ -187,7 +188,8 @@ def _write_repeated(path: Path, num_rows: int) -> None:
 
 
 def _find_places(content: bytearray, footer: int, count: int) -> int:
-    """Where the vector of ``count`` places begins in the footer: behind its length, each place where the last ended."""
+    """Finds where the vector of ``count`` places begins in the footer: after its length, each place where the
+    previous one ended."""
     at = footer
     while True:
         at = content.index(struct.pack("<i", count), at) + 4
@@ -221,7 +223,7 @@ def _write_records(path: Path) -> None:
 
 
 def _measure_apart(config: DataConfig) -> Row:
-    """`measure` in a process of its own."""
+    """Runs `measure` in its own process."""
     assert isinstance(config.dataset, MixtureConfig)
     dataset = config.dataset.parts[0].dataset
     assert isinstance(dataset, VirtualClipsConfig)

@@ -1,8 +1,8 @@
-"""The input pipeline alone: clips a second, and what each stage takes, beside PyTorch's DataLoader and Grain.
+"""The input pipeline alone: clips a second, and the time of each stage, beside PyTorch's DataLoader and Grain.
 
 All candidates read the same ArrayRecord shards of the same prepared data set in a random order, crop or pad to
-``data.source_sec``, tokenize one caption a clip, and give NumPy (or torch) batches. They take turns. A peer is written
-as its documentation has it: DataLoader with two worker processes, Grain with two reading threads.
+``data.source_sec``, tokenize one caption a clip, and give NumPy (or torch) batches. They take turns. A peer is
+written as its documentation has it: DataLoader with two worker processes, Grain with two reading threads.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ _NUM_WORKERS = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputCase:
-    """What is read."""
+    """What to read."""
 
     encoding: Encoding
     stored_hz: int
@@ -141,7 +141,7 @@ def _figures(
 
 
 def _children_cpu_sec() -> float:
-    """CPU time of the processes that this one has started."""
+    """CPU time of this process's children."""
     total, tick = 0.0, os.sysconf("SC_CLK_TCK")
     for task in Path(f"/proc/{os.getpid()}/task").iterdir():
         for child in (task / "children").read_text().split():
@@ -152,7 +152,7 @@ def _children_cpu_sec() -> float:
 
 @dataclasses.dataclass
 class SameRecords:
-    """The data set of the peers: the same shards, whose record they read, and captions that are in memory."""
+    """Data set of the peers: they read the same shards, with captions in memory."""
 
     paths: Sequence[str]
     ends: Sequence[int]
@@ -240,7 +240,7 @@ def _open_grain(prepared: Prepared, split: Split, batch_size: int) -> Iterator[A
 
 
 def measure_stages(prepared: Prepared, split: Split, batch_size: int) -> dict[str, float]:
-    """Microseconds of one thread that a clip spends in each stage, the fastest of three passes over one batch."""
+    """Microseconds of one thread for each clip in each stage, the fastest of three passes over one batch."""
     rng = np.random.default_rng(0)
     indices = rng.integers(len(split), size=batch_size)
     size = prepared.num_source_samples

@@ -1,13 +1,13 @@
 """Cycles of the Pallas kernels in a program for a TPU: the bundles that the compiler scheduled, times grid steps.
 
 XLA's cycle estimates (``cycles``) leave the inside of a Pallas kernel out. libtpu schedules it all the same, and
-``bundles`` counts a body's instruction bundles, one a cycle where nothing stalls. So these cycles are an estimate as
-XLA's are, and like them they know nothing of memory that keeps the units waiting.
+``bundles`` counts a body's instruction bundles, one a cycle where nothing stalls. So these cycles are an estimate
+like XLA's, and like those they ignore waiting for memory.
 
     python -m alm_jax.bench.kernel_cycles v5e:2x2 kernel.bin
 
-compiles one kernel, as `jax.export` serialises it, and prints its bundles as a line of JSON. `kernel_cycles` runs this
-in a process of its own for each kernel, since libtpu takes the order to write listings when it is loaded.
+compiles one kernel, as `jax.export` serialises it, and prints its bundles as a line of JSON. `kernel_cycles` runs
+this in a process of its own for each kernel, since libtpu reads the option to write listings when it is loaded.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from alm_jax.bench.counting import KernelCall
 
 TIMEOUT_SEC = 900
 SMALLEST = {"v4": "v4:2x2x1", "v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
-"""The topology that a kernel is compiled for, which runs on one device, by kind."""
+"""Topology that a kernel, which runs on one device, is compiled for, by device kind."""
 CORES = {"v4": 2, "v5p": 2}
-"""Of kinds whose devices have several cores, which share out a parallel axis of the grid."""
+"""Number of cores by device kind, for kinds with several cores, which share a parallel axis of the grid."""
 
 
 def kernel_cycles(kernels: Mapping[KernelCall, int], topology: str) -> int:
@@ -43,7 +43,7 @@ def kernel_cycles(kernels: Mapping[KernelCall, int], topology: str) -> int:
 
 
 def call_cycles(call: KernelCall, topology: str) -> int:
-    """Cycles of one device in one call of a kernel; see `kernel_cycles`."""
+    """Returns the cycles of one device in one call of a kernel; see `kernel_cycles`."""
     kind = topology.partition(":")[0]
     semantics = getattr(call.equation.params["compiler_params"], "dimension_semantics", None) or ()
     # An axis that `vmap` added stands first and has none.
@@ -54,7 +54,7 @@ def call_cycles(call: KernelCall, topology: str) -> int:
 
 @functools.cache
 def _bundles(call: KernelCall, kind: str) -> int:
-    """Bundles of a kernel's body, by libtpu in a process of its own."""
+    """Counts the bundles of a kernel's body, by libtpu in its own process."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "kernel.bin"
         program.write_bytes(serialize_kernel(call))
@@ -68,7 +68,7 @@ def _bundles(call: KernelCall, kind: str) -> int:
 
 
 def serialize_kernel(call: KernelCall) -> bytes:
-    """A program of that one call, for TPUs."""
+    """Makes a program of that one call, for TPUs."""
     import jax
     from jax import export
 
@@ -83,7 +83,7 @@ def serialize_kernel(call: KernelCall) -> bytes:
 
 
 def main() -> None:
-    """Compiles one serialised kernel for a TPU that is not there and prints its bundles as JSON."""
+    """Compiles one serialised kernel for an absent TPU and prints its bundles as JSON."""
     parser = argparse.ArgumentParser(prog="python -m alm_jax.bench.kernel_cycles", description=main.__doc__)
     parser.add_argument("topology", help="v5e:1x1, v5p:2x2x1, v6e:2x2 or tpu7x:2x2x1")
     parser.add_argument("program", type=Path, help="what serialize_kernel made")

@@ -1,7 +1,7 @@
 """``alm bench loss``: forward and backward of every form of a loss beside its peers, one row each.
 
 Bytes come from the compiler, FLOPs and traffic from the jaxpr with loops multiplied, times from runs that take turns.
-With a topology nothing runs: the program is compiled for devices that are not there.
+With a topology nothing runs: the program is compiled for absent devices.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from alm_jax.training.mesh import MeshConfig, build_mesh
 
 DTYPES = ("float32", "bfloat16")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
-"""By how much, relatively, the losses of a row and of the first row of its size may differ."""
+"""Largest relative difference between the losses of a row and of the first row of its size."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,27 +39,27 @@ class LossSweep:
     losses: Sequence[str]
     """Names of losses."""
     impls: Sequence[str] | None = None
-    """Forms; None takes all that make sense for the number of devices."""
+    """Forms; None: all that make sense for the number of devices."""
     batches: Sequence[int]
-    """Pairs; tokens for ``lm``."""
+    """Batch sizes: pairs; tokens for ``lm``."""
     dim: int = 512
     """Width of the embeddings."""
     dtypes: Sequence[str] = ("float32",)
-    """Of the embeddings."""
+    """Dtype of the embeddings."""
     vocab: int = 32768
-    """Vocabulary, for ``lm``."""
+    """Vocabulary size, for ``lm``."""
     peers: Sequence[str] = ()
-    """Other projects' losses to run beside, on one device."""
+    """Other projects' losses to run beside ours, on one device."""
     num_devices: int = 1
-    """Devices that are here."""
+    """Number of present devices."""
     topology: Topology | None = None
-    """Devices that are not here, in place of those that are."""
+    """Topology of absent devices, to compile for instead."""
     repeats: int = 5
-    """Timed runs of each."""
+    """Number of timed runs of each."""
 
 
 def check(sweep: LossSweep) -> None:
-    """Raises UserError where the sweep names what there is not, before anything is measured."""
+    """Raises UserError where the sweep names something unknown, before anything is measured."""
     for loss in sweep.losses:
         known = find_loss(loss).impls
         for impl in sweep.impls or ():
@@ -88,7 +88,7 @@ def check(sweep: LossSweep) -> None:
 
 
 def run_sweep(sweep: LossSweep) -> Iterator[Row]:
-    """The rows, as they come: what fails is a row with an ``error``."""
+    """Yields the rows as they are measured; a failure is a row with an ``error``."""
     check(sweep)
     for loss in sweep.losses:
         for dtype in sweep.dtypes:
@@ -141,7 +141,7 @@ def _empty_row(case: LossCase, impl: str, num_devices: int, platform: str, topol
 
 
 def compile_row(case: LossCase, impl: str, topology: Topology) -> Row:
-    """The row of one form, compiled for devices that are not there."""
+    """Makes the row of one form, compiled for absent devices."""
     mesh = topology.mesh()
     name = resolved_impl(case, impl, mesh.size, topology.platform)
     row = _empty_row(case, name, mesh.size, topology.platform, topology.name)
@@ -158,7 +158,7 @@ def compile_row(case: LossCase, impl: str, topology: Topology) -> Row:
 
 
 def cycle_figures(text: str, counts: Counts, topology: str) -> Row:
-    """The compiler's estimate for its own operations, and what the bundles of the Pallas kernels come to on top of it.
+    """Adds the bundles of Pallas kernels to the compiler's estimate of its own operations.
 
     ``kernel_cycles`` is that part of ``estimated_cycles``.
     """
@@ -172,7 +172,7 @@ def cycle_figures(text: str, counts: Counts, topology: str) -> Row:
 
 
 def resolved_impl(case: LossCase, impl: str, num_devices: int, platform: str) -> str:
-    """``auto`` and ``kernel`` with the form that they pick behind them; any other name as it is."""
+    """Resolves ``auto`` and ``kernel`` to the form that they choose; any other name is unchanged."""
     if impl not in ("auto", "kernel") or case.loss == "lm":
         return impl
     platform = {"cuda": "gpu"}.get(platform, platform)
@@ -181,7 +181,7 @@ def resolved_impl(case: LossCase, impl: str, num_devices: int, platform: str) ->
 
 
 def counted(case: LossCase, counts: Counts, num_devices: int) -> Row:
-    """The fields of a row that come from the jaxpr; FLOPs and bytes are those of one device."""
+    """Fields of a row from the jaxpr; FLOPs and bytes are those of one device."""
     unit = case.flops_unit
     # Where the compiler decides on the traffic, the program does not know it.
     stated = num_devices == 1 or counts.has_manual_collectives
@@ -193,7 +193,7 @@ def counted(case: LossCase, counts: Counts, num_devices: int) -> Row:
 
 
 def trace(case: LossCase, impl: str, mesh: Mesh) -> Any:
-    """The traced pass, ``jax.stages.Traced``, with its inputs on ``mesh``."""
+    """Traces the pass, ``jax.stages.Traced``, with its inputs on ``mesh``."""
     differentiable, fixed = (
         {
             name: jax.ShapeDtypeStruct(shape, _dtype(case, shape, dtype), sharding=_sharding(name, mesh))
@@ -218,7 +218,8 @@ def _sharding(name: str, mesh: Mesh) -> Any:
 
 
 def jax_pass(case: LossCase, impl: str, num_devices: int) -> tuple[Any, Any, Callable[[], float]]:
-    """The traced and the compiled program of a form, and what runs it once and returns the loss."""
+    """Returns the traced and the compiled program of a form, and a function that runs it once and returns the
+    loss."""
     mesh = build_mesh(MeshConfig(), jax.devices()[:num_devices])
     traced = trace(case, impl, mesh)
     compiled = traced.lower().compile()
@@ -239,20 +240,21 @@ def jax_pass(case: LossCase, impl: str, num_devices: int) -> tuple[Any, Any, Cal
 
 
 def torch_runner(case: LossCase, peer: str) -> Callable[[], float]:
-    """What runs a peer once, on the card where JAX has one, else on the CPU, and returns the loss."""
+    """Returns a function that runs a peer once, on the GPU where JAX has one, else on the CPU, and returns the
+    loss."""
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     return torch_pass(case.loss, peer, *case.inputs(), dtype=case.dtype, device=device)
 
 
 def run_rows(case: LossCase, sweep: LossSweep) -> list[Row]:
-    """The rows of all forms and peers at one size, timed in turns."""
+    """Yields the rows of all forms and peers at one size, timed in turns."""
     platform = jax.default_backend()
     rows: dict[str, Row] = {}
     passes: dict[str, Callable[[], float]] = {}
     losses: dict[str, float] = {}
 
     def attempt(name: str, prepare: Callable[[], Callable[[], float]]) -> None:
-        """Prepares and runs a candidate once; its failure is its row's."""
+        """Prepares and runs a candidate once; a failure is recorded in its row."""
         try:
             passes[name] = prepare()
             losses[name] = passes[name]()
@@ -300,7 +302,7 @@ def _is_out_of_memory(message: str) -> bool:
 
 
 def _check_agreement(case: LossCase, losses: dict[str, float], rows: dict[str, Row]) -> None:
-    """A row that computes another number than the first does not measure the same."""
+    """Marks a row whose loss differs from the first row's: it does not measure the same computation."""
     first = next(iter(losses.values()), 0.0)
     for name, value in losses.items():
         if not abs(value - first) <= TOLERANCE[case.dtype] * max(abs(first), 1.0):
@@ -308,7 +310,7 @@ def _check_agreement(case: LossCase, losses: dict[str, float], rows: dict[str, R
 
 
 def resident_pass(case: dict[str, Any], impl: str | None, peer: str | None) -> Callable[[], float]:
-    """For ``resident.growth_of``: a pass that is ready to run, in this process."""
+    """Prepares a pass for ``resident.growth_of``, in this process."""
     found = LossCase(**case)
     small = dataclasses.replace(found, batch=2)
     # The first pass of a process starts threads and loads libraries, which are no part of the loss.

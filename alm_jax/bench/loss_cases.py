@@ -12,11 +12,11 @@ from alm_jax.errors import UserError
 from alm_jax.losses import contrastive, language_modeling
 
 PATTERN = "open_clip_pattern"
-"""The form that stands for open_clip over many devices."""
+"""Name of the form that reproduces open_clip over many devices."""
 SCALE = 1 / 0.07
-"""Where CLIP's logit scale begins."""
+"""Initial value of CLIP's logit scale."""
 BIAS = -10.0
-"""Where SigLIP's bias begins."""
+"""Initial value of SigLIP's bias."""
 NUM_HARD_NEGATIVES = 4
 CAPTIONS_PER_CLIP = 2
 Arrays = Mapping[str, Array]
@@ -27,22 +27,22 @@ class LossCase:
     """One loss at one size."""
 
     loss: str
-    """A key of ``LOSSES``."""
+    """Name: a key of ``LOSSES``."""
     batch: int
-    """Pairs; tokens for ``lm``."""
+    """Batch size: pairs; tokens for ``lm``."""
     dim: int
     """Width of the embeddings."""
     dtype: str
-    """Of the embeddings: ``float32`` or ``bfloat16``."""
+    """Dtype of the embeddings: ``float32`` or ``bfloat16``."""
     vocab: int | None = None
-    """Size of the vocabulary, for ``lm``."""
+    """Vocabulary size, for ``lm``."""
 
     def inputs(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Inputs drawn from a seed: those that get gradients, float32, and the others."""
+        """Makes random inputs from a seed: those with gradients, float32, and the others."""
         return LOSSES[self.loss].inputs(self, np.random.default_rng(0))
 
     def shapes(self) -> tuple[dict[str, tuple], dict[str, tuple]]:
-        """As ``inputs``, but (shape, dtype) alone, for sizes that no host could hold."""
+        """Returns (shape, dtype) of ``inputs``, for sizes that no host could hold."""
         small = dataclasses.replace(self, batch=2)
         differentiable, fixed = small.inputs()
 
@@ -55,17 +55,17 @@ class LossCase:
         return grow(differentiable), grow(fixed)
 
     def function(self, impl: str) -> Callable[[Arrays, Arrays], Array]:
-        """(differentiable, fixed) -> the mean loss, float32, in the form ``impl``."""
+        """Returns the function (differentiable, fixed) -> mean loss, float32, in the form ``impl``."""
         return LOSSES[self.loss].function(impl)
 
     @property
     def flops_unit(self) -> float | None:
-        """B^2 E, in which the FLOPs of contrastive losses are stated."""
+        """B^2 E, the unit of the FLOPs of contrastive losses."""
         return None if self.loss == "lm" else float(self.batch) ** 2 * self.dim
 
 
 ROWS = {"audio_emb", "text_emb", "negative_emb", "group_ids", "hidden", "labels"}
-"""Inputs whose first dimension is the batch."""
+"""Names of the inputs whose first dimension is the batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Loss:
     """How a loss is fed and called."""
 
     inputs: Callable[[LossCase, np.random.Generator], tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
-    """What ``LossCase.inputs`` returns."""
+    """Makes what ``LossCase.inputs`` returns."""
     function: Callable[[str], Callable[[Arrays, Arrays], Array]]
-    """What ``LossCase.function`` returns."""
+    """Makes what ``LossCase.function`` returns."""
     impls: tuple[str, ...]
-    """The forms there are."""
+    """Existing forms."""
 
 
 def _unit_rows(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -152,7 +152,7 @@ def _mean(sum_and_weight: tuple[Array, Array]) -> Array:
 
 
 def _impl(name: str) -> Any:
-    """A form's name as the losses take it; they refuse what they do not know."""
+    """Converts a form's name to the losses' argument; they reject unknown names."""
     return name
 
 
@@ -175,11 +175,11 @@ LOSSES: dict[str, Loss] = {
     ),
     "lm": Loss(_tokens, _lm, ("reference", "chunked", "one_pass", "auto")),
 }
-"""By the name of ``--loss``."""
+"""Losses by the name given to ``--loss``."""
 
 
 def find_loss(name: str) -> Loss:
-    """The loss of that name. Raises UserError where there is none."""
+    """Returns the loss of that name. Raises UserError where there is none."""
     if name not in LOSSES:
         raise UserError(f"there is no loss {name!r} to measure: known are {', '.join(LOSSES)}")
     return LOSSES[name]

@@ -1,4 +1,4 @@
-"""What a compiled program needs of a device's memory, as the compiler says."""
+"""Memory that a compiled program needs on a device, as the compiler states it."""
 
 import dataclasses
 from typing import Any
@@ -13,17 +13,17 @@ class Memory:
     temp_bytes: int
     """Scratch: neither inputs nor outputs."""
     peak_bytes: int
-    """The most that is alive at any time, inputs and outputs included."""
+    """Peak: the most that is alive at any time, inputs and outputs included."""
     argument_bytes: int
-    """Inputs."""
+    """Size of the inputs."""
     output_bytes: int
-    """Outputs, those that reuse an input's memory included."""
+    """Size of the outputs, including those that reuse an input's memory."""
     alias_bytes: int
-    """Outputs that reuse an input's memory."""
+    """Size of the outputs that reuse an input's memory."""
 
 
 def memory_of(compiled: Any) -> Memory:
-    """The memory of ``jitted.lower(...).compile()``, per device.
+    """Returns the memory of ``jitted.lower(...).compile()``, per device.
 
     XLA:CPU's peak leaves the scratch out, so there the peak is the sum of all, an upper bound.
     """

@@ -27,7 +27,7 @@ def write_pictures(rows: Sequence[Row], folder: Path, stem: str) -> None:
 
 
 def draw_memory(rows: Sequence[Row]) -> bytes | None:
-    """Bytes against batch, PNG; None where there are not two batch sizes.
+    """Plots bytes against batch size, PNG; None for fewer than two batch sizes.
 
     On a CPU the growth of the resident memory, which peers have too; elsewhere the compiler's peak on one device.
     """
@@ -115,7 +115,7 @@ def _draw(rows: Sequence[Row], value: Any, title: str, formatter: Any, limit: fl
 
 
 def _label(row: Row, rows: Sequence[Row]) -> str:
-    """The form's name, with what else differs within the sweep."""
+    """Returns the form's name, with the other settings that vary within the sweep."""
     extra = [str(row[key]) for key in ("loss", "dtype") if len({other[key] for other in rows}) > 1]
     return " ".join([*extra, row["impl"]])
 

@@ -1,4 +1,4 @@
-"""Rows of a benchmark on disk, and beside them what they were measured with: ``NAME.json`` and ``NAME.run.json``."""
+"""Rows of a benchmark on disk, with the circumstances of the measurement: ``NAME.json`` and ``NAME.run.json``."""
 
 import dataclasses
 import importlib.metadata
@@ -27,31 +27,31 @@ PACKAGES = (
     "tokenizers",
     "grain",
 )
-"""What decides about a figure, where it is installed."""
+"""Packages that affect the figures, where they are installed."""
 Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """Rows, and what they were measured with."""
+    """Rows, and the circumstances of their measurement."""
 
     rows: Sequence[Row]
-    """As the command printed them."""
+    """Rows as the command printed them."""
     command: str
-    """What was typed."""
+    """The command line."""
     machine: dict[str, Any]
-    """Processor, cores, devices, and how busy it was."""
+    """Processor, cores, devices, and load of the machine."""
     versions: dict[str, str]
-    """Packages and Python."""
+    """Versions of packages and Python."""
 
 
 def run_path(path: Path) -> Path:
-    """Where the circumstances of ``path``'s rows are kept."""
+    """Returns the path of the circumstances of ``path``'s rows."""
     return path.with_suffix(".run.json")
 
 
 def describe_machine() -> dict[str, Any]:
-    """This machine, without its name."""
+    """Describes this machine, without its name."""
     devices = jax.devices()
     return {
         "processor": _processor(),
@@ -73,7 +73,7 @@ def _processor() -> str:
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
+    """Returns the versions of the packages that affect the figures."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -84,7 +84,7 @@ def describe_versions() -> dict[str, str]:
 
 
 class Recorder:
-    """Writes rows as they come, so that what was measured before an interruption is kept."""
+    """Writes rows as they are measured, so that an interruption loses none."""
 
     def __init__(self, path: Path | None, command: str):
         """``path`` None writes nothing."""
@@ -100,14 +100,14 @@ class Recorder:
             run_path(path).write_text(json.dumps(circumstances, indent=2) + "\n")
 
     def add(self, row: Row) -> None:
-        """Keeps one row."""
+        """Writes one row."""
         self.rows.append(row)
         if self._path is not None:
             self._path.write_text(json.dumps(self.rows, indent=2) + "\n")
 
 
 def read_record(path: Path) -> Record:
-    """What ``Recorder`` wrote. Raises DataError where it is not all there."""
+    """Reads what ``Recorder`` wrote. Raises DataError where it is incomplete."""
     try:
         circumstances = json.loads(run_path(path).read_text())
         return Record(rows=json.loads(path.read_text()), **circumstances)

@@ -49,7 +49,7 @@ transformers' models attend by PyTorch's SDPA where they have it. The memory of 
 
 
 def write_page(folder: Path, *, relative_to: Path) -> str:
-    """The page's text.
+    """Returns the page's text.
 
     Args:
         folder: holds ``NAME.json`` and ``NAME.run.json`` of every benchmark, and the pictures of sweeps.
@@ -67,7 +67,7 @@ def write_page(folder: Path, *, relative_to: Path) -> str:
 
 
 def section(path: Path, record: Record, relative_to: Path) -> str:
-    """One file's part of the page."""
+    """Returns the part of the page for one file."""
     title = path.stem.replace("_", " ")
     machine = record.machine
     memory_gib = machine["memory_bytes"] / 2**30
@@ -99,7 +99,7 @@ def section(path: Path, record: Record, relative_to: Path) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows in Markdown."""
+    """Formats rows in Markdown."""
     titles, lines = cells(rows)
     right = [line[:1].isdigit() for line in lines[0]]
     rule = ["---:" if is_right else "---" for is_right in right]
@@ -107,7 +107,8 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def comparisons(rows: Sequence[Row]) -> list[str]:
-    """One sentence for each row of a loss's peer: its time and memory beside our fastest form's at that size."""
+    """Writes one sentence for each row of a loss's peer: its time and memory beside our fastest form's at that
+    size."""
     peers = {peer for _, peer in PEERS}
     size = ("loss", "batch", "dim", "vocab", "dtype")
     sentences = []

@@ -1,4 +1,4 @@
-"""Memory that a function takes on the host, by whatever library: growth of the peak resident set, in a fresh process.
+"""Host memory that a function uses, with any library: growth of the peak resident set, in a fresh process.
 
 For comparing a JAX form with PyTorch on the CPU, where there is no compiler to ask. The function's inputs exist, its
 program is compiled and its libraries are loaded before the measurement begins. Linux only.
@@ -18,12 +18,12 @@ from alm_jax.errors import UserError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-"""What ``/proc/self/clear_refs`` takes to set the peak back to the present (proc(5))."""
+"""Value for ``/proc/self/clear_refs`` that resets the peak to the present (proc(5))."""
 NUM_RUNS = 2
 
 
 def growth_of(target: str, **arguments: Any) -> int:
-    """Bytes by which the peak of ``target``'s run exceeds what was resident before it.
+    """Returns the bytes by which the peak of ``target``'s run exceeds what was resident before it.
 
     ``target`` is ``module:function``; ``function(**arguments)`` (JSON values) prepares everything and returns the
     function to measure, which takes nothing and returns when its work is done.
@@ -41,7 +41,7 @@ def growth_of(target: str, **arguments: Any) -> int:
 
 
 def measure(run: Any) -> int:
-    """As ``growth_of``, of a function in this process: exact only where little else has been freed before."""
+    """Like ``growth_of``, for a function in this process: exact only where little else was freed before."""
     gc.collect()
     # Freed memory that the C library keeps would be taken again without a trace.
     ctypes.CDLL(None).malloc_trim(0)
@@ -59,7 +59,7 @@ def _resident(key: str) -> int:
 
 
 def main(target: str, arguments: str) -> None:
-    """Prints the growth in bytes of one target, as ``growth_of`` asks it."""
+    """Prints the growth of one target in bytes, for ``growth_of``."""
     module, _, name = target.partition(":")
     print(measure(getattr(importlib.import_module(module), name)(**json.loads(arguments))))
 

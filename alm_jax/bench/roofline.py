@@ -1,12 +1,13 @@
-"""A roofline of a compiled TPU program: for each instruction the slowest of what it must move and compute.
+"""Roofline of a compiled TPU program: the time of each instruction is the longest of its memory traffic and its
+computations.
 
 An instruction takes no less than its bytes to and from HBM at the chip's bandwidth, its products on the matrix units
-with operands padded to their tiles, its element-wise work on the vector units, and the bundles of a Pallas kernel. The
-largest of these is its time, and the sum over all instructions is the program's, but never less than all HBM bytes at
-the bandwidth. Copies that run beside the computation (prefetches) count as bytes alone.
+with operands padded to their tiles, its element-wise work on the vector units, and the bundles of a Pallas kernel.
+The largest of these is its time, and the sum over all instructions is the program's, but never less than all HBM
+bytes at the bandwidth. Copies that run beside the computation (prefetches) count as bytes alone.
 
 XLA's own estimate (``cycles``) is right for large products and 2.5 to 4 times too slow for narrow or memory-bound
-operations; this one knows no stalls, and no overlap of one instruction with the next. The truth lies between them.
+operations; this one ignores stalls and the overlap of instructions. The real time is between the two.
 """
 
 import dataclasses
@@ -20,18 +21,18 @@ from alm_jax.bench.hlo import Instruction, Module, parse
 from alm_jax.bench.shapes import ITEMSIZE, Shape, shapes_of
 
 VECTOR_LANES = 8 * 128
-"""Numbers of 32 bits in one vector register, of which a unit works on one a cycle."""
+"""32-bit numbers in one vector register; a unit processes one register a cycle."""
 VECTOR_UNITS = 4
-"""Vector operations of a cycle."""
+"""Vector operations a cycle."""
 MIN_ROWS = 8
-"""Rows of an operand that a matrix unit takes at least."""
+"""Minimum rows of an operand of a matrix unit."""
 PASSES = {"highest": 6, "high": 3}
-"""Products of bfloat16 that make one of float32, by precision."""
+"""Products of bfloat16 for one of float32, by precision."""
 FREE = {
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call"),
     *("after-all", "partition-id", "replica-id", "opt-barrier", "domain", "iota"),
 }
-"""Instructions that move and compute nothing."""
+"""Instructions that neither move nor compute."""
 MOVES = {
     "broadcast",
     "reshape",
@@ -58,27 +59,27 @@ TRANSCENDENTAL = {
     ),
     *("power", "sine", "cosine", "tan", "atan2", "erf", "divide"),
 }
-"""Instructions of the one extended unit, which does a register a cycle."""
+"""Instructions of the single extended unit, which processes a register a cycle."""
 READS_A_PART = {"dynamic-slice", "slice", "gather"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one run of one instruction takes at least."""
+    """Minimum work of one run of one instruction."""
 
     hbm_bytes: float = 0.0
-    """To and from HBM, with the padding of tiles."""
+    """Bytes to and from HBM, with the padding of tiles."""
     matrix_cycles: float = 0.0
-    """On the matrix units, operands padded."""
+    """Cycles on the matrix units, operands padded."""
     vector_cycles: float = 0.0
-    """On the vector units."""
+    """Cycles on the vector units."""
     kernel_cycles: float = 0.0
-    """Bundles of a Pallas kernel."""
+    """Cycles of a Pallas kernel: its bundles."""
     is_async: bool = False
     """Whether it runs beside the computation."""
 
     def seconds(self, chip: Chip) -> float:
-        """The slowest of them; 0 of what runs beside."""
+        """The longest of these times; 0 where it runs beside the computation."""
         assert chip.clock_hz is not None
         if self.is_async:
             return 0.0
@@ -88,16 +89,17 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The least time of a program on one device."""
+    """Minimum time of a program on one device."""
 
     seconds: float
-    """Sum over instructions, no less than ``hbm_bytes`` at the bandwidth."""
+    """Sum over instructions; at least ``hbm_bytes`` at the bandwidth."""
     hbm_bytes: float
-    """Of all instructions, those too that run beside."""
+    """Bytes of all instructions, including those that run beside the computation."""
 
 
 def roofline(text: str, chip: Chip, kernels: Mapping[tuple[str, ...], int] | None = None) -> Roofline:
-    """Of ``compiled.as_text()``; ``kernels`` are the cycles of Pallas kernels by `kernel_key`."""
+    """Computes the roofline of ``compiled.as_text()``; ``kernels`` are the cycles of Pallas kernels by
+    `kernel_key`."""
     module = parse(text)
     seconds = hbm_bytes = 0.0
     for line, times in module.walk():
@@ -108,7 +110,7 @@ def roofline(text: str, chip: Chip, kernels: Mapping[tuple[str, ...], int] | Non
 
 
 def kernel_key(inputs: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[str, ...]:
-    """What tells a kernel's call in the jaxpr and in the compiled program to be the same: its inputs."""
+    """Key of a kernel's call by its inputs, equal in the jaxpr and in the compiled program."""
     names = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "bool": "pred"}
     return tuple(
         f"{names.get(dtype, dtype.replace('uint', 'u').replace('int', 's'))}[{','.join(map(str, shape))}]"
@@ -119,7 +121,7 @@ def kernel_key(inputs: tuple[tuple[str, tuple[int, ...]], ...]) -> tuple[str, ..
 def cost_of(
     module: Module, line: Instruction, chip: Chip, kernels: Mapping[tuple[str, ...], int] | None = None
 ) -> Cost:
-    """What one run of ``line`` takes at least."""
+    """Computes the minimum work of one run of ``line``."""
     opcode = line.opcode
     if opcode in FREE or opcode.endswith(("-done", "-update")):
         return Cost()
@@ -143,7 +145,7 @@ def _plain(shape: Shape) -> str:
 
 
 def _bytes_at_top(module: Module, line: Instruction) -> float:
-    """Bytes to and from HBM of an instruction outside of fusions."""
+    """Returns the bytes to and from HBM of an instruction outside of fusions."""
     written, read = _only_part(module, line)
     results = shapes_of(line.type)
     parts = zip(results, [*written, *[None] * len(results)], strict=False)
@@ -158,7 +160,7 @@ def _bytes_at_top(module: Module, line: Instruction) -> float:
 
 
 def _only_part(module: Module, line: Instruction) -> tuple[list[float | None], dict[int, float | None]]:
-    """Of each result the bytes that are written, of each operand those that are read; None for all."""
+    """Returns the bytes written of each result and read of each operand; None for all."""
     if line.opcode in READS_A_PART:
         return [], {0: _hbm_bytes(line.type)}
     if line.opcode == "dynamic-update-slice":
@@ -183,7 +185,7 @@ def _only_part(module: Module, line: Instruction) -> tuple[list[float | None], d
 
 
 def _bytes_read(module: Module, lines: list[Instruction], name: str) -> float | None:
-    """Bytes that a fusion reads of a parameter of which every user takes a part; None for all."""
+    """Returns the bytes that a fusion reads of a parameter of which every user takes a part; None for all."""
     total = 0.0
     for user in lines:
         places = [index for index, operand in enumerate(user.operands) if operand == name]
@@ -212,7 +214,8 @@ def _bytes_read(module: Module, lines: list[Instruction], name: str) -> float | 
 
 
 def _bytes_written(module: Module, by_name: Mapping[str, Instruction], output: Instruction) -> float | None:
-    """Bytes that an output of a fusion writes where it updates a part of an array in place; None for all."""
+    """Returns the bytes that an output of a fusion writes where it updates a part of an array in place; None for
+    all."""
     while output.opcode == "bitcast" and output.operands and output.operands[0] in by_name:
         output = by_name[output.operands[0]]
     if output.opcode != "dynamic-update-slice":
@@ -222,19 +225,19 @@ def _bytes_written(module: Module, by_name: Mapping[str, Instruction], output: I
 
 
 def _hbm_bytes(types: str) -> float:
-    """Of arrays that lie in HBM."""
+    """Returns the bytes of arrays that lie in HBM."""
     return sum((shape.hbm_bytes for shape in shapes_of(types)), 0.0)
 
 
 def _padded_bytes(types: str) -> float:
-    """Wherever they lie: inside of a fusion nothing says where."""
+    """Returns the bytes of arrays wherever they lie: inside of a fusion the place is unknown."""
     return sum((shape.padded_size * ITEMSIZE[shape.dtype] for shape in shapes_of(types)), 0.0)
 
 
 def _compute(
     module: Module, lines: list[Instruction], chip: Chip, *, is_top: bool = False
 ) -> tuple[float, float]:
-    """Cycles on the matrix units and on the vector units of instructions, fusions inside of them entered."""
+    """Returns the cycles of instructions on the matrix units and on the vector units, fusions included."""
     matrix = vector = 0.0
     for line in lines:
         if line.opcode in ("convolution", "dot"):
@@ -300,7 +303,7 @@ def product_cycles(module: Module, line: Instruction, chip: Chip) -> float:
 
 
 def _window(line: Instruction, num_axes: int) -> list[tuple[int, int, int, int]]:
-    """Stride, padding before, dilation of the source and of the taps, for each axis of a window."""
+    """Returns stride, padding before, dilation of the source and of the taps, for each axis of a window."""
     found = re.search(r"window=\{([^}]*)\}", line.text)
     fields = dict(re.findall(r"(\w+)=([\w\-]+)", found.group(1))) if found else {}
     strides, dilations, spreads = (
@@ -314,7 +317,7 @@ def _window(line: Instruction, num_axes: int) -> list[tuple[int, int, int, int]]
 
 
 def _pairs(source: int, out: int, taps: int, stride: int, before: int, dilation: int, spread: int) -> int:
-    """Pairs of an output and a tap that meet an element of the source."""
+    """Counts the pairs of an output and a tap that meet an element of the source."""
     if before == 0 and dilation == 1 and (out - 1) * stride + (taps - 1) * spread < source:
         return out * taps
     at = np.arange(out)[:, None] * stride + np.arange(taps)[None] * spread - before

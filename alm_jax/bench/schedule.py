@@ -1,4 +1,4 @@
-"""Does a transfer overlap the computation? Read off the compiler's schedule.
+"""Checks in the compiler's schedule whether a transfer overlaps the computation.
 
 An asynchronous collective-permute is two instructions, a start and a done; what the schedule puts between them runs
 while the block travels.
@@ -19,26 +19,26 @@ class Transfer:
     """One collective-permute of a program."""
 
     computation: str
-    """Where it stands: the body of the ring's loop, say."""
+    """Name of the computation that contains it, such as the body of the ring's loop."""
     start: str
     """Name of its start instruction."""
     shape: str
-    """What travels, ``bf16[1024,512]``."""
+    """Shape of the transferred array, ``bf16[1024,512]``."""
     loops: tuple[str, ...]
-    """Loops that run between its start and its done."""
+    """Number of loops that run between its start and its done."""
     kernels: tuple[str, ...]
-    """Pallas kernels between its start and its done."""
+    """Number of Pallas kernels between its start and its done."""
     products: tuple[str, ...]
-    """Products (convolutions, and fusions into one) between its start and its done."""
+    """Number of products (convolutions, and fusions into one) between its start and its done."""
 
     @property
     def is_overlapped(self) -> bool:
-        """Whether a loop, a kernel or a product runs while it travels."""
+        """Whether a loop, a kernel or a product runs during the transfer."""
         return bool(self.loops or self.kernels or self.products)
 
 
 def transfers(text: str) -> list[Transfer]:
-    """Every collective-permute of ``compiled.as_text()``, in program order.
+    """Returns every collective-permute of ``compiled.as_text()``, in program order.
 
     Raises ValueError where the module is not scheduled, since then the order means nothing.
     """
@@ -80,6 +80,6 @@ def _transfer(computation: str, lines: list[Instruction], index: int) -> Transfe
 
 
 def _shape(line: Instruction) -> str:
-    """The first shape of its type, without layout."""
+    """Returns the first shape of its type, without layout."""
     found = re.search(r"\w+\[[\d,]*\]", line.type)
     return found.group() if found else line.type

@@ -1,4 +1,4 @@
-"""Shapes in the text of a compiled program, and the memory that they take: tiles, padding, and what lies in HBM."""
+"""Shapes in the text of a compiled program, and the memory that they need: tiles, padding, and place."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ ITEMSIZE = {
     **dict.fromkeys(("f32", "s32", "u32"), 4.0),
     **dict.fromkeys(("f64", "s64", "u64", "c64"), 8.0),
 }
-"""Bytes of a number, by XLA's name of its type."""
+"""Bytes of a number, by XLA's type name."""
 SHAPE = re.compile(r"\b(?P<dtype>" + "|".join(ITEMSIZE) + r")\[(?P<sizes>[\d,]*)\](?:\{(?P<layout>[^}]*)\})?")
 TILE = re.compile(r"T\(([\d,]+)\)")
 
@@ -22,31 +22,31 @@ class Shape:
     """One array."""
 
     dtype: str
-    """XLA's name: bf16."""
+    """Type, by XLA's name: bf16."""
     sizes: tuple[int, ...]
     padded: tuple[int, ...]
     """Sizes with the padding of the layout's tiles."""
     is_in_hbm: bool
-    """Whether it lies in the device's memory, and not in a space near the units."""
+    """Whether it lies in HBM instead of a memory near the units."""
 
     @property
     def num_bytes(self) -> float:
-        """Without padding."""
+        """Number of elements without padding."""
         return math.prod(self.sizes) * ITEMSIZE[self.dtype]
 
     @property
     def padded_size(self) -> int:
-        """Numbers, padding included."""
+        """Number of elements with padding."""
         return math.prod(self.padded)
 
     @property
     def hbm_bytes(self) -> float:
-        """With padding; 0 where it does not lie in HBM."""
+        """Bytes with padding; 0 where it does not lie in HBM."""
         return self.padded_size * ITEMSIZE[self.dtype] if self.is_in_hbm else 0.0
 
 
 def shapes_of(text: str) -> list[Shape]:
-    """Every array of a type, in order: one, or those of a tuple."""
+    """Returns every array of a type, in order: one, or those of a tuple."""
     return [_shape(found) for found in SHAPE.finditer(text)]
 
 

@@ -1,10 +1,11 @@
 """``alm bench step``: the whole training step of a config, optimizer included, beside its peer in PyTorch.
 
-Timed is what a step of a run does once a batch is in the host's memory: to the device, features from waveforms,
-augmentation and dropout, both towers, the loss, the backward pass, AdamW. The peer is ``transformers.ClapModel`` of
-the same shape with ``torch.optim.AdamW`` in training mode; its loss, of two directions that are one, costs the same
-as ours. ``transformers`` is given log-mel features, so the front-end is our cost alone; ``transformers+features``
-computes them in every step from the waveforms that ours begins with, by ``ClapFeatureExtractor``.
+The timing covers everything that a step does once a batch is in the host's memory: to the device, features from
+waveforms, augmentation and dropout, both towers, the loss, the backward pass, AdamW. The peer is
+``transformers.ClapModel`` of the same shape with ``torch.optim.AdamW`` in training mode; its loss costs the same as
+ours. ``transformers`` is given log-mel features, so the time of the front-end counts only for ours;
+``transformers+features`` computes them in every step from the waveforms that ours begins with, by
+``ClapFeatureExtractor``.
 """
 
 import dataclasses
@@ -47,11 +48,11 @@ FEATURES = "+features"
 PEERS = ("transformers", "transformers+compile", f"transformers{FEATURES}")
 OURS = "alm_jax"
 FIRST_WORD = 5
-"""Token ids below are special ones."""
+"""Token ids below this number are special tokens."""
 
 
 def example_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
-    """A batch of noise as long as recordings get, with captions as long as the tokenizer makes them."""
+    """Makes a batch of noise as long as the longest recordings, with captions of the tokenizer's maximum length."""
     rng = np.random.default_rng(0)
     rows, data = config.training.batch_size, config.data
     samples = round(data.window_sec * config.objective.model.frontend.sample_rate_hz)
@@ -82,7 +83,7 @@ def example_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
 
 
 def abstract_batch(config: ExperimentConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of ``example_batch``, for batches that no host could hold."""
+    """Returns shapes and dtypes of ``example_batch``, for batches that no host could hold."""
     training = dataclasses.replace(config.training, batch_size=1)
     one = example_batch(dataclasses.replace(config, training=training))
     rows = config.training.batch_size
@@ -90,9 +91,9 @@ def abstract_batch(config: ExperimentConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def mesh_of(config: ExperimentConfig, topology: Topology | None = None) -> Mesh:
-    """The config's mesh over the devices that are here, or over ``topology``'s.
+    """Makes the config's mesh over the present devices, or over ``topology``'s.
 
-    Raises UserError where the config does not fit them, or asks for pmap.
+    Raises UserError where the config does not fit them, or uses pmap.
     """
     training = config.training
     if training.parallelism != "jit":
@@ -103,7 +104,7 @@ def mesh_of(config: ExperimentConfig, topology: Topology | None = None) -> Mesh:
 
 
 def build(config: ExperimentConfig, mesh: AnyMesh) -> JitParallel:
-    """The step of ``config``. Raises UserError where its parts do not fit together."""
+    """Makes the step of ``config``. Raises UserError where its parts do not fit each other."""
     objective = add_adapters(build_objective(config.objective), config.lora)
     parallel = build_parallel(objective, config.optimizer, config.training, seed=config.seed, mesh=mesh)
     assert isinstance(parallel, JitParallel)
@@ -113,7 +114,7 @@ def build(config: ExperimentConfig, mesh: AnyMesh) -> JitParallel:
 def describe(
     config: ExperimentConfig, impl: str, num_devices: int, platform: str, topology: str | None
 ) -> Row:
-    """A row with nothing measured in it."""
+    """Makes a row without measurements."""
     model = config.objective.model
     return {
         "config": config.name,
@@ -134,7 +135,7 @@ def describe(
 
 
 def model_flops(config: ExperimentConfig, num_devices: int) -> float:
-    """FLOPs of a step on one of ``num_devices``, none done twice: the model's own, however they are computed.
+    """Counts the FLOPs of a step on one of ``num_devices``, without recomputation: the model's own.
 
     Counted in the step of one device with the reference forms of attention and losses, and without rematerialisation:
     tiles that are padded and parts that are computed again are no work of the model's.
@@ -151,7 +152,7 @@ def model_flops(config: ExperimentConfig, num_devices: int) -> float:
 
 
 def _with_fields(config: Any, **values: Any) -> Any:
-    """The dataclass with the fields of these names replaced, in it and in the dataclasses that it holds."""
+    """Returns the dataclass with the fields of these names replaced, in it and in nested dataclasses."""
     changes = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -163,7 +164,7 @@ def _with_fields(config: Any, **values: Any) -> Any:
 
 
 def num_parameters(parallel: JitParallel) -> int:
-    """Numbers that are trained."""
+    """Number of trained parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(parallel.abstract().params))
 
 
@@ -175,7 +176,7 @@ def mesh_text(parallel: JitParallel) -> str:
 
 
 def run_rows(config: ExperimentConfig, peers: list[str], *, repeats: int) -> list[Row]:
-    """The step of a config, and of its peers, timed in turns on the devices that are here.
+    """Yields rows of the step of a config, and of its peers, timed in turns on the present devices.
 
     Raises UserError for an unknown peer, or one on several devices.
     """
@@ -209,7 +210,7 @@ def run_rows(config: ExperimentConfig, peers: list[str], *, repeats: int) -> lis
 
 
 def jax_step(config: ExperimentConfig, parallel: JitParallel) -> Callable[[], None]:
-    """What trains one step more, and waits for it."""
+    """Returns a function that trains one step and waits for it."""
     batch = example_batch(config)
     # Done before the first step is dispatched: its buffers and the step's would otherwise be alive together.
     state = [jax.block_until_ready(parallel.init())]
@@ -222,7 +223,7 @@ def jax_step(config: ExperimentConfig, parallel: JitParallel) -> Callable[[], No
 
 
 def torch_step(config: ExperimentConfig, peer: str) -> tuple[Callable[[], None], int]:
-    """What trains ClapModel one step more; and its number of parameters."""
+    """Returns a function that trains ClapModel for one step, and its number of parameters."""
     import torch
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
@@ -273,9 +274,9 @@ def torch_step(config: ExperimentConfig, peer: str) -> tuple[Callable[[], None],
 
 
 def resident_training(config: dict[str, Any], name: str) -> Callable[[], None]:
-    """For ``resident.growth_of``: starts a training and takes two steps, parameters and all.
+    """Starts a training for ``resident.growth_of`` and takes two steps, parameters included.
 
-    It has been done once, so that libraries are loaded and programs compiled, and all of it has been given back.
+    It has run once before, so that libraries are loaded and programs compiled, and its memory was released.
     """
     found = read_experiment(config)
     parallel = build(found, mesh_of(found)) if name == OURS else None

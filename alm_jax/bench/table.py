@@ -1,4 +1,4 @@
-"""Rows for a person: a table on the terminal."""
+"""Rows as a table on the terminal."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,32 +11,32 @@ Column = tuple[str, Callable[[Row], str]]
 
 
 def count(key: str) -> Callable[[Row], str]:
-    """Whole numbers."""
+    """Formats whole numbers."""
     return lambda row: "" if row.get(key) is None else f"{row[key]:,.0f}"
 
 
 def mebibytes(key: str) -> Callable[[Row], str]:
-    """Bytes, as MiB."""
+    """Formats bytes, as MiB."""
     return lambda row: "" if row.get(key) is None else f"{row[key] / 2**20:,.1f}"
 
 
 def text(key: str) -> Callable[[Row], str]:
-    """Whatever it is."""
+    """Formats any value."""
     return lambda row: "" if row.get(key) is None else str(row[key])
 
 
 def milliseconds(part: str, key: str = "step_ms") -> Callable[[Row], str]:
-    """One figure of a timing."""
+    """Formats one figure of a timing."""
     return lambda row: "" if not row.get(key) else f"{row[key][part]:,.1f}"
 
 
 def number(key: str, digits: int) -> Callable[[Row], str]:
-    """A real number."""
+    """Formats a real number."""
     return lambda row: "" if row.get(key) is None else f"{row[key]:,.{digits}f}"
 
 
 def yes_no(key: str) -> Callable[[Row], str]:
-    """A truth."""
+    """Formats a truth value."""
     return lambda row: {True: "yes", False: "no", None: ""}[row.get(key)]
 
 
@@ -99,7 +99,7 @@ MEASURED: Sequence[Column] = (
     ("times ours", _times_ours),
     ("fits", yes_no("fits")),
 )
-"""The columns that steps, encoders and front-ends have in common."""
+"""Columns that steps, encoders and front-ends have in common."""
 STEP_COLUMNS: Sequence[Column] = (
     ("config", text("config")),
     ("impl", text("impl")),
@@ -138,7 +138,7 @@ FRONTEND_COLUMNS: Sequence[Column] = (
     *MEASURED,
 )
 STAGES = ("index", "read", "decode", "resample", "crop and collate", "tokenise", "transfer")
-"""What a clip goes through in the input pipeline, in order."""
+"""Stages of a clip in the input pipeline, in order."""
 
 
 def _stage(name: str) -> Callable[[Row], str]:
@@ -183,12 +183,12 @@ KINDS: dict[str, Sequence[Column]] = {
 
 
 def columns_of(rows: Sequence[Row]) -> Sequence[Column]:
-    """The columns of some rows, told by their fields."""
+    """Chooses the columns of some rows by their fields."""
     return next(columns for field, columns in KINDS.items() if field in rows[0])
 
 
 def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Titles, and the rows' cells under them; a column in which every row is empty is left out."""
+    """Returns titles, and the rows' cells under them; a column in which every row is empty is left out."""
     shown = [(title, [cell(row) for row in rows]) for title, cell in columns_of(rows)]
     shown = [(title, column) for title, column in shown if any(column)]
     return [title for title, _ in shown], [

@@ -1,6 +1,6 @@
-"""Timing on a shared machine: the candidates take turns, so that what disturbs one disturbs all.
+"""Timing on a shared machine: the candidates take turns, so that disturbances affect all of them.
 
-Compare minima, or better the ratios of neighbouring runs; a median on a busy machine measures the machine.
+Compare minima, or better the ratios of neighbouring runs; on a busy machine a median measures the machine.
 """
 
 import dataclasses
@@ -12,30 +12,30 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Runs of one candidate, in the order they were made."""
+    """Runs of one candidate, in order."""
 
     seconds: tuple[float, ...]
-    """Wall time of each."""
+    """Wall time of each run, seconds."""
     cpu_seconds: tuple[float, ...]
-    """CPU time of each, all threads of the process together."""
+    """CPU time of each run, all threads of the process together, seconds."""
 
     @property
     def min(self) -> float:
-        """The fastest run, seconds."""
+        """Time of the fastest run, seconds."""
         return min(self.seconds)
 
     @property
     def median(self) -> float:
-        """The median run, seconds."""
+        """Median time of a run, seconds."""
         return statistics.median(self.seconds)
 
     @property
     def spread(self) -> float:
-        """The slowest less the fastest run, seconds."""
+        """Time of the slowest run minus the fastest, seconds."""
         return max(self.seconds) - min(self.seconds)
 
     def ratios(self, other: "Timing") -> tuple[float, ...]:
-        """``other``'s time over this one's, of each pair of neighbouring runs: above 1 where this is faster."""
+        """``other``'s time over this one's, for each pair of neighbouring runs: above 1 where this one is faster."""
         return tuple(theirs / own for own, theirs in zip(self.seconds, other.seconds, strict=True))
 
 
@@ -44,9 +44,9 @@ def take_turns(
 ) -> dict[str, Timing]:
     """Runs every candidate ``repeats`` times, A B A B ..., after ``warmups`` rounds that are not counted.
 
-    Each turn begins with ``settling`` runs that are not counted: what is called over and over, as a training step
-    is, finds its memory as its own last call left it, not as the other candidate did. A candidate must return only
-    when its work is done (``jax.block_until_ready``, ``torch.cuda.synchronize``).
+    Each turn begins with ``settling`` runs that are not counted: a function that is called repeatedly, like a
+    training step, then finds its memory as its own last call left it, not as the other candidate did. A candidate
+    must return only when its work is done (``jax.block_until_ready``, ``torch.cuda.synchronize``).
     """
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}, expected at least 1")

@@ -1,7 +1,7 @@
-"""Compile for devices that are not there: TPU slices by libtpu, H100 and H200 by JAX's CUDA plugin.
+"""Compiles for absent devices: TPU slices by libtpu, H100 and H200 by JAX's CUDA plugin.
 
-The compilers are the real ones: they place every buffer, refuse what does not fit, and write their schedule. Only
-speed needs the device. A name is a kind and a shape:
+The compilers are the real ones: they place every buffer, reject what does not fit, and write their schedule. Only a
+measurement of speed needs the device. A name is a kind and a shape:
 
     v5e:16x16   v5e:2x4   v5p:4x4x4   v6e:16x16   v4:4x4x4   tpu7x:2x2x1        (libtpu, x86 Linux: extra `aot`)
     v5e:16x16*4                                                                 (four such slices: mesh.num_slices 4)
@@ -35,7 +35,7 @@ ACCELERATORS = {
     "v6e": "v6e-16",
     "tpu7x": "tpu7x-8",
 }
-"""TPU kinds, with a machine type that keeps libtpu from asking the network for one."""
+"""TPU kinds, with a machine type that keeps libtpu from querying the network for one."""
 TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -45,7 +45,7 @@ TPU_ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
 }
 CUDA_OPTIONS = {"xla_gpu_autotune_level": "0"}
-"""Autotuning times candidates on a card, and there is none."""
+"""Disables autotuning, which times candidates on a card."""
 HOPPER = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
@@ -57,7 +57,7 @@ gpu_device_info {
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 12 } runtime_version { major: 13 minor: 0 }
 device_description_str: "%(name)s"
 """
-"""XLA's description of a Hopper card, which a card would give of itself."""
+"""XLA's description of a Hopper card, as a card would report it."""
 CARDS = {
     "h100": HOPPER % {"bandwidth": 3352320000000, "memory": 84929347584, "name": "NVIDIA H100 80GB HBM3"},
     "h200": HOPPER % {"bandwidth": 4800000000000, "memory": 150000000000, "name": "NVIDIA H200"},
@@ -73,9 +73,9 @@ DEVICE_KINDS = {
     "h100": "NVIDIA H100 80GB HBM3",
     "h200": "NVIDIA H200",
 }
-"""What JAX calls the devices of each kind."""
+"""JAX's name of the devices of each kind."""
 DEVICES_PER_CHIP = {"tpu7x": 2}
-"""Of kinds whose chips are several devices."""
+"""Devices per chip, for kinds whose chips are several devices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,36 +83,36 @@ class Topology:
     """Devices to compile for."""
 
     name: str
-    """As it was asked for."""
+    """Name of the topology, as requested."""
     devices: tuple[Any, ...]
-    """Compile-only devices; nothing can be put on them."""
+    """Compile-only devices; they cannot hold arrays."""
     chip: Chip
-    """What each of them is."""
+    """JAX's name of the kind of device."""
 
     @property
     def platform(self) -> str:
-        """``tpu`` or ``cuda``."""
+        """Platform: ``tpu`` or ``cuda``."""
         return "tpu" if self.name.partition(":")[0] in ACCELERATORS else "cuda"
 
     def mesh(self, config: MeshConfig | None = None) -> Mesh:
-        """The project's mesh over these devices; by default all of them along ``data``."""
+        """Makes the project's mesh over these devices; by default all of them along ``data``."""
         return build_mesh(config or MeshConfig(), self.devices)
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a program: a result, or the reason why there is none."""
+    """Result of compiling a program, or the reason why there is none."""
 
     executable: Any
     """The compiled program, for its text and analyses; None where it failed."""
     memory: Memory | None
-    """Per device; None where it failed."""
+    """Memory per device; None where it failed."""
     fits: bool | None
     """Whether it fits the device; None where another error hides that, or the limit is not known."""
     error: str | None
     """The compiler's message, on one line."""
     seconds: float
-    """How long the compiler took."""
+    """Time that the compiler took, seconds."""
 
     @property
     def text(self) -> str | None:
@@ -121,9 +121,9 @@ class Compiled:
 
 
 def read_name(name: str) -> tuple[int, Chip]:
-    """How many devices a topology has and what each is, by its name: no compiler is needed.
+    """Number and kind of a topology's devices, from its name: no compiler is needed.
 
-    Raises UserError where the kind is not known, or the shape is none.
+    Raises UserError for an unknown kind or an invalid shape.
     """
     kind, _, shape = name.partition(":")
     if kind not in DEVICE_KINDS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*(\*[1-9]\d*)?", shape):
@@ -143,9 +143,9 @@ def _unknown(name: str) -> str:
 
 
 def resolve(name: str) -> Topology:
-    """The topology of that name.
+    """Makes the topology of that name.
 
-    Raises UserError where the kind or the shape is not known, or its compiler is not installed.
+    Raises UserError where the kind or the shape is unknown, or its compiler is not installed.
     """
     read_name(name)
     kind, _, shape = name.partition(":")
@@ -196,7 +196,7 @@ def _cuda_devices(name: str, kind: str, shape: str) -> Sequence[Any]:
 def compile_for(lowered: Any, topology: Topology) -> Compiled:
     """Compiles ``jax.jit(f, in_shardings=...).lower(...)``, whose shardings are on ``topology``'s mesh.
 
-    What does not fit, or cannot be compiled, is a result and not an exception.
+    A program that does not fit, or cannot be compiled, gives a result and not an exception.
     """
     options = CUDA_OPTIONS if topology.platform == "cuda" else None
     start = time.perf_counter()
@@ -214,7 +214,8 @@ def compile_for(lowered: Any, topology: Topology) -> Compiled:
 
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
-    """No compiled programs on disk: one for devices that are not here is written there, and cannot be read again."""
+    """Disables the cache of compiled programs on disk: a program for absent devices would be written there and could
+    not be read again."""
     folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()

@@ -9,7 +9,7 @@ from alm_jax.bench.open_clip import load_loss_module
 from alm_jax.errors import UserError
 
 COMPILED = "+compile"
-"""A peer's name with this behind it goes through ``torch.compile``."""
+"""Suffix of a peer's name that runs it through ``torch.compile``."""
 
 
 def _open_clip_infonce() -> Callable[..., Any]:
@@ -44,11 +44,11 @@ PEERS: dict[tuple[str, str], Callable[[], Callable[..., Any]]] = {
     ("sigmoid", "open_clip"): _open_clip_sigmoid,
     ("lm", "pytorch"): _pytorch_lm,
 }
-"""(loss, peer) -> what makes the peer's function of that loss's inputs."""
+"""Makers of a peer's function of a loss's inputs, by (loss, peer)."""
 
 
 def has_peer(loss: str, peer: str) -> bool:
-    """Whether ``peer`` has that loss. Raises UserError where it has none at all."""
+    """Whether ``peer`` has that loss. Raises UserError for an unknown peer."""
     name = peer.removesuffix(COMPILED)
     known = sorted({other for _, other in PEERS})
     if name not in known:
@@ -102,7 +102,7 @@ def torch_pass(
 
 
 def peak_cuda_bytes(run: Callable[[], float]) -> int:
-    """The most of a card's memory that PyTorch held during ``run``, inputs included."""
+    """Peak of a card's memory that PyTorch held during ``run``, bytes, inputs included."""
     import torch
 
     torch.cuda.reset_peak_memory_stats()

@@ -1,1 +1,1 @@
-"""To and from other projects' files: one module a checkpoint family. Needs no PyTorch."""
+"""Conversion from and to other projects' files: one module a checkpoint family. Needs no PyTorch."""

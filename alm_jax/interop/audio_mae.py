@@ -76,7 +76,7 @@ def _with_class_token(positions: np.ndarray) -> np.ndarray:
 
 
 def _buffers(config: MaskedAutoencoderConfig) -> Arrays:
-    """The fixed positions, stored as parameters that do not train; the class token's are 0."""
+    """The fixed positions, stored as parameters that do not train; those of the class token are 0."""
     rows, columns = reversed(config.grid) if config.encoder.compat else config.grid
     return {
         "pos_embed": _with_class_token(compute_positions(config.encoder)),
@@ -108,7 +108,7 @@ def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
 
 
 def _frontend(encoder: AudioMaeConfig) -> AstSpec:
-    """The published front-end for clips as long as the encoder takes."""
+    """The published front-end for clips of the encoder's longest input."""
     return AstSpec(
         clip=published_clip(encoder.num_frames),
         num_mels=encoder.num_mels,
@@ -117,7 +117,7 @@ def _frontend(encoder: AudioMaeConfig) -> AstSpec:
 
 
 def infer_masked_autoencoder(shapes: Mapping[str, tuple[int, ...]]) -> MaskedAutoencoderConfig:
-    """The config of an archive of pre-training; heads of the local decoder are counted, those of the global are 16."""
+    """The config of an archive of pre-training; the local decoder's heads are counted, the global decoder has 16."""
     encoder = _infer_encoder(shapes)
     width, num_layers = shapes["decoder_embed.weight"][0], _count(shapes, "decoder_blocks.")
     mlp_dim = shapes["decoder_blocks.0.mlp.fc1.weight"][0]

@@ -103,12 +103,12 @@ def write_bart_config(config: BartConfig) -> dict[str, Any]:
 
 
 def _copies(names: tuple[str, ...], prefix: str) -> dict[str, str]:
-    """The table of embeddings under the names of all that share it; early releases wrote some of them."""
+    """Names of the table of embeddings for all modules that share it; early releases wrote some of them."""
     return {f"{name}.weight": f"{prefix}shared.weight" for name in names}
 
 
 def _final_logits_bias(config: BartConfig) -> Arrays:
-    """A bias of the logits that no training moves: zero in every published file."""
+    """A bias of the logits that is never trained: zero in every published file."""
     return {"final_logits_bias": np.zeros((1, config.vocab_size), np.float32)}
 
 

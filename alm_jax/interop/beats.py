@@ -59,8 +59,8 @@ def _bias_key(layer: int) -> str:
 def infer_beats_config(shapes: Mapping[str, tuple[int, ...]]) -> BeatsConfig:
     """The config of an archive from its shapes.
 
-    What shapes do not tell is that of every released model: the front-end's 128 mel bins, a ``max_distance`` of 800,
-    DeepNorm, norms after each half. The mask is the released code's (``compat``).
+    Values that shapes do not determine are those of every released model: the front-end's 128 mel bins, a
+    ``max_distance`` of 800, DeepNorm, norms after each half. The mask is the released code's (``compat``).
     """
     patch_width, _, size, _ = shapes["patch_embedding.weight"]
     width, group_size, window = shapes["encoder.pos_conv.0.weight_v"]

@@ -130,7 +130,7 @@ FORMATS = (BERT, ROBERTA)
 
 
 def bert_parity(layout: Format, config: BertConfig) -> Parity:
-    """A model of ours beside transformers', the texts' vectors by ``config.pooling``."""
+    """Compares a model of ours with transformers': the texts' vectors by ``config.pooling``."""
 
     def build(config: BertConfig) -> Any:
         import transformers

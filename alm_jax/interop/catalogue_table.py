@@ -1,4 +1,4 @@
-"""The zoo as tables: every published variant, and how far each model is from its oracle."""
+"""The zoo as tables: every published variant, and the difference of each model from its reference implementation."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from alm_jax.interop.real_inputs import load_real_inputs
 from alm_jax.models.catalogue import FAMILIES
 
 FLOAT64_TOLERANCE = 1e-8
-"""Above this relative difference in float64 a model is not its oracle: rounding there is under 1e-12."""
+"""Relative difference in float64 above which a model differs from its reference: rounding is below 1e-12."""
 PACKAGES = ("jax", "flax", "torch", "transformers", "numpy")
 
 
@@ -73,7 +73,7 @@ def versions() -> dict[str, str]:
 
 
 def write_parity_page(rows: Sequence[dict[str, Any]]) -> str:
-    """docs/parity.md."""
+    """Writes docs/parity.md."""
     lines = [
         "# Parity",
         "",

@@ -18,7 +18,7 @@ from alm_jax.ops.frontends import AstSpec, ClipSpec, compute_features
 
 
 def _entries(config: CavMaeConfig) -> Iterator[Entry]:
-    """Every key of LTU's audio path, without what PEFT puts in front."""
+    """Every key of LTU's audio path, without PEFT's prefix."""
     width, size, prefix, root = config.width, config.patch_size, "audio_encoder.", ("params",)
     kernel = (width, 1, size, size)
     yield Entry(f"{prefix}patch_embed_a.proj.weight", (*root, "patch_embed", "kernel"), kernel, "conv")

@@ -38,7 +38,7 @@ def export_clap(
     """Writes config.json, model.safetensors, the preprocessor's and tokenizer's files and README.md.
 
     Args:
-        folder: made where it is missing, and replaced where it is an older export.
+        folder: created if missing, and replaced if it is an older export.
         tokenizer_json: the tokenizer that the model was trained with.
         model_card: text of README.md (`model_card.write_model_card`).
 
@@ -64,7 +64,7 @@ def export_clap(
 
 
 def import_clap(folder: str | Path) -> tuple[TwoTowersConfig, Variables, Path]:
-    """Config, variables (NumPy, float32) and path of tokenizer.json of a ClapModel's folder.
+    """Reads a ClapModel's folder: config, variables (NumPy, float32) and path of tokenizer.json.
 
     Raises:
       UserError: a file is missing or unreadable, or the model is not one that our towers compute.
@@ -93,8 +93,8 @@ def compare_with_transformers(
     """Largest absolute difference between the logits of PyTorch's ClapModel and ours, from ``folder``.
 
     Both start from the waveforms and the texts, each with its own front-end and tokenizer. Waveforms are
-    cut to a clip first, where transformers would cut at random, and none is called longer, as transformers calls one
-    at random with feature fusion. Needs PyTorch and transformers.
+    cut to a clip first, where transformers would cut at random, and none is marked longer, while transformers marks a
+    random one with feature fusion. Needs PyTorch and transformers.
 
     Raises:
       UserError: they are not installed, or ``sample_rate_hz`` is not the model's.

@@ -180,7 +180,7 @@ def frontend_to_preprocessor(frontend: TowerSpec) -> dict[str, Any]:
     """preprocessor_config.json of the `ClapFeatureExtractor` that computes what ``frontend`` computes.
 
     A recording longer than a clip is cut at random there, at every call; cut it before, for one result. With feature
-    fusion the parts of it are drawn at random there, and of clips none of which is longer one is called longer.
+    fusion transformers chooses the parts at random, and marks one clip as longer where none is.
 
     Raises:
       UserError: no `ClapFeatureExtractor` computes these features.
@@ -232,7 +232,7 @@ def preprocessor_to_frontend(preprocessor: Mapping[str, Any]) -> ClapSpec | Fusi
     """The spec of a `ClapFeatureExtractor` from its preprocessor_config.json.
 
     Raises:
-      UserError: it truncates or pads in a way of which nothing is known.
+      UserError: it truncates or pads in an unknown way.
     """
     fields = Fields.of(preprocessor)
     truncation = fields.word("truncation", "fusion", among=("rand_trunc", "fusion"))
@@ -287,7 +287,7 @@ def tokenizer_to_transformers(tokens: Mapping[str, str], text: BertConfig) -> di
 
 
 def _as_one(fields: Fields, name: str, default: int, *, expected: int | None = None) -> int:
-    """A size that may be written as itself or as a pair of two equal ones."""
+    """Reads a size that may be written as one number or as a pair of two equal ones."""
     if isinstance(fields.get(name), list | tuple):
         first, second = fields.sizes(name, (default, default), length=2)
         size = first if first == second else 0

@@ -40,13 +40,13 @@ _FUSION_LAYERS = (("local_att", "local", 0), ("global_att", "global", 1))
 
 
 def clap_entries(config: TwoTowersConfig) -> Iterator[Entry]:
-    """Every float key on disk but ``logit_scale_t``."""
+    """Every float key on disk, except ``logit_scale_t``."""
     yield from htsat_entries(config.audio)
     yield from joint_entries(config)
 
 
 def joint_entries(config: TwoTowersConfig) -> Iterator[Entry]:
-    """Every float key on disk but ``logit_scale_t`` and those of the audio tower."""
+    """Every float key on disk, except ``logit_scale_t`` and those of the audio tower."""
     yield from bert_entries(config.text, prefix="text_model.", path=("params", "text"))
     for tower, width in (("audio", config.audio.width), ("text", config.text.width)):
         path = ("params", f"{tower}_projection")
@@ -150,7 +150,7 @@ def _read_config(fields: Mapping[str, Any]) -> TwoTowersConfig:
 
 
 def _write_config(config: TwoTowersConfig) -> dict[str, Any]:
-    """Special tokens are RoBERTa's; a folder with another tokenizer says them itself."""
+    """Special tokens are RoBERTa's; a folder with another tokenizer states its own."""
     return config_to_clap(config, {"bos_token": 0, "eos_token": 2})
 
 

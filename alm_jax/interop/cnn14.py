@@ -20,8 +20,8 @@ from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec, compute_features
 from alm_jax.types import PyTree
 
 MEL_BANK = "logmel_extractor.melW"
-"""Key of the mel bank [bins F], which PANNs keep among the weights: what the model was trained with, whatever a config
-says."""
+"""Key of the mel bank [bins F], which PANNs store with the weights: the one used in training, whatever a config
+states."""
 
 
 def _batch_norm(key: str, path: Path, size: int) -> Iterator[Entry]:
@@ -46,7 +46,7 @@ def _entries(config: Cnn14Config) -> Iterator[Entry]:
 
 
 def _counters(config: Cnn14Config) -> frozenset[str]:
-    """Counts of batches, which nothing reads: PANNs' momentum is fixed."""
+    """Counts of batches, which are never used: PANNs' momentum is fixed."""
     norms = ["bn0"] + [f"conv_block{i + 1}.bn{j + 1}" for i in range(len(config.channels)) for j in range(2)]
     return frozenset(f"{key}.num_batches_tracked" for key in norms)
 

@@ -51,7 +51,7 @@ def _lstm(key: str, path: Path, config: EncodecConfig, width: int) -> Iterator[E
 
 
 def _encoder_entries(config: EncodecConfig, path: Path) -> Iterator[Entry]:
-    """Their modules are one list, in which the ELUs count."""
+    """Yields the encoder's entries; their modules form one list, in which the ELUs count."""
     channels, at = config.num_filters, 1
     yield from _causal("encoder.layers.0", (*path, "conv_in"), 1, channels, config.window)
     for step, stride in enumerate(config.strides):
@@ -105,7 +105,7 @@ _FIXED = {
     "trim_right_ratio": 1.0,
     "use_conv_shortcut": True,
 }
-"""Fields of config.json of which we compute one value: that of the 24 kHz model, not of the stereo one of 48 kHz."""
+"""Fields of config.json that must have the value of the 24 kHz model, not that of the 48 kHz stereo model."""
 
 
 def read_encodec_config(fields: Mapping[str, Any]) -> EncodecConfig:
@@ -166,7 +166,7 @@ ENCODEC = Format(
 
 
 def _archive_entries(config: EncodecConfig) -> Iterator[Entry]:
-    """The same arrays under the authors' names, whose convolutions lie a module deeper."""
+    """Renames the arrays to the authors' names, whose convolutions lie one module deeper."""
     for entry in _entries(config):
         key = re.sub(r"^(encoder|decoder)\.layers\.", r"\1.model.", entry.key)
         key = re.sub(r"^quantizer\.layers\.(\d+)\.codebook\.", r"quantizer.vq.layers.\1._codebook.", key)
@@ -220,7 +220,7 @@ FORMATS = (ENCODEC, ENCODEC_ARCHIVE)
 
 
 def _build(config: EncodecConfig) -> Any:
-    """With codebooks drawn at random: transformers leaves them at zero."""
+    """Makes the model of transformers with random codebooks, which transformers leaves at zero."""
     import torch
     import transformers
 

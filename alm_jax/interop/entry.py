@@ -1,4 +1,4 @@
-"""One array of a published checkpoint: its key, its shape, and which part of which of our arrays it is."""
+"""One array of a published checkpoint: its key, its shape, and the part of our array that it holds."""
 
 import dataclasses
 import math
@@ -8,32 +8,32 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 Path: TypeAlias = tuple[str, ...]
-"""Of one of our arrays in the variables: ``("params", "blocks", "mlp", "up", "kernel")``."""
+"""Path of one of our arrays in the variables: ``("params", "blocks", "mlp", "up", "kernel")``."""
 Index: TypeAlias = tuple[int | slice, ...]
-"""Part of it: a layer of a stack, the query of a fused kernel. () is the whole."""
+"""Part of one of our arrays: a layer of a stack, the query of a fused kernel. () is the whole."""
 ALL = slice(None)
 WEIGHT_NORM_FORMER = (
     (r"\.weight_g$", ".parametrizations.weight.original0"),
     (r"\.weight_v$", ".parametrizations.weight.original1"),
 )
-"""For `Format.former`: what PyTorch called the two halves of a weight-normed kernel before version 2."""
+"""Former names, for `Format.former`, of the two factors of a weight-normed kernel before PyTorch 2."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An array on disk and its place among ours. Carries bits, never arithmetic: both ways are exact."""
+    """An array on disk and its place among ours. Only moves bits, never computes: both directions are exact."""
 
     key: str
     path: Path
     shape: tuple[int, ...]
-    """On disk."""
+    """Shape on disk."""
     layout: Literal["same", "transposed", "conv"] = "same"
     """same: the elements in one order, axes perhaps joined; transposed: ours is [inputs..., outputs...], theirs
     [outputs, inputs...]; conv: ours is [*window inputs outputs], theirs [outputs inputs *window]."""
     index: Index = ()
 
     def to_disk(self, part: np.ndarray) -> np.ndarray:
-        """``part`` of our array as it lies on disk."""
+        """Returns ``part`` of our array as it lies on disk."""
         if self.layout == "transposed":
             part = part.reshape(math.prod(self.shape[1:]), self.shape[0]).T
         elif self.layout == "conv":
@@ -42,7 +42,7 @@ class Entry:
         return part.reshape(self.shape)
 
     def from_disk(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The array on disk as a part of ours, of ``shape``."""
+        """Returns the array on disk as a part of ours, of ``shape``."""
         if self.layout == "transposed":
             array = array.reshape(self.shape[0], -1).T
         elif self.layout == "conv":

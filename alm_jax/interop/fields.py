@@ -1,7 +1,7 @@
-"""The fields of a JSON file of others, each read as the kind of value that it has to be.
+"""Reading the fields of JSON files from other projects, each with its required type and range.
 
-A config.json may hold anything. Whoever reads a field says what it has to be: a size, a number, a flag, a word. What is
-something else is one message that names the file, the field, what was found and what was expected.
+A config.json may hold anything. The code that reads a field states what it must be: a size, a number, a flag, a text.
+Anything else is an error that names the file, the field, what was found and what was expected.
 """
 
 import json
@@ -19,18 +19,18 @@ _ABSENT = object()
 
 
 class Fields(Mapping[str, Any]):
-    """An object of a JSON file. A field that is absent has the default that its reader gives; null is a value."""
+    """An object of a JSON file. An absent field takes the reader's default; null is a value."""
 
     def __init__(self, place: str, content: Mapping[str, Any], prefix: str = ""):
         self.place = place
         """The file, for messages."""
         self.prefix = prefix
-        """Of the names of fields, in messages: "text_config." in an object under that name."""
+        """Prefix of the field names in messages: "text_config." in an object under that name."""
         self._content = content
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Fields":
-        """``fields`` themselves, or those of a config.json whose place is not known."""
+        """Wraps ``fields``, or those of a config.json whose path is not known."""
         return fields if isinstance(fields, Fields) else cls("config.json", fields)
 
     def __getitem__(self, name: str) -> Any:
@@ -43,29 +43,29 @@ class Fields(Mapping[str, Any]):
         return len(self._content)
 
     def __or__(self, other: Mapping[str, Any]) -> "Fields":
-        """The same object with other values for some fields."""
+        """Returns the same object with other values for some fields."""
         return Fields(self.place, {**self._content, **other}, self.prefix)
 
     def size(self, name: str, default: int, *, least: int = 1) -> int:
-        """A whole number from ``least`` to `LARGEST`."""
+        """Reads a whole number from ``least`` to `LARGEST`."""
         value = self.get(name, default)
         if not _is_whole(value) or not least <= value <= LARGEST:
             raise self.error(name, f"a whole number from {least} to {LARGEST}")
         return int(value)
 
     def size_or_none(self, name: str, *, least: int = 1) -> int | None:
-        """A size, or None where the field is null or absent."""
+        """Reads a size; None where the field is null or absent."""
         return None if self.get(name) is None else self.size(name, least, least=least)
 
     def divisor(self, name: str, default: int, *, of: int) -> int:
-        """A size that divides ``of``: the heads of a width."""
+        """Reads a size that divides ``of``: the heads of a width."""
         value = self.size(name, default)
         if of % value:
             raise self.error(name, f"a divisor of {of}, which the heads or groups share", value)
         return value
 
     def sizes(self, name: str, default: Sequence[int], *, length: int | None = None) -> tuple[int, ...]:
-        """A list of sizes, of ``length`` where that is given."""
+        """Reads a list of sizes, of ``length`` where that is given."""
         value = self.get(name, default)
         expected = (
             "a list of " + ("" if length is None else f"{length} ") + f"whole numbers from 1 to {LARGEST}"
@@ -77,14 +77,14 @@ class Fields(Mapping[str, Any]):
         return tuple(map(int, value))
 
     def number(self, name: str, default: float, *, above: float | None = None) -> float:
-        """A finite number, larger than ``above`` where that is given."""
+        """Reads a finite number, larger than ``above`` where that is given."""
         value = self.get(name, default)
         if not _is_finite(value) or (above is not None and not value > above):
             raise self.error(name, "a number" if above is None else f"a number above {above:g}")
         return float(value)
 
     def numbers(self, name: str, default: Sequence[float]) -> tuple[float, ...]:
-        """A list of positive finite numbers."""
+        """Reads a list of positive finite numbers."""
         value = self.get(name, default)
         if (
             not isinstance(value, list | tuple)
@@ -95,39 +95,39 @@ class Fields(Mapping[str, Any]):
         return tuple(map(float, value))
 
     def rate(self, name: str, default: float) -> float:
-        """A number from 0 up to and without 1: a rate of dropout."""
+        """Reads a number in [0, 1): a dropout rate."""
         value = self.number(name, default)
         if not 0 <= value < 1:
             raise self.error(name, "a rate from 0 to below 1")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
+        """Reads true or false."""
         value = self.get(name, default)
         if not isinstance(value, bool):
             raise self.error(name, "true or false")
         return value
 
     def word(self, name: str, default: str, among: Sequence[str] = ()) -> str:
-        """A text, one of ``among`` where these are given."""
+        """Reads a text, one of ``among`` where these are given."""
         value = self.get(name, default)
         if not isinstance(value, str) or (among and value not in among):
             raise self.error(name, " or ".join(map(repr, sorted(among))) or "a text")
         return value
 
     def words(self, name: str) -> tuple[str, ...]:
-        """A list of texts; empty where the field is absent or null."""
+        """Reads a list of texts; empty where the field is absent or null."""
         value = self.get(name) or ()
         if not isinstance(value, list | tuple) or not all(isinstance(part, str) for part in value):
             raise self.error(name, "a list of texts")
         return tuple(value)
 
     def token_id(self, name: str, default: int) -> int:
-        """A whole number from 0: an id of the vocabulary."""
+        """Reads a whole number from 0: an id of the vocabulary."""
         return self.size(name, default, least=0)
 
     def section(self, name: str) -> "Fields":
-        """The object under a name; empty where the field is absent or null."""
+        """Reads the object under a name; empty where the field is absent or null."""
         value = self.get(name)
         if isinstance(value, Fields):
             return value
@@ -136,7 +136,7 @@ class Fields(Mapping[str, Any]):
         return Fields(self.place, value or {}, f"{self.prefix}{name}.")
 
     def only(self, expected: Mapping[str, Any], whose: str) -> None:
-        """Raises UserError where a field that is there has another value than the one that ``whose`` model computes."""
+        """Raises UserError where a field is present with another value than the one that ``whose`` model computes."""
         for name, value in expected.items():
             found = self.get(name, value)
             is_kind = type(found) is type(value) or (_is_finite(found) and _is_finite(value))
@@ -154,7 +154,7 @@ class Fields(Mapping[str, Any]):
 
 
 def read_object(path: Path, what: str = "the folder of a model") -> Fields:
-    """The object of a JSON file.
+    """Reads the object of a JSON file.
 
     Raises:
         UserError: there is no such file, or it is not JSON, or no object.
@@ -166,7 +166,7 @@ def read_object(path: Path, what: str = "the folder of a model") -> Fields:
 
 
 def read_json(path: Path, what: str = "the folder of a model") -> Any:
-    """What a JSON file holds. Raises UserError where there is no such file, it is not JSON, or is too large."""
+    """Reads a JSON file. Raises UserError where the file does not exist, is not JSON, or is too large."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise UserError(f"{path}: larger than {_MOST_BYTES} bytes; expected the JSON file of a model")
@@ -182,7 +182,7 @@ def read_json(path: Path, what: str = "the folder of a model") -> Any:
 
 
 def show(value: Any) -> str:
-    """A value of JSON in a few words."""
+    """Describes a value of JSON in a few words."""
     match value:
         case Mapping():
             return f"an object of {len(value)} fields"

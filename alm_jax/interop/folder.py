@@ -1,4 +1,5 @@
-"""Models of others, wherever they lie: a folder with config.json, an archive of torch.save, or an id of the Hub."""
+"""Models of other projects, wherever they are stored: a folder with config.json, an archive of torch.save, or a Hub
+id."""
 
 import contextlib
 import dataclasses
@@ -22,21 +23,21 @@ from alm_jax.types import PyTree
 
 PICKLED_WEIGHTS = "pytorch_model.bin"
 _STATE_DICTS: tuple[tuple[str, ...], ...] = ((), ("model",), ("state_dict",), ("model_state_dict",))
-"""Where trainers keep a state dict."""
+"""Keys under which trainers store a state dict."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportedModel:
-    """A model of others as ours."""
+    """A model of another project, converted to ours."""
 
     layout: Format
-    """What it was stored as."""
+    """Format that it was stored in."""
     config: Any
     """Our config."""
     variables: PyTree
-    """NumPy arrays, in the dtypes that they had or that were asked for."""
+    """NumPy arrays, in their stored or the requested dtypes."""
     files: Mapping[str, Path]
-    """What else lay there, by name: config.json, the tokenizer's and preprocessor's files, the card."""
+    """Other files of the folder, by name: config.json, the tokenizer's and preprocessor's files, the model card."""
 
 
 def import_model(
@@ -46,11 +47,11 @@ def import_model(
 
     Args:
         source: a folder, a file of `torch.save` (.pt, .pth, .ckpt), or a Hub id "owner/name".
-        dtype: of every float array ("float32"); None leaves each what it is.
-        layout: what it is stored as, where that is not to be found out.
+        dtype: dtype of every float array ("float32"); None: as stored.
+        layout: format of the model, where it cannot be detected.
 
     Raises:
-        UserError: it is not there, is of a kind that is not known, or a key is unknown, missing or misshapen.
+        UserError: the model does not exist, has an unknown format, or a key is unknown, missing or misshapen.
     """
     path = Path(source)
     if path.is_dir():
@@ -104,7 +105,7 @@ def _find_layout(folder: Path, fields: Fields) -> Format:
 
 
 def _read_arrays(folder: Path) -> Arrays:
-    """The weights of a folder, safetensors before pickled ones."""
+    """Reads the weights of a folder, safetensors before pickled ones."""
     pickled = find_file(folder, PICKLED_WEIGHTS)
     if pickled is None or any(find_file(folder, name) for name in (WEIGHTS, INDEX)):
         return read_weights(folder)
@@ -113,9 +114,10 @@ def _read_arrays(folder: Path) -> Arrays:
 
 
 def _state_dicts(archive: Any, kind: Format) -> Iterator[dict[str, ArchiveTensor]]:
-    """What may be the state dict of a format: where its authors keep it, or bare, or as other trainers wrap it.
+    """Yields what may be the state dict of a format: under its authors' key, at the top, or under other trainers'
+    keys.
 
-    With what its keys begin with and without: "module." is there or not with the number of devices.
+    Each comes with its keys' prefix and without: "module." depends on the number of devices.
     """
     for entry in dict.fromkeys((kind.archive_entry, *_STATE_DICTS)):
         for prefix in dict.fromkeys((kind.key_prefix, "", "module.")):
@@ -124,7 +126,7 @@ def _state_dicts(archive: Any, kind: Format) -> Iterator[dict[str, ArchiveTensor
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """A block whose errors name ``path``, where they name no file in it themselves."""
+    """Context whose errors name ``path``, where they name no file in it themselves."""
     try:
         yield
     except UserError as error:
@@ -171,11 +173,11 @@ def export_model(
     """Writes config.json and the weights of a model as its class of transformers saves them.
 
     Args:
-        folder: made where it is missing, and replaced where it is an older export.
-        original: the config.json that the model came with; kept word for word where it says the same model.
+        folder: created if missing, and replaced if it is an older export.
+        original: the config.json that the model came with; kept unchanged where it describes the same model.
 
     Raises:
-        UserError: the format is not one of transformers, or holds only a part of what it needs.
+        UserError: the format is not one of transformers, or holds only a part of a model.
     """
     if layout.read_config is None or layout.write_config is None or layout.ignored:
         raise UserError(
@@ -197,7 +199,7 @@ def export_model(
 
 
 def writable(config: Any) -> list[str]:
-    """Names of the formats that hold the whole of such a model, and can be written."""
+    """Returns the names of the formats that hold such a model completely and can be written."""
     return [
         layout.name
         for layout in FORMATS.values()

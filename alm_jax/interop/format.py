@@ -1,4 +1,4 @@
-"""A published checkpoint layout as data, and the two functions that carry any of them in and out."""
+"""A published checkpoint layout as data, and the two functions that convert any of them in both directions."""
 
 import dataclasses
 import itertools
@@ -15,11 +15,11 @@ from alm_jax.interop.safetensors_io import Arrays
 from alm_jax.types import PyTree
 
 _MISSING_ENTRIES = 10_000
-"""A config may ask for this many arrays more than twice those of the file, and each that is missing is named."""
+"""Limit of arrays in excess of twice those of the file: up to it every missing array is named."""
 
 
 def nothing(_: Any) -> dict[str, Any]:
-    """For a format without buffers or copies."""
+    """Function for a format without buffers or copies: returns none."""
     return {}
 
 
@@ -31,53 +31,57 @@ class Format:
     """
 
     name: str
-    """What `alm import` and `alm zoo` call it."""
+    """Name of the format in `alm import` and `alm zoo`."""
     config_type: type
-    """Our config of the family."""
+    """Type of our config of the family."""
     audio_towers: tuple[type, ...] = ()
-    """Of two towers: the configs that their audio tower may have."""
+    """For two towers: the config types that their audio tower may have."""
     abstract: Callable[[Any], PyTree]
-    """Config to our variables, ``{"params": ...}`` and perhaps ``"batch_stats"``, as shapes."""
+    """Maps a config to the shapes of our variables, ``{"params": ...}`` and perhaps ``"batch_stats"``."""
     entries: Callable[[Any], Iterable[Entry]]
-    """Config to every array on disk that is a part of ours. No part may be left out or named twice."""
+    """Maps a config to every array on disk that is a part of ours. No part may be left out or named twice."""
     buffers: Callable[[Any], Arrays] = nothing
-    """Arrays on disk that follow from the config: written, compared when read, and welcome to be absent."""
+    """Arrays on disk that follow from the config: written, compared when read, and optional."""
     unread: Callable[[Any], frozenset[str]] = lambda _: frozenset()
-    """Keys of ``buffers`` that are not compared: counters that nothing reads."""
+    """Keys of ``buffers`` that are not compared: counters that are never used."""
     copies: Callable[[Any], dict[str, str]] = nothing
-    """Keys on disk that repeat another: written, and not read."""
+    """Keys on disk that repeat another array: written, and not read."""
     optional: Callable[[Any], frozenset[str]] = lambda _: frozenset()
-    """Keys of ``copies`` or ``buffers`` that `save_pretrained` leaves out: not written, and welcome to be there."""
+    """Keys of ``copies`` or ``buffers`` that `save_pretrained` leaves out: not written, and accepted when present."""
 
     former: tuple[tuple[str, str], ...] = ()
-    """Names that keys had in older files: a regular expression, and what its match is called now. Read, not written."""
+    """Former names of keys in older files: a regular expression, and the present name. Read, not written."""
 
     architectures: tuple[str, ...] = ()
     """Classes of transformers, as config.json names them; the first is written. Empty for a format without
     config.json."""
     read_config: Callable[[Mapping[str, Any]], Any] | None = None
-    """config.json to our config. Raises UserError where the model is not one that the family computes."""
+    """Converts config.json to our config. Raises UserError where the family does not compute that model."""
     with_keys: Callable[[Any, Set[str]], Any] = lambda config, _: config
-    """The config of a file with these keys, where they tell what config.json does not: whether a head is tied."""
+    """Completes the config from a file's keys, where they determine what config.json does not: whether a head is
+    tied."""
     write_config: Callable[[Any], dict[str, Any]] | None = None
-    """Our config to the config.json of the same model (without "architectures", which is `architectures`' first)."""
+    """Converts our config to the config.json of the same model (without "architectures", which is `architectures`'
+    first)."""
 
     infer_config: Callable[[Mapping[str, tuple[int, ...]]], Any] | None = None
-    """For PyTorch archives, which have no config.json: shapes by key to our config."""
+    """For PyTorch archives, which have no config.json: makes our config from shapes by key."""
     archive_entry: tuple[str, ...] = ()
-    """Where the authors' archives keep the state dict: ("model",), ("state_dict",), () for the object itself. Looked at
-    before the other places that are usual."""
+    """Keys under which the authors' archives store the state dict: ("model",), ("state_dict",), () for the object
+    itself. Tried before the other usual keys."""
     key_prefix: str = ""
-    """What the keys of the authors' archives begin with and ours do not ("module."); those without it are read too."""
+    """Prefix of the keys in the authors' archives that ours do not have ("module."); archives without it are read
+    too."""
     signature: str = ""
-    """A key that only this format has, by which an archive is recognised."""
+    """A key that only this format has, which identifies an archive."""
     ignored: tuple[str, ...] = ()
-    """Regular expressions of keys on disk that have no counterpart and are not needed (a classifier's head, say). They
-    are listed when read. A format with any cannot be written bit for bit, so formats of transformers have none."""
+    """Regular expressions of keys on disk that have no counterpart and are not needed (for example a classifier's
+    head). They are listed when read. A format with any cannot be written bit for bit, so formats of transformers have
+    none."""
 
 
 def variables_to_arrays(layout: Format, config: Any, variables: PyTree) -> Arrays:
-    """Our variables as the arrays of ``layout``, each in its own dtype."""
+    """Converts our variables to the arrays of ``layout``, each in its own dtype."""
     optional = layout.optional(config)
     arrays: Arrays = {key: array for key, array in layout.buffers(config).items() if key not in optional}
     for entry in layout.entries(config):
@@ -90,7 +94,7 @@ def variables_to_arrays(layout: Format, config: Any, variables: PyTree) -> Array
 
 
 def arrays_to_variables(layout: Format, config: Any, arrays: Mapping[str, np.ndarray]) -> PyTree:
-    """The arrays of ``layout`` as our variables, in the dtypes of the file.
+    """Converts the arrays of ``layout`` to our variables, in the dtypes of the file.
 
     Raises:
         UserError: keys are missing, unknown or misshapen, a buffer contradicts the config, or parts of one of our
@@ -120,7 +124,7 @@ def arrays_to_variables(layout: Format, config: Any, arrays: Mapping[str, np.nda
 
 
 def _bounded_entries(layout: Format, config: Any, num_arrays: int) -> list[Entry]:
-    """Every entry, where there are not many more than arrays: a config may ask for a thousand million layers."""
+    """Returns every entry, unless there are many more than arrays: a config may ask for a thousand million layers."""
     limit = 2 * num_arrays + _MISSING_ENTRIES
     entries = list(itertools.islice(layout.entries(config), limit + 1))
     if len(entries) > limit:
@@ -132,7 +136,8 @@ def _bounded_entries(layout: Format, config: Any, num_arrays: int) -> list[Entry
 
 
 def rename_former(layout: Format, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """``arrays`` under the names that ``layout`` knows; a former name whose new one is there too stays, a stranger."""
+    """Renames ``arrays`` to the names that ``layout`` knows; a former name whose new one is present too stays, as
+    does an unknown name."""
     renamed = {}
     for key, array in arrays.items():
         name = key
@@ -176,7 +181,7 @@ def check_keys(
 
 
 def get_array(tree: PyTree, path: Path) -> Any:
-    """The leaf of nested dicts at ``path``."""
+    """Returns the leaf of nested dicts at ``path``."""
     for name in path:
         tree = tree[name]
     return tree

@@ -1,7 +1,8 @@
-"""Every checkpoint layout that the project reads and writes, and every comparison with an oracle.
+"""Registry of every checkpoint layout that the project reads and writes, and of every comparison with a reference
+implementation.
 
-A family's file in this folder ends with ``FORMATS`` and ``PARITY``, and is found by where it lies. The layout of a
-family that is defined elsewhere is handed to `register`.
+A family's file in this folder ends with ``FORMATS`` and ``PARITY`` and is found automatically. A layout defined
+elsewhere is passed to `register`.
 """
 
 import importlib
@@ -14,28 +15,28 @@ from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity
 
 FORMATS: dict[str, Format] = {}
-"""By name: the package's own, and those that have been registered."""
+"""All formats by name: the package's own, and those that were registered."""
 
 PARITY: list[Parity] = []
-"""In the order of docs/parity.md: by the names of the families' files."""
+"""All comparisons in the order of docs/parity.md: by the names of the families' files."""
 
 
 def register(layout: Format) -> Format:
-    """Makes a layout known, and returns it. Raises UserError where its name is another's."""
+    """Registers a layout, and returns it. Raises UserError where another one has its name."""
     if FORMATS.setdefault(layout.name, layout) is not layout:
         raise UserError(f"there is a format {layout.name!r} already; give the new one a name of its own")
     return layout
 
 
 def format_named(name: str) -> Format:
-    """The format of that name. Raises UserError with the names there are."""
+    """Returns the format of that name. Raises UserError with the existing names."""
     if name not in FORMATS:
         raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
 def format_of_architecture(architecture: str) -> Format:
-    """The whole-file format of a class of transformers. Raises UserError with the classes there are."""
+    """Returns the whole-file format of a class of transformers. Raises UserError with the existing classes."""
     # A format that ignores keys is a part of a class, and is asked for by name or known by other files.
     by_class = {
         kind: layout for layout in FORMATS.values() if not layout.ignored for kind in layout.architectures
@@ -46,12 +47,12 @@ def format_of_architecture(architecture: str) -> Format:
 
 
 def formats_of(config: Any) -> tuple[Format, ...]:
-    """Every format that holds models of this config's type."""
+    """Returns every format that holds models of this config's type."""
     return tuple(layout for layout in FORMATS.values() if layout.config_type is type(config))
 
 
 def formats_around(config: Any) -> tuple[Format, ...]:
-    """Every format that holds models of this config's type, or two towers whose audio tower is one."""
+    """Returns every format that holds models of this config's type, or two towers whose audio tower is one."""
     towers = (layout for layout in FORMATS.values() if type(config) in layout.audio_towers)
     return (*formats_of(config), *towers)
 

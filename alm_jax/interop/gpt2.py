@@ -133,6 +133,6 @@ GPT2_HUB = dataclasses.replace(
     # The triangle of who sees whom, stored once a layer.
     ignored=(r"h\.\d+\.attn\.bias",),
 )
-"""What lies on the hub as openai-community/gpt2, -medium, -large and -xl: written by an old version of the class."""
+"""Layout of openai-community/gpt2, -medium, -large and -xl on the Hub, written by an old version of the class."""
 FORMATS = (GPT2, GPT2_MODEL, GPT2_HUB)
 PARITY = (causal_lm_parity("gpt2, nano, logits", GPT2, FAMILY, NANO),)

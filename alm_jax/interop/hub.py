@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub: downloads the files of a model once, and finds them in the cache after that."""
+"""Models of the Hugging Face Hub: their files are downloaded once and found in the cache afterwards."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 from alm_jax.errors import UserError
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md", "LICENSE*")
-"""What is fetched: configs, weights, tokenizers, card and licence; no weights in other formats."""
+"""Patterns of the files that are downloaded: configs, weights, tokenizers, card and licence; no weights in other
+formats."""
 
 
 def is_hub_id(source: str) -> bool:
@@ -15,10 +16,9 @@ def is_hub_id(source: str) -> bool:
 
 
 def fetch_folder(hub_id: str) -> Path:
-    """The folder of a model's files, from the cache (HF_HOME) where they are there.
+    """Returns the folder of a model's files, from the cache (HF_HOME) where they are there.
 
-    Raises:
-        UserError: there is no such model, it asks for a licence to be accepted, or the Hub cannot be reached.
+    Raises: UserError: the model does not exist, requires accepting a licence, or the Hub cannot be reached.
     """
     import huggingface_hub
     from huggingface_hub import errors

@@ -33,7 +33,7 @@ _REFUSED = {
     f"{_BRANCH}.mel_conv1d.0.weight": "a CNN14 with feature fusion",
     f"{_BRANCH}.mel_conv2d.0.weight": "a CNN14 with feature fusion",
 }
-"""Keys that only a tower has which is not read, and its name."""
+"""Keys that occur only in a tower that cannot be read, and the tower's name."""
 # In this order: the shorter names are parts of the longer.
 _AUDIO_NAMES = (
     (".batch_norm.", ".bn0."),
@@ -52,7 +52,7 @@ _OTHER_NAMES = (
 
 
 def laion_entries(config: TwoTowersConfig) -> Iterator[Entry]:
-    """Every key that is read but ``logit_scale_t``."""
+    """Every key that is read, except ``logit_scale_t``."""
     if isinstance(config.audio, Cnn14Config):
         for entry in CNN14_ARCHIVE.entries(config.audio):
             path = (entry.path[0], "audio", *entry.path[1:])

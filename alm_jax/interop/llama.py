@@ -59,7 +59,7 @@ def llama_entries(config: LlamaConfig, *, prefix: str = "", path: Path = ("param
 
 
 def tied_copies(config: LlamaConfig, *, prefix: str = "") -> dict[str, str]:
-    """A tied head is left out by `save_pretrained`; other files repeat the table of embeddings."""
+    """Keys of a tied head: left out by `save_pretrained`; other files repeat the table of embeddings."""
     return {f"{prefix}lm_head.weight": f"{prefix}model.embed_tokens.weight"} if config.tied_head else {}
 
 

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: YAML front matter and what is known about the weights, nothing else."""
+"""The README.md of an exported model: YAML front matter and the known facts about the weights."""
 
 import json
 from collections.abc import Mapping, Sequence

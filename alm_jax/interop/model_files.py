@@ -1,7 +1,7 @@
-"""The files of a model's folder: regular files that lie in it, wherever their names come from.
+"""Access to the files of a model's folder: only regular files inside it, wherever their names come from.
 
-A folder of others may hold links to anything, pipes that never end, and names that lead out of it. A link of the Hub's
-cache is the one that is followed: from a snapshot of a model to the blobs beside it.
+A folder of another project may hold links to anything, pipes that never end, and names that lead out of it. Only one
+kind of link is followed: from a snapshot in the Hub's cache to the blobs beside it.
 """
 
 import fnmatch
@@ -12,18 +12,17 @@ from alm_jax.errors import UserError
 from alm_jax.interop.fields import Fields, read_object
 
 PREPROCESSOR = "preprocessor_config"
-"""Among the fields that `Format.read_config` gets: the object of preprocessor_config.json, where a folder has one."""
+"""Key in the fields given to `Format.read_config` for the object of preprocessor_config.json, where a folder has
+one."""
 CONFIG = "config.json"
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file of that name, None where nothing has it.
+    """Returns the file of that name; None where it does not exist.
 
-    Args:
-        name: may lead into a folder inside of ``folder`` ("1_Pooling/config.json").
+    Args: name: may lead into a folder inside of ``folder`` ("1_Pooling/config.json").
 
-    Raises:
-        UserError: it is not a file, is a link that leads out of the folder or to nothing, or cannot be read.
+    Raises: UserError: it is not a file, is a link out of the folder or to nothing, or cannot be read.
     """
     path = folder / name
     try:
@@ -47,7 +46,7 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 
 def find_files(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
-    """The files of a folder that match any of ``patterns``, by name. Raises UserError as `find_file` does."""
+    """Returns the files of a folder that match any of ``patterns``, by name. Raises UserError as `find_file` does."""
     # Not by `glob`, which does not see a link to nothing under a name without a wildcard.
     present = sorted(path.name for path in folder.iterdir())
     names = [name for name in present if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
@@ -56,7 +55,7 @@ def find_files(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
 
 
 def need_file(folder: Path, name: str, what: str) -> Path:
-    """The file of that name. Raises UserError where nothing has it, saying that it was ``what``."""
+    """Returns the file of that name. Raises UserError where it does not exist, saying that it was ``what``."""
     path = find_file(folder, name)
     if path is None:
         raise UserError(f"{folder / name}: no such file; expected {what}")
@@ -73,7 +72,7 @@ def _is_inside(folder: Path, target: Path) -> bool:
 
 
 def read_fields(folder: Path) -> Fields:
-    """config.json, and in it as `PREPROCESSOR` the object of preprocessor_config.json where there is one.
+    """Reads config.json, with the object of preprocessor_config.json as `PREPROCESSOR` in it where that exists.
 
     Raises UserError where config.json is missing, or one of them is no JSON object.
     """

@@ -4,7 +4,7 @@ Elizalde et al. 2022, https://arxiv.org/abs/2206.04769 (CNN14 and BERT), and 202
 (HTSAT and GPT-2); https://github.com/microsoft/CLAP. Not read: the classifiers that pre-trained the audio towers,
 BERT's pooler, and the front-end's tables, which follow from its spec.
 
-What the published code does, and the config says:
+Properties of the published code, which the config reproduces:
 
 - a clip is 5 s (2022) or 7 s (2023) at 44.1 kHz, repeated up to the end where a recording is shorter. Of a longer one
   it takes a random part at every call; ours takes the middle.
@@ -12,9 +12,9 @@ What the published code does, and the config says:
 - 2023 takes the state at (number of ids other than 0) - 1, `Gpt2Config.compat`.
 
 The archive has no tokenizer. 2022 reads bert-base-uncased's, texts padded to 100 tokens. 2023 reads GPT-2's with
-" <|endoftext|>" (a space's token and the end's) after each text, padded with "!" (id 0) to 77 tokens: a tokenizer.json
-for it appends these two in its post-processor and names that padding. The published code cuts no text, and fails on one
-longer than the position table; ours cuts it there.
+" <|endoftext|>" (a space's token and the end's) after each text, padded with "!" (id 0) to 77 tokens: a
+tokenizer.json for it appends these two in its post-processor and names that padding. The published code cuts no text,
+and fails on one longer than the position table; ours cuts it there.
 
 Not verified on the published files, only on archives of the same layout: that no key is stored besides those known
 here.
@@ -56,7 +56,7 @@ FRONTENDS = {
         clip=ClipSpec(clip_sec=7.0, pad="repeat"),
     ),
 }
-"""What the released models hear."""
+"""Front-ends of the released models."""
 BERT_BASE = dataclasses.replace(bert.BERT_BASE, pooling="first")
 GPT2_SMALL = dataclasses.replace(gpt2.SMALL, compat=True)
 

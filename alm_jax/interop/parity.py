@@ -1,9 +1,9 @@
-"""How far a model of ours is from the same model of others: random weights, one input, both outputs.
+"""Difference between a model of ours and a reference implementation: random weights, one input, both outputs.
 
-The oracle is a class of transformers where there is one, and a PyTorch module written from the equations
+The reference is a class of transformers where there is one, and a PyTorch module written from the equations
 (tests/oracles) where there is none. Its weights come in through the family's `Format`, as a user's would; for
-transformers through the file that `save_pretrained` writes. In float64 the difference tells rounding from error.
-Needs PyTorch, imported where it is used.
+transformers through the file that `save_pretrained` writes. In float64 the difference distinguishes rounding from
+errors. Needs PyTorch, imported where it is used.
 """
 
 import dataclasses
@@ -25,26 +25,29 @@ Inputs = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parity:
-    """One comparison. ``ours`` and ``theirs`` return the same array; padding that neither promises is cut off."""
+    """One comparison. ``ours`` and ``theirs`` return the same array; padding whose values neither defines is cut
+    off."""
 
     name: str
-    """The row's name: "whisper encoder, nano"."""
+    """Name of the row: "whisper encoder, nano"."""
     layout: Format
-    """Through which the oracle's weights come in."""
+    """Format by which the reference's weights are read."""
     config: Any
     """Our config; small enough for a test."""
     oracle: Callable[[Any], Any]
-    """Config to the PyTorch module, in evaluation mode and float32, weights as it draws them."""
+    """Makes the PyTorch module of a config, in evaluation mode and float32, with its own initial weights."""
     oracle_name: str
-    """For the table: "transformers.WhisperModel", "tests/oracles/beats.py"."""
+    """Name in the table: "transformers.WhisperModel", "tests/oracles/beats.py"."""
     inputs: Callable[[Any, "RealInputs"], dict[str, np.ndarray]]
-    """Config and real data to the named arrays that both take: float32 features or samples, integer ids, masks."""
+    """Makes, from a config and real data, the named arrays that both take: float32 features or samples, integer ids,
+    masks."""
     ours: Callable[[Any, Any, dict[str, jax.Array], Any], jax.Array]
     """``ours(config, variables, inputs, dtype)``."""
     theirs: Callable[[Any, dict[str, Any]], Any]
-    """``theirs(module, inputs as tensors)`` to a tensor."""
+    """``theirs(module, inputs as tensors)`` returns a tensor."""
     tolerance: float = 1e-4
-    """Largest error in float32, relative to the largest value of the oracle's output; 1e-3 for stacks of an LLM."""
+    """Largest error in float32, relative to the largest value of the reference's output; 1e-3 for stacks of an
+    LLM."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,12 +55,12 @@ class RealInputs:
     """Recordings and captions of real data sets for the comparisons."""
 
     waveforms: Callable[[int, float], np.ndarray]
-    """Sample rate in Hz and seconds to float32 waveforms [2 W], different recordings."""
+    """Maps sample rate in Hz and seconds to float32 waveforms [2 W] of different recordings."""
     texts: tuple[str, ...]
     """Captions of different lengths."""
     token_ids: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
-    """Size of a vocabulary and a length to int32 ids [2 L] of captions, and their mask; the second row is padded.
-    Ids are bytes of the text spread over the vocabulary: no published tokenizer is at hand."""
+    """Maps the size of a vocabulary and a length to int32 ids [2 L] of captions, and their mask; the second row is
+    padded. Ids are bytes of the text spread over the vocabulary: no published tokenizer is at hand."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ class ParityError:
 
     absolute: float
     relative: float
-    """``absolute`` over the largest absolute value of the oracle's output."""
+    """``absolute`` over the largest absolute value of the reference's output."""
 
 
 def measure(case: Parity, real: RealInputs, *, dtype: str) -> ParityError:
@@ -97,7 +100,7 @@ def measure(case: Parity, real: RealInputs, *, dtype: str) -> ParityError:
 
 
 def load_oracle(name: str) -> Any:
-    """The module ``tests/oracles/NAME.py``. Raises UserError outside a checkout, which alone has it."""
+    """Imports ``tests/oracles/NAME.py``. Raises UserError outside a checkout, which alone has it."""
     path = Path(__file__).parents[2] / "tests" / "oracles" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"alm_oracle_{name}", path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -110,7 +113,8 @@ def load_oracle(name: str) -> Any:
 
 
 def randomise(module: Any) -> None:
-    """Weights that make every parameter matter: matrices N(0, 1 / fan-in), vectors moved by N(0, 0.1^2)."""
+    """Random weights with which every parameter matters: matrices N(0, 1 / fan-in), vectors shifted by N(0,
+    0.1^2)."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
@@ -124,7 +128,7 @@ def randomise(module: Any) -> None:
 
 
 def saved_arrays(case: Parity, module: Any) -> Arrays:
-    """The oracle's weights as files hold them."""
+    """Returns the reference's weights as files hold them."""
     if case.layout.architectures:
         import transformers
 

@@ -1,8 +1,8 @@
-"""Reads a pickle as plain values, and calls nothing that it names.
+"""Reads a pickle as plain values without calling anything that it names.
 
-Python's own unpickler imports whatever a pickle names and calls it, and makes a table as long as any number in it.
-This one knows the opcodes alone: numbers, texts and containers become what they are, a name becomes a `Name`, and what
-the pickle would call is handed to the reader's own function, which decides what stands for it.
+Python's own unpickler imports and calls whatever a pickle names, and allocates a table as long as any number in it.
+This reader interprets only opcodes: numbers, texts and containers are read, a name becomes a `Name`, and for each
+call in the pickle the caller's own function decides which value stands for its result.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 from alm_jax.errors import UserError
 
 MAX_VALUES = 5_000_000
-"""Opcodes of one pickle: far more than those of any model's weights, and few enough to fit into memory."""
+"""Maximum number of opcodes of one pickle: far more than any model's weights need, and few enough to fit into
+memory."""
 _MAX_KEY = 2**31
 _NUMBERS_AND_TEXTS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -35,30 +36,30 @@ class Name:
 
 
 class Opaque:
-    """In place of an object that is no tensor and no plain value; remembers nothing."""
+    """Placeholder for an object that is no tensor and no plain value; holds nothing."""
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """Decides what stands for whatever is no plain value. Each may raise UserError."""
+    """Decides which value stands for anything that is no plain value. Each method may raise UserError."""
 
     def check(self, name: Name) -> None:
-        """Raises UserError for a name that the pickle may not have."""
+        """Raises UserError for a forbidden name."""
 
     def call(self, called: Name, arguments: tuple[Any, ...], /) -> Any:
-        """What stands for the object that the pickle would make of arguments."""
+        """Returns the value that stands for an object made by a call."""
 
     def load(self, where: Any, /) -> Any:
-        """What stands for an object that is stored elsewhere."""
+        """Returns the value that stands for an object stored elsewhere."""
 
 
 def read_pickle(stream: io.BytesIO | mmap.mmap, reader: Reader) -> Any:
-    """The value of the next pickle of a stream.
+    """Reads the value of the next pickle of a stream.
 
     Keys of dicts other than texts and small integers are left out, and so is the state of objects.
 
     Raises:
-        UserError: it has an opcode that no state dict needs, a number in its memo that it cannot have, or more than
+        UserError: it has an opcode that no state dict needs, an impossible number in its memo, or more than
             `MAX_VALUES` opcodes.
         Exception: any other, where it is damaged.
     """

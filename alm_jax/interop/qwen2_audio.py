@@ -109,7 +109,8 @@ def _build(config: Qwen2AudioConfig) -> Any:
 
 
 def _inputs(config: Qwen2AudioConfig, real: RealInputs) -> dict[str, np.ndarray]:
-    """Two recordings, the second heard for the first three fifths alone, each named in the midst of a caption."""
+    """Two recordings, of which the second is real for the first three fifths only, each referred to within a
+    caption."""
     clip_sec = config.encoder.max_positions / 50
     spec = WhisperSpec(num_mels=config.encoder.num_mels, clip=ClipSpec(clip_sec=clip_sec))
     waveforms = real.waveforms(spec.sample_rate_hz, clip_sec)

@@ -1,7 +1,7 @@
 """Reads and writes safetensors as NumPy arrays: one file, or the weights of a folder in one file or several.
 
-A folder holds ``model.safetensors``, or pieces of it and ``model.safetensors.index.json``, which says in which piece
-each array is: the layout of transformers' `save_pretrained`.
+A folder holds ``model.safetensors``, or pieces of it and ``model.safetensors.index.json``, which names the piece of
+each array: the layout of transformers' `save_pretrained`.
 """
 
 import json
@@ -24,11 +24,11 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _DTYPES = ("BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "F64")
 SHARD_BYTES = 5_000_000_000
-"""Largest file that `write_weights` makes, as the Hub advises; an array larger than this has a file of its own."""
+"""Largest file that `write_weights` makes, as the Hub recommends; a larger array gets its own file."""
 
 
 def read_safetensors(path: str | Path) -> Arrays:
-    """All arrays of one file, in the dtypes of the file (bfloat16 is ml_dtypes').
+    """Reads all arrays of one file, in the dtypes of the file (bfloat16 is ml_dtypes').
 
     Raises:
       UserError: there is no such file, it is truncated or not safetensors, or has an array of a dtype that no weights
@@ -52,13 +52,13 @@ def read_safetensors(path: str | Path) -> Arrays:
 
 
 def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes ``arrays`` to one file, with the metadata that `transformers` asks for."""
+    """Writes ``arrays`` to one file, with the metadata that `transformers` requires."""
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
 
 
 def read_weights(folder: str | Path) -> Arrays:
-    """All arrays of a folder, from one file or from all that its index names.
+    """Reads all arrays of a folder, from one file or from all that its index names.
 
     Raises:
       UserError: there are no weights, a file is missing or damaged, or index and files do not belong together.
@@ -115,7 +115,7 @@ def write_weights(
 
 
 def cast_floats(arrays: Mapping[str, np.ndarray], dtype: Any) -> Arrays:
-    """The same arrays with every float, bfloat16 too, in ``dtype``; float32 holds every value of both halves."""
+    """Casts every float array, bfloat16 too, to ``dtype``; float32 holds every value of both 16-bit types."""
     return {
         name: array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
         for name, array in arrays.items()

@@ -1,8 +1,8 @@
 """Sentence encoders of the sentence-transformers library: a BertModel's folder and a few files beside it.
 
-Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084. ``modules.json`` lists what a text passes through; ours is
-the mean of the real tokens' last states, with or without the norm that makes it a unit vector. The BertModel's pooler
-is in the file and never used: it is not read, and not written.
+Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084. ``modules.json`` lists the stages of the encoder; ours
+computes the mean of the real tokens' last states, with or without the norm that makes it a unit vector. The
+BertModel's pooler is in the file and never used: it is not read, and not written.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ PARITY = (
 
 
 def import_sentence_bert(folder: str | Path) -> tuple[BertConfig, PyTree, Path]:
-    """Config, variables (NumPy, float32) and path of tokenizer.json of a sentence encoder's folder.
+    """Reads a sentence encoder's folder: config, variables (NumPy, float32) and path of tokenizer.json.
 
     The model's vectors are the mean over tokens; cosine similarities of them are the published ones, whether or not
     the folder's last module makes them unit vectors.

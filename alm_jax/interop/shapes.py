@@ -1,6 +1,6 @@
-"""The shapes of an archive's arrays, from which a model's sizes are read off.
+"""The shapes of an archive's arrays, from which a model's sizes are read.
 
-An archive of torch.save has no config.json, so each family reads its sizes off its keys. A file of others may lack any
+An archive of torch.save has no config.json, so each family reads its sizes from its keys. A foreign file may lack any
 key, or have another shape under it.
 """
 
@@ -15,7 +15,7 @@ _MORE_LAYERS = 64
 
 
 class Shapes(Mapping[str, tuple[int, ...]]):
-    """Shapes by key. A key that is missing is an error that names it."""
+    """Shapes by key. A missing key is an error that names it."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
         self._shapes = shapes
@@ -28,7 +28,7 @@ class Shapes(Mapping[str, tuple[int, ...]]):
         return self._shapes[key]
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The shape, ``default`` where there is no such key."""
+        """Returns the shape, or ``default`` where there is no such key."""
         return self[key] if key in self._shapes else default
 
     def __contains__(self, key: object) -> bool:
@@ -42,7 +42,7 @@ class Shapes(Mapping[str, tuple[int, ...]]):
 
     @contextlib.contextmanager
     def read_as(self, name: str) -> Iterator[None]:
-        """A block that reads sizes. Whatever is wrong with them is a UserError that says that they are no ``name``."""
+        """Context that reads sizes. Any fault in them becomes a UserError that says that they are no ``name``."""
         self._check()
         try:
             yield
@@ -64,7 +64,8 @@ class Shapes(Mapping[str, tuple[int, ...]]):
 
 
 def published_heads(width: int) -> int:
-    """Heads of 64 numbers, one where the width is less. Raises UserError where 64 does not divide a larger width."""
+    """Number of heads of 64 numbers; one where the width is less. Raises UserError where 64 does not divide a larger
+    width."""
     if width > 64 and width % 64:
         raise UserError(
             f"a width of {width} does not divide into heads of 64, as every published model's does"

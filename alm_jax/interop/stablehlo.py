@@ -1,6 +1,7 @@
-"""Models as StableHLO: one file for CPUs, NVIDIA GPUs and TPUs that `jax.export` reads, weights inside, no model code.
+"""Models as StableHLO: one file for CPUs, NVIDIA GPUs and TPUs that `jax.export` reads, weights inside, no model
+code.
 
-The batch's size is left open. What JAX promises of such files: releases of the next six months run them
+The batch size is left open. JAX guarantees that its releases of the next six months run such files
 (https://docs.jax.dev/en/latest/export/export.html).
 """
 
@@ -22,19 +23,17 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 SUFFIX = ".stablehlo"
 SIGNATURE = "signature.json"
 MAX_BYTES = 2**31 - 2**24
-"""What fits in one file, whose offsets are signed 32-bit numbers, with room for the program."""
+"""Maximum size of a file, bytes: its offsets are signed 32-bit numbers; leaves room for the program."""
 
 
 def export_function(
     function: Callable[..., Array], variables: PyTree, inputs: Mapping[str, jax.ShapeDtypeStruct]
 ) -> bytes:
-    """``function(variables, *inputs)`` as a serialised program of ``inputs`` alone.
+    """Serialises ``function(variables, *inputs)`` as a program of ``inputs`` only.
 
-    Args:
-        inputs: by name, in order; the first axis of each is the batch, and left open.
+    Args: inputs: by name, in order; the first axis of each is the batch, and left open.
 
-    Raises:
-        UserError: the weights do not fit in one file.
+    Raises: UserError: the weights do not fit in one file.
     """
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
     if size > MAX_BYTES:
@@ -81,10 +80,9 @@ def write_programs(
 
 
 def read_program(path: str | Path) -> Callable[..., Any]:
-    """A program as a function of its inputs.
+    """Loads a program as a function of its inputs.
 
-    Raises:
-        UserError: there is no such file, or it is not a program that this version of JAX reads.
+    Raises: UserError: the file does not exist, or is not a program that this version of JAX reads.
     """
     path = Path(path)
     if not path.is_file():

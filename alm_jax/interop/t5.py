@@ -142,14 +142,14 @@ def write_t5_config(config: T5EncoderConfig) -> dict[str, Any]:
 
 
 def _with_keys(config: T5Config, keys: Set[str]) -> T5Config:
-    """The config with the head that the file has."""
+    """Returns the config with the head that the file has."""
     if config.tied_head or _HEAD in keys:
         return config
     return dataclasses.replace(config, tied_head=True, has_scaled_states=False)
 
 
 def _copies(config: T5EncoderConfig) -> dict[str, str]:
-    """The table of embeddings under the names of all that share it; early releases wrote some of them."""
+    """Names of the table of embeddings for all modules that share it; early releases wrote some of them."""
     if not isinstance(config, T5Config):
         return {"encoder.embed_tokens.weight": "shared.weight"}
     tied = ["lm_head"] if config.tied_head else []
@@ -163,7 +163,7 @@ _UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weigh
 
 
 def _unread(config: T5Config) -> Arrays:
-    """A table of positions for cross-attention, which the first T5's files have and no code reads."""
+    """A table of positions for cross-attention, which the first T5's files have and no code uses."""
     return {_UNREAD: np.zeros((config.num_buckets, config.num_heads), np.float32)}
 
 

@@ -1,10 +1,10 @@
 """Reads what `torch.save` wrote (.pt, .pth, .ckpt) without PyTorch, and without running anything of it.
 
 Such a file is a pickle, which can name any function of Python and have it called. This reader knows a short list of
-names: those of which tensors are made, and those of configs and numbers that trainers keep beside the weights, which
-become objects that hold nothing. Any other name is refused, and none is imported. Both layouts are read: the ZIP file
-of PyTorch 1.6 and later, and the one before it. Nothing that the file claims is believed beyond its size: members are
-stored and not compressed, and a tensor is no larger than the numbers that it views.
+names: those needed for tensors, and those of configs and numbers that trainers store with the weights, which become
+empty objects. Any other name is refused, and none is imported. Both layouts are read: the ZIP file of PyTorch 1.6 and
+later, and the one before it. Sizes that the file claims are checked against its real size: members are stored and not
+compressed, and a tensor is no larger than the numbers that it views.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ _STORAGES: dict[str, Any] = {
     "BoolStorage": np.bool_,
 }
 WEIGHT_DTYPES = frozenset(np.dtype(kind) for kind in _STORAGES.values())
-"""Dtypes of the weights and counters that a format of ours may have."""
+"""Dtypes that weights and counters of a format may have."""
 _OTHER_STORAGES: dict[str, Any] = {
     "ComplexFloatStorage": np.complex64,
     "ComplexDoubleStorage": np.complex128,
@@ -54,7 +54,7 @@ _DTYPES: dict[str, Any] = {
     "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
     "float8_e8m0fnu": ml_dtypes.float8_e8m0fnu,
 }
-"""Those that have no storage of their own; PyTorch names them beside untyped bytes."""
+"""Dtypes without their own storage type; PyTorch names them beside untyped bytes."""
 _PYTHON_2 = {"__builtin__": "builtins"}
 # What stands beside the weights: trainers' options, and all else that `torch.load(weights_only=True)` takes. None of
 # it is imported: every name stands for an object that holds nothing.
@@ -103,14 +103,14 @@ _NAMES: dict[str, tuple[str, ...]] = {
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _SHARED = 4
-"""Tensors may view the same numbers, as tied weights do: all of them together are not read into more than this many
-times the bytes that the file holds of them, besides `_FREE_BYTES`."""
+"""Limit for tensors that view the same numbers, as tied weights do: all tensors together may have at most this many
+times the bytes that the file holds, plus `_FREE_BYTES`."""
 _FREE_BYTES = 1 << 26
 
 
 @dataclasses.dataclass(eq=False)
 class _Storage:
-    """The numbers that tensors are views of; ``load`` reads them when they are asked for."""
+    """The numbers that tensors view; ``load`` reads them on demand."""
 
     dtype: np.dtype
     size: int
@@ -118,11 +118,11 @@ class _Storage:
 
     @property
     def num_bytes(self) -> int:
-        """Of the numbers."""
+        """Size of the numbers, bytes."""
         return self.size * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """Every number, flat. Raises UserError where the file does not hold them."""
+        """Returns every number, flat. Raises UserError where the file does not hold them."""
         with as_user_error("a storage cannot be read; copy the file again"):
             content = b"" if self.load is None else self.load()
         if len(content) != self.num_bytes:
@@ -140,21 +140,21 @@ class ArchiveTensor:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    """In elements."""
+    """Distance between neighbours along each axis, in elements; ``offset`` is counted in elements too."""
 
     @property
     def dtype(self) -> np.dtype:
-        """Of its numbers."""
+        """Dtype of its numbers."""
         return self.storage.dtype
 
     @property
     def size(self) -> int:
-        """How many numbers it has."""
+        """Number of elements."""
         return int(functools.reduce(operator.mul, self.shape, 1))
 
     @property
     def num_bytes(self) -> int:
-        """Of its numbers."""
+        """Size of its numbers, bytes."""
         return self.size * self.dtype.itemsize
 
     def check(self) -> None:
@@ -172,12 +172,12 @@ class ArchiveTensor:
             )
 
     def read(self) -> np.ndarray:
-        """Its numbers. Raises UserError where the file does not hold them."""
+        """Reads its numbers. Raises UserError where the file does not hold them."""
         self.check()
         return self.view(self.storage.read())
 
     def view(self, flat: np.ndarray) -> np.ndarray:
-        """A copy of its numbers out of all of its storage's."""
+        """Copies its numbers out of those of the whole storage."""
         strides = [step * flat.itemsize for step in self.strides]
         view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False)
         little = flat.dtype.newbyteorder("=")
@@ -185,7 +185,7 @@ class ArchiveTensor:
 
 
 class _Maker:
-    """What stands for the objects of an archive."""
+    """Decides which values stand for the objects of an archive."""
 
     def __init__(self, file_bytes: int, make_storage: Callable[[str, np.dtype, int], _Storage]):
         self._file_bytes = file_bytes
@@ -204,7 +204,7 @@ class _Maker:
             )
 
     def call(self, called: Name, arguments: tuple[Any, ...]) -> Any:
-        """A tensor, a dict, or an object that holds nothing."""
+        """Makes a tensor, a dict, or an empty object."""
         match called.module, called.name:
             case "collections", _:
                 content = arguments[0] if arguments else {}
@@ -228,7 +228,7 @@ class _Maker:
         return Opaque()
 
     def load(self, where: Any) -> _Storage:
-        """The storage that a tensor is a view of."""
+        """Returns the storage that a tensor views."""
         if not (isinstance(where, tuple) and len(where) >= 5 and where[0] == "storage"):
             raise UserError("the archive refers to something that is no storage; save its state dict anew")
         _, kind, key, _, size = where[:5]
@@ -254,10 +254,11 @@ def _make_tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Archive
 
 
 def read_torch_archive(path: str | Path) -> Any:
-    """What `torch.save` was given: dicts, lists and numbers, with `ArchiveTensor` for tensors, unread yet.
+    """Reads what `torch.save` wrote: dicts, lists and numbers, with an unread `ArchiveTensor` for each tensor.
 
     Raises:
-        UserError: there is no such file, it is not such an archive, is damaged, or names what is not on the list.
+        UserError: the file does not exist, is not such an archive, is damaged, or contains a name that is not on the
+        list.
     """
     path = Path(path)
     if not path.is_file():
@@ -294,7 +295,8 @@ def _read_zip(path: Path) -> Any:
 def _read_member(
     archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name: str, file_bytes: int
 ) -> bytes:
-    """The bytes of a member, none where it is missing. Raises UserError where it would be larger than the file."""
+    """Returns the bytes of a member, empty where it is missing. Raises UserError where it would be larger than the
+    file."""
     member = members.get(name)
     if member is None:
         return b""
@@ -306,7 +308,7 @@ def _read_member(
 
 
 def _read_legacy(path: Path) -> Any:
-    """Before PyTorch 1.6: five pickles in a row, and the storages after them."""
+    """Reads the layout before PyTorch 1.6: five pickles in a row, and the storages after them."""
     storages: dict[str, _Storage] = {}
 
     def make(key: str, dtype: np.dtype, size: int) -> _Storage:
@@ -334,10 +336,10 @@ def _read_legacy(path: Path) -> Any:
 
 
 def find_tensors(archive: Any, entry: tuple[str, ...] = (), prefix: str = "") -> dict[str, ArchiveTensor]:
-    """The tensors of the state dict at ``entry``, by key without ``prefix``; empty where there is none.
+    """Returns the tensors of the state dict at ``entry``, by key without ``prefix``; empty where there is none.
 
-    Keys without the prefix, values that are no tensors, and tensors of a dtype that no weights have (complex, unsigned,
-    float8) are left out: they are the trainer's.
+    Keys without the prefix, values that are no tensors, and tensors of a dtype that no weights have (complex,
+    unsigned, float8) are left out: they belong to the trainer.
     """
     for name in entry:
         if not isinstance(archive, Mapping) or name not in archive:
@@ -356,7 +358,8 @@ def find_tensors(archive: Any, entry: tuple[str, ...] = (), prefix: str = "") ->
 
 
 def read_tensors(tensors: Mapping[str, ArchiveTensor]) -> Arrays:
-    """Their numbers. Raises UserError where the file does not hold them, or they repeat what it holds many times."""
+    """Reads the tensors' numbers. Raises UserError where the file does not hold them, or where tensors repeat them
+    too often."""
     storages = {id(tensor.storage): tensor.storage for tensor in tensors.values()}
     total, held = (sum(part.num_bytes for part in parts.values()) for parts in (tensors, storages))
     if total > _SHARED * held + _FREE_BYTES:

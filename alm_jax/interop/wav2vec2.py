@@ -67,7 +67,7 @@ _FIXED = {
     "add_adapter": False,
     "adapter_attn_dim": None,
 }
-"""Fields of config.json of which we compute one value."""
+"""Fields of config.json that must have the one value that we compute."""
 
 
 def read_wav2vec2_config(fields: Mapping[str, Any]) -> Wav2Vec2Config:
@@ -137,7 +137,7 @@ def _format(name: str, architecture: str) -> Format:
 
 
 def _inside(layout: Format, architectures: tuple[str, ...]) -> Format:
-    """The same encoder inside a model with heads of its own, which stay behind."""
+    """Makes the same encoder inside a model with heads, which are ignored."""
     prefix = f"{layout.name}."
     return dataclasses.replace(
         layout,

@@ -24,13 +24,13 @@ from alm_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Names:
-    """What a layout calls the parts of a block."""
+    """Names of the parts of a block in a layout."""
 
     layers: str
     attention: str
     cross_attention: str
     projections: tuple[str, str, str, str]
-    """Query, key, value and output."""
+    """Names of query, key, value and output."""
     attention_norm: str
     cross_attention_norm: str
     mlp_norm: str

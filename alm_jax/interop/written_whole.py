@@ -1,4 +1,4 @@
-"""A folder that is written whole beside its place, and then put there: never half of one export and half of another."""
+"""A folder that is written completely beside its place and then moved there, so that two exports are never mixed."""
 
 import contextlib
 import os
@@ -14,12 +14,12 @@ _MARKS = ("config.json", "signature.json", "model.safetensors", "model.safetenso
 
 @contextlib.contextmanager
 def written_whole(folder: str | Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of ``folder`` when the block ends without an error.
+    """Context that gives a new folder to write into, which replaces ``folder`` when the block ends without an error.
 
     Nothing of an older export stays: neither its index nor its weights. Files get the mode 0644, and folders 0755.
 
     Raises:
-        UserError: ``folder`` is there, and is neither empty nor an older export.
+        UserError: ``folder`` exists and is neither empty nor an older export.
     """
     folder = Path(folder)
     _check_place(folder)
