@@ -1,11 +1,11 @@
-"""AudioMAE at its published size: ViT-B, the decoder of local windows, 80 % of the patches hidden (arXiv 2207.06405).
+"""AudioMAE at its published size: ViT-B, decoder with local windows, 80 % of patches hidden (arXiv 2207.06405).
 
     alm pretrain configs/audio_mae_base.py --workdir runs/audio_mae_base
     alm compile configs/audio_mae_base.py --topology v5e:16x16
 
 Front-end, model and recipe (AdamW with b2 0.95, learning rate 2e-4 x 512 / 256, 3 of 33 epochs of warm-up and a half
-cosine, weight decay 1e-4, a batch of 512) are those of the released scripts for AudioSet's 2 million clips, of which
-one epoch is 3,900 steps. The data set here is ESC-50; point `data.dataset` at your own.
+cosine, weight decay 1e-4, a batch of 512) are those of the released scripts for AudioSet's 2 million clips, so one
+epoch is 3,900 steps. The data set here is ESC-50; point `data.dataset` at your own.
 
 State and batch take 1.02 GiB of a chip's 16.
 """
@@ -28,7 +28,7 @@ def get_config() -> ExperimentConfig:
             dataset=Esc50Config(
                 root=os.path.join(os.environ.get("ALM_DATA_DIR", "../shared/data"), "esc10"), subset="esc10"
             ),
-            # The batches bring captions, which nothing reads.
+            # The batches have captions, which are not used.
             tokenizer=TokenizerConfig(vocab_size=300, max_length=8),
             train_split="fold1+fold2+fold3",
             eval_split="fold4",

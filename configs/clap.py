@@ -1,11 +1,12 @@
-"""CLAP on recordings of your own: a table, a folder, or webdataset tars with captions or classes.
+"""CLAP on your own recordings: a table, a folder, or webdataset tars with captions or classes.
 
-    alm data check my.csv                                               (what would be read, and what is wrong)
+    alm data check my.csv                                               (lists what is read, and all problems)
     alm pretrain configs/clap.py --data.dataset.path my.csv --workdir runs/mine
 
-Nothing is written in Python: the usual columns and layouts are found (docs/own_data.md). The towers are small, 4.2 M
-parameters, so that a laptop trains them; a larger data set wants larger ones (configs/laion_clap_htsat_tiny_roberta.py
-has LAION-CLAP's) and more of `--training.num-steps`, `--training.batch-size` and `--data.tokenizer.vocab-size`.
+No Python needs to be written: the usual columns and layouts are found (docs/own_data.md). The towers are small, 4.2 M
+parameters, so that a laptop can train them. For a larger data set use larger towers
+(configs/laion_clap_htsat_tiny_roberta.py has LAION-CLAP's) and more of `--training.num-steps`,
+`--training.batch-size` and `--data.tokenizer.vocab-size`.
 """
 
 import dataclasses

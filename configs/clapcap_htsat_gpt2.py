@@ -3,11 +3,11 @@
     alm pretrain configs/clapcap_htsat_gpt2.py --workdir runs/clapcap_htsat_gpt2
     alm compile configs/clapcap_htsat_gpt2.py --topology v5e:16x16
 
-The mapper trains alone: the audio tower and GPT-2 stand still, as published. `ALM_MODELS_DIR` has `ms_clap_2023`,
-what `alm import` makes of the released CLAP, and `gpt2`, the folder of the Hub with its tokenizer. The published
-mapper reads CLAP's joint embedding (1024), this one the audio tower's own vector (768), of which that is a
-projection. The released training data is not public, and neither are its steps; the data set here is ESC-50, of
-which templates make captions: point `data.dataset` at AudioCaps or Clotho.
+Only the mapper trains: the audio tower and GPT-2 are frozen, as published. The folder `ALM_MODELS_DIR` must hold
+`ms_clap_2023`, which `alm import` makes from the released CLAP, and `gpt2`, the Hub's folder with its tokenizer. The
+published mapper reads CLAP's joint embedding (1024), this one the audio tower's own vector (768), from which the
+joint embedding is projected. The training data and the number of steps are not public; the data set here is ESC-50
+with captions from templates: point `data.dataset` at AudioCaps or Clotho.
 
 State and batch take 1.03 GiB of a chip's 16.
 """

@@ -2,7 +2,7 @@
 
     alm pretrain configs/demo.py --workdir runs/demo        (part of `make demo`)
 
-Expect, on 2 cores, three and a half minutes for `make demo`; on 200 held-out compositions with 5 captions each, R@1
+Expect, on 2 cores, three and a half minutes for `make demo`. On 200 held-out compositions with 5 captions each, R@1
 47 % from text to audio and 53 % from audio to text (chance 0.5 %), validation loss 0.69 (ln 64 = 4.16 at the start).
 """
 

@@ -1,16 +1,16 @@
-"""BEATs for a laptop, iteration 1: ESC-10, folds 1-3, the labels of a random projection; what a linear probe hears.
+"""BEATs for a laptop, iteration 1: ESC-10, folds 1-3, labels from a random projection; a linear probe on fold 4.
 
     pip install 'alm_jax[data,eval]'
     alm pretrain configs/esc10_beats_nano.py --workdir runs/esc10_beats --seed 0
 
-By the second command on the 80 clips of fold 4, seed 0; it took 2 min 15 s of processor time on 2 busy cores:
+Results of the second command on the 80 clips of fold 4, seed 0; it took 2 min 15 s of processor time on 2 busy cores:
 
                        after 200 steps    after 400 steps
     validation loss    2.071              2.017
     masked accuracy    44.2 %             45.8 %
-    linear probe       73.8 %             76.2 %             the same encoder as it was drawn: 57.5 %; chance: 10 %
+    linear probe       73.8 %             76.2 %             the untrained encoder: 57.5 %; chance: 10 %
 
-112 of the 128 labels occur there, with a perplexity of 13.4; 29.0 % of the patches have the commonest one.
+112 of the 128 labels occur there, with a perplexity of 13.4; 29.0 % of the patches have the most frequent one.
 """
 
 import os
@@ -57,7 +57,7 @@ DATA = DataConfig(
     dataset=Esc50Config(
         root=os.path.join(os.environ.get("ALM_DATA_DIR", "../shared/data"), "esc10"), subset="esc10"
     ),
-    # The batches bring captions, which nothing reads.
+    # The batches have captions, which are not used.
     tokenizer=TokenizerConfig(vocab_size=300, max_length=8),
     train_split="fold1+fold2+fold3",
     eval_split="fold4",

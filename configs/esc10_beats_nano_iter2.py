@@ -1,18 +1,19 @@
-"""BEATs for a laptop, iteration 2: the labels of the tokenizer that was distilled from iteration 1.
+"""BEATs for a laptop, iteration 2: labels from the tokenizer distilled from iteration 1.
 
-After the run of configs/esc10_beats_tokenizer_nano.py in runs/esc10_beats_tokenizer, which the tokenizer comes from:
+Needs the run of configs/esc10_beats_tokenizer_nano.py in runs/esc10_beats_tokenizer, which provides the tokenizer:
 
     alm pretrain configs/esc10_beats_nano_iter2.py --workdir runs/esc10_beats_iter2 --seed 0
 
-By that command on the 80 clips of fold 4, seed 0; it took 2 min 53 s of processor time on 2 busy cores:
+Results of this command on the 80 clips of fold 4, seed 0; it took 2 min 53 s of processor time on 2 busy cores:
 
                        after 200 steps    after 400 steps
     validation loss    3.958              3.834
-    masked accuracy    9.0 %              11.1 %             the commonest label: 4.7 %
-    linear probe       72.5 %             71.2 %             the same encoder as it was drawn: 57.5 %; chance: 10 %
+    masked accuracy    9.0 %              11.1 %             the most frequent label: 4.7 %
+    linear probe       72.5 %             71.2 %             the untrained encoder: 57.5 %; chance: 10 %
 
-The labels are far more (a perplexity of 106 in place of 13) and harder to tell. The probe gains 14 points on the drawn
-encoder, that of iteration 1 gained 19 in as many steps: on this scale the second iteration is no better than the first.
+There are far more labels (a perplexity of 106 instead of 13), and they are harder to predict. The probe gains 14
+points over the untrained encoder; that of iteration 1 gained 19 in as many steps. At this scale the second iteration
+is no better than the first.
 """
 
 import dataclasses
@@ -33,6 +34,6 @@ def get_config() -> ExperimentConfig:
         first,
         name="esc10_beats_nano_iter2",
         objective=dataclasses.replace(first.objective, model=dataclasses.replace(model, tokenizer=tokenizer)),
-        # The encoder begins anew, as in the first iteration: only its targets are others.
+        # The encoder starts from scratch, as in the first iteration; only its targets differ.
         init_from=(InitFromConfig(source="runs/esc10_beats_tokenizer", part="tokenizer", into="tokenizer"),),
     )

@@ -1,16 +1,16 @@
 """The tokenizer of BEATs' second iteration for a laptop, distilled from the encoder of the first: ESC-10, folds 1-3.
 
-After the run of configs/esc10_beats_nano.py in runs/esc10_beats, whose encoder is the teacher, and where that of the
-tokenizer begins:
+Needs the run of configs/esc10_beats_nano.py in runs/esc10_beats; its encoder is the teacher, and the tokenizer's
+encoder starts from it:
 
     alm pretrain configs/esc10_beats_tokenizer_nano.py --workdir runs/esc10_beats_tokenizer --seed 0
 
-By that command on the 80 clips of fold 4, seed 0; it took 2 min 0 s of processor time on 2 busy cores:
+Results of this command on the 80 clips of fold 4, seed 0; it took 2 min 0 s of processor time on 2 busy cores:
 
                          after 100 steps    after 200 steps
     validation loss      0.119              0.103
     cosine to teacher    0.883              0.900
-    label perplexity     103.2              106.2              of 128, all of which occur; the commonest has 4.7 %
+    label perplexity     103.2              106.2              of 128, all of which occur; the most frequent has 4.7 %
     linear probe         80.0 %             78.8 %             chance: 10 %
 """
 

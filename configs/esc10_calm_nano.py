@@ -1,17 +1,17 @@
-"""One head for a laptop: ESC-10, folds 1-3; zero-shot on fold 4, and what audio and captions give to each other.
+"""One head for a laptop: ESC-10, folds 1-3; zero-shot on fold 4, and how audio and captions help each other.
 
     pip install 'alm_jax[data,eval]'
     alm pretrain configs/esc10_calm_nano.py --workdir runs/esc10_calm --seed 0
     alm evaluate runs/esc10_calm
 
-Seed 0, on the 80 clips of fold 4; "with" is given what is visible of the other modality, "alone" is not:
+Seed 0, on the 80 clips of fold 4; "with" also sees the visible part of the other modality, "alone" does not:
 
     after                                              250     500 steps
     validation loss                                  3.469   2.825
     zero-shot accuracy, per cent (chance 10)          85.0    82.5
     hidden words, cross-entropy: with                1.154   0.516
                                  alone               1.213   0.587
-    hidden words named, per cent: with                80.8    89.7
+    hidden words right, per cent: with                 80.8    89.7
                                   alone               75.6    85.3
     hidden patches, squared error: with             0.1638  0.1570
                                    alone            0.1630  0.1580
@@ -76,11 +76,11 @@ def get_config() -> ExperimentConfig:
                 mlp_dim=384,
                 embed_dim=64,
             ),
-            # A batch of 32 has each class three times, under captions that mean the same: they are no negatives.
+            # A batch of 32 has each class three times, with equivalent captions: those are no negatives.
             contrastive=MultiPositiveConfig(group="label"),
             masked_text=MaskedTextConfig(proportion=0.3),
             masked_audio=UnstructuredMaskConfig(ratio=0.7),
-            # What a patch's mean says of its class is worth more than its texture.
+            # A patch's mean tells more about its class than its texture.
             normalize_target=False,
             augment=WaveformAugmentConfig(gain_db=6.0, roll=True),
         ),

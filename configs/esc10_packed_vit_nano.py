@@ -2,9 +2,9 @@
 
     alm pretrain configs/esc10_packed_vit_nano.py --workdir runs/esc10-packed --seed 0
 
-A quarter of ESC-10's recordings end in digital silence, which fills them up to five seconds. Here it is no sound: each
-recording is as long as what is heard of it, and four of them share a row of 60 steps, where padded to five seconds they
-would take 64.
+A quarter of ESC-10's recordings end in digital silence, which fills them up to five seconds. Here the silence counts
+as padding: each recording is as long as its audible part, and four recordings share a row of 60 steps. Padded to five
+seconds they would take 64.
 
 Measured: 88.8 % zero-shot on fold 4 after 2,200 steps, seed 0 (88.8 % after 2,000; 80 clips, so one clip is 1.25
 points; chance 10 %).
@@ -64,7 +64,7 @@ def get_config() -> ExperimentConfig:
                 embed_dim=128,
             ),
             augment=WaveformAugmentConfig(gain_db=6.0, roll=True),
-            # A batch of 32 has each class three times, under captions that mean the same: they are no negatives.
+            # A batch of 32 has each class three times, with equivalent captions: those are no negatives.
             loss=MultiPositiveConfig(group="label"),
         ),
         optimizer=AdamWConfig(peak_lr=5e-4, warmup_steps=100, weight_decay=0.2),

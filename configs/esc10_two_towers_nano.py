@@ -9,9 +9,9 @@ Zero-shot accuracy on the 80 clips of fold 4, in per cent (chance 10): 80.8, the
     1                47.5    61.2    78.8    80.0    77.5    80.0
     2                51.2    76.2    75.0    85.0    82.5    81.2
 
-Seed 0 by itself took 8 minutes on 2 cores (`time`); the three at once gave the same figures. Seed 0 as a picture:
-docs/images/esc10.png. The validation loss is that of the loss trained, where all clips of a class are positives; the
-curve in that picture is still InfoNCE's.
+Seed 0 alone took 8 minutes on 2 cores (`time`); the three seeds at once gave the same figures. docs/images/esc10.png
+shows seed 0. The validation loss is the trained loss, in which all clips of a class are positives; the curve in that
+picture is still InfoNCE.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ def get_config() -> ExperimentConfig:
                 embed_dim=128,
             ),
             augment=WaveformAugmentConfig(gain_db=6.0, roll=True),
-            # A batch of 32 has each class three times, under captions that mean the same: they are no negatives.
+            # A batch of 32 has each class three times, with equivalent captions: those are no negatives.
             loss=MultiPositiveConfig(group="label"),
         ),
         optimizer=AdamWConfig(peak_lr=1e-3, warmup_steps=100, weight_decay=0.2),

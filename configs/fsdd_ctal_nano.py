@@ -1,4 +1,4 @@
-"""CTAL for a laptop: spoken digits and the words said, hidden by turns; what a linear probe hears of the audio encoder.
+"""CTAL for a laptop: spoken digits and their words, masked in turn; a linear probe of the audio encoder.
 
     pip install 'alm_jax[data,eval]'
     alm pretrain configs/fsdd_ctal_nano.py --workdir runs/fsdd_ctal --seed 0
@@ -9,11 +9,11 @@ Seed 0, on the 200 recordings of the test split, of the four speakers of the tra
     after                                              350     700 steps
     validation loss                                  2.310   2.261
     L1 of hidden frames, given the words            0.0567  0.0466
-    the same, all words hidden                      0.0568  0.0475
+    L1 with all words hidden                        0.0568  0.0475
     linear probe of the digit, per cent               89.5    92.5
 
-The probe on the encoders as they were drawn has 91.5 per cent; chance is 10. A text is one word and hears nothing, so
-that naming it where it is hidden is a guess among ten: ln 10 = 2.303 of the loss.
+The probe of the untrained encoders has 91.5 per cent; chance is 10. The text is one word, and the text encoder has no
+access to the audio, so predicting the hidden word is a guess among ten: ln 10 = 2.303 of the loss.
 """
 
 import os
@@ -63,7 +63,7 @@ def get_config() -> ExperimentConfig:
                 num_audio_layers=3,
                 max_frames=64,
             ),
-            # The one word of a text is hidden in 40 % of them, so that the audio encoder learns to do without.
+            # The only word of a text is hidden in 40 % of the rows, so that the audio encoder learns to do without it.
             masked_text=MaskedTextConfig(proportion=0.5),
             # 160 to 320 ms: the published spans, of 250 to 625 ms, are longer than many of these recordings.
             masked_frames=MaskedFramesConfig(proportion=0.6, min_span=8, max_span=16),

@@ -1,11 +1,12 @@
-"""Qwen2-Audio for a laptop: asked which digit is spoken, on the takes of the Free Spoken Digit Dataset.
+"""Qwen2-Audio for a laptop: answers which digit is spoken, on the Free Spoken Digit Dataset.
 
     alm pretrain configs/fsdd_qwen2_audio_nano.py --workdir runs/fsdd_qwen2_audio --seed 0
     alm evaluate runs/fsdd_qwen2_audio
     alm generate runs/fsdd_qwen2_audio --audio FILE --prompt "Which digit is spoken?"
 
-Right answers on the 200 test takes, in per cent (chance 10), seed 0: 96.0, 99.0, 98.5 and 98.5 after 300, 600, 900 and
-1,200 steps; validation loss 0.079, 0.030, 0.037 and 0.036. With --training.num-steps 600, seeds 1 and 2: 99.0 and 98.5.
+Right answers on the 200 test takes, in per cent (chance 10), seed 0: 96.0, 99.0, 98.5 and 98.5 after 300, 600, 900
+and 1,200 steps; validation loss 0.079, 0.030, 0.037 and 0.036. With --training.num-steps 600, seeds 1 and 2: 99.0 and
+98.5.
 """
 
 import os

@@ -1,13 +1,13 @@
-"""SpeechGPT for a laptop: spoken digits as units among words, and one small Llama that goes on with both.
+"""SpeechGPT for a laptop: spoken digits as audio units in a vocabulary with words, and one small Llama for both.
 
     pip install 'alm_jax[data,eval]'
     alm pretrain configs/fsdd_unit_lm_nano.py --workdir runs/fsdd_unit_lm --seed 0
     alm evaluate runs/fsdd_unit_lm
 
-k-means of the training takes' cepstra, 100 units, is fitted when the run begins; a take has 10.7 units on average. On
-the 200 test takes, seed 0, after 100, 200, 300 and 400 steps: loss of all tasks 1.971, 1.601, 1.533 and 1.529 nats a
-token; bits a unit 3.22, 2.64, 2.57 and 2.57 (6.64 were all alike); digits written exactly right from units, in per
-cent (chance 10), 89.0, 93.5, 95.5 and 95.5.
+k-means with 100 units is fitted to the cepstra of the training takes when the run begins; a take has 10.7 units on
+average. On the 200 test takes, seed 0, after 100, 200, 300 and 400 steps: loss of all tasks 1.971, 1.601, 1.533 and
+1.529 nats a token; bits a unit 3.22, 2.64, 2.57 and 2.57 (6.64 if all units were equally likely); digits written
+correctly from units, in per cent (chance 10), 89.0, 93.5, 95.5 and 95.5.
 """
 
 import os

@@ -4,10 +4,10 @@
 
 Model, front-end and recipe (Adam, learning rate 1e-4 with 3,200 steps of warm-up and a cosine to zero, no weight
 decay, a batch of 2,304, float32) are those of the released scripts, `laion/clap-htsat-unfused`. The data set here is
-ESC-50; point `data.dataset` at your own. Without `data.tokenizer.path`, the folder of a published `tokenizer.json`,
-a byte-level BPE is trained on the captions, which fits a training from scratch.
+ESC-50; point `data.dataset` at your own. Without `data.tokenizer.path` (the folder of a published `tokenizer.json`) a
+byte-level BPE is trained on the captions, which suits training from scratch.
 
-A few real steps on 2 cores, then the comparison of its export with `transformers.ClapModel` (largest
+A few steps on 2 cores, then a comparison of the export with `transformers.ClapModel` (largest
 difference of logits measured: 1.7e-6):
 
     alm pretrain configs/laion_clap_htsat_tiny_roberta.py --workdir runs/laion --training.num-steps 3 \\

@@ -3,13 +3,13 @@
     alm pretrain configs/ltu_7b.py --workdir runs/ltu_7b
     alm compile configs/ltu_7b.py --topology v5e:16x16
 
-32 vectors of a clip stand before the text. Audio branch, projection and adapters train (queries and values, rank 8,
-alpha 16, dropout 0.05), the rest stands still; the loss is on prompt and answer; alpaca's template; a batch of 256,
-learning rate 1e-4, 100 steps of warm-up, bfloat16: one epoch of OpenAQA's 5.6 million is 21,900 steps.
-`ALM_MODELS_DIR` has `ltu_audio`, what `alm import` makes of the released audio branch, and `vicuna-7b`, the folder
-of the Hub with a tokenizer.json that pads (by id 0, as published). The data set here is ESC-50.
+Each clip becomes 32 vectors before the text. Audio branch, projection and adapters train (queries and values, rank 8,
+alpha 16, dropout 0.05); the rest is frozen. The loss is on prompt and answer, the template alpaca's, with a batch of
+256, learning rate 1e-4, 100 steps of warm-up, and bfloat16. One epoch of OpenAQA's 5.6 million examples is 21,900
+steps. The folder `ALM_MODELS_DIR` must hold `ltu_audio`, which `alm import` makes from the released audio branch, and
+`vicuna-7b`, the Hub's folder with a tokenizer.json that pads (with id 0, as published). The data set here is ESC-50.
 
-State and batch take 0.83 GiB of a chip's 16. With 2,048 rows a step has its peak at 2.24 by the compiler.
+State and batch take 0.83 GiB of a chip's 16. With 2,048 rows the compiler states a peak of 2.24 GiB for a step.
 """
 
 import os

@@ -3,11 +3,12 @@
     alm pretrain configs/pengi_htsat_gpt2.py --workdir runs/pengi_htsat_gpt2
     alm compile configs/pengi_htsat_gpt2.py --topology v5e:16x16
 
-The audio tower and the mapper train, GPT-2 stands still; prompts are the table's, here those of captions and
-classes. As in the released variant without a text encoder GPT-2 reads the prompt itself, but its tokens without a
-mapper of their own; the mapper reads the tower's vector (768), not its projection (1024). Adam, 60 epochs of 3.4
-million pairs in batches of 384 there; 512 here, which 256 chips divide. `ALM_MODELS_DIR` has `ms_clap_2023`, what
-`alm import` makes of the released CLAP, and `gpt2`, the folder of the Hub. The data set here is ESC-50.
+The audio tower and the mapper train; GPT-2 is frozen. Prompts are those of the paper's table for captions and
+classes. As in the released variant without a text encoder, GPT-2 reads the prompt itself, but without a mapper for
+the prompt's tokens; the mapper reads the tower's vector (768), not its projection (1024). The paper trains with Adam
+for 60 epochs of 3.4 million pairs in batches of 384; the batch here is 512, which 256 chips divide. The folder
+`ALM_MODELS_DIR` must hold `ms_clap_2023`, which `alm import` makes from the released CLAP, and `gpt2`, the Hub's
+folder. The data set here is ESC-50.
 
 State and batch take 1.02 GiB of a chip's 16.
 """

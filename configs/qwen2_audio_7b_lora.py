@@ -3,9 +3,9 @@
     alm pretrain configs/qwen2_audio_7b_lora.py --workdir runs/qwen2_audio_7b_lora
     alm compile configs/qwen2_audio_7b_lora.py --topology v5e:16x16
 
-For tuning the released model: the projection and adapters of attention train (rank 8, alpha 16), encoder and
-language model stand still; ChatML; the published recipe trains whole models, and its data are not public.
-`ALM_MODELS_DIR` has `qwen2-audio-7b`, the folder of the Hub with its tokenizer. Filling is masked, as in the
+Fine-tunes the released model: the projection and adapters of attention train (rank 8, alpha 16); encoder and language
+model are frozen. The template is ChatML. The published recipe trains whole models, and its data are not public. The
+folder `ALM_MODELS_DIR` must hold `qwen2-audio-7b`, the Hub's folder with its tokenizer. Padding is masked, as in the
 released model, so that short recordings make few vectors (25 a second). The data set here is ESC-50.
 
 State and batch take 1.02 GiB of a chip's 16.

@@ -4,12 +4,12 @@
     alm compile configs/speech_gpt_7b.py --topology v5e:16x16
 
 Every parameter of the language model trains, on whole sequences of 512 tokens, in both directions between units and
-text; learning rate 2e-5, a cosine with 3 % of warm-up. 576 examples a batch there (8 cards, 6 each, 12 times
-accumulated); 512 here, which 256 chips divide. 1,000 units of multilingual HuBERT-base, repeats left out, two tags,
-and the template's two. `ALM_MODELS_DIR` has `mhubert-base`, what `alm import` makes of the released encoder, and
-`llama-7b`, the folder of the Hub with a tokenizer.json that pads and has `<eoh>` and `<eoa>` added; rows of units
-and tags are drawn. The data set here is ESC-50, of which speech is no part: point `data.dataset` at pairs of speech
-and text.
+text, with learning rate 2e-5 and a cosine with 3 % of warm-up. The paper's batch is 576 examples (8 cards, 6 each,
+accumulated 12 times); here it is 512, which 256 chips divide. The vocabulary gets 1,000 units of multilingual
+HuBERT-base (repetitions are left out), two tags, and the template's two tokens. The folder `ALM_MODELS_DIR` must hold
+`mhubert-base`, which `alm import` makes from the released encoder, and `llama-7b`, the Hub's folder with a
+tokenizer.json that pads and has `<eoh>` and `<eoa>` added; the rows of units and tags are initialised at random. The
+data set here is ESC-50, which has no speech: point `data.dataset` at pairs of speech and text.
 
 State and batch take 1.78 GiB of a chip's 16.
 """

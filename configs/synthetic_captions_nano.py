@@ -1,10 +1,10 @@
-"""A captioner for a laptop: says which composed sounds are in a clip, by states of an audio encoder and a small GPT-2.
+"""A captioner for a laptop: an audio encoder and a small GPT-2 describe the composed sounds of a clip.
 
     alm pretrain configs/synthetic_captions_nano.py --workdir runs/synthetic_captions --seed 0
 
-Captions of the 200 test clips, whose compositions are in no training clip, that name the right events (kind, register
-and level of every sound), in per cent, seed 0: 28.0, 78.0, 89.0 and 90.5 after 600, 1,200, 1,800 and 2,400 steps;
-validation loss 0.798, 0.672, 0.650 and 0.651. Seeds 1 and 2 end at 84.0 and 83.5: mean 86.0. With half the
+Captions of the 200 test clips, whose compositions occur in no training clip, that name the right events (kind,
+register and level of every sound), in per cent, seed 0: 28.0, 78.0, 89.0 and 90.5 after 600, 1,200, 1,800 and 2,400
+steps; validation loss 0.798, 0.672, 0.650 and 0.651. Seeds 1 and 2 end at 84.0 and 83.5: mean 86.0. With half the
 training clips and a layer less, 81.5 after 2,000 (seed 0).
 """
 
@@ -32,7 +32,7 @@ def get_config() -> ExperimentConfig:
         ),
         objective=LanguageModelingConfig(
             model=TwoHeadsConfig(
-                # Levels as they are: what is loud in itself shall be told from what is loud in its clip.
+                # Levels are kept, so that a loud sound differs from one that is only the loudest of its clip.
                 frontend=AstSpec(
                     n_fft=1024,
                     window_samples=640,

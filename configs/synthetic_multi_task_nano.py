@@ -4,14 +4,14 @@
     alm pretrain configs/synthetic_multi_task_nano.py --workdir runs/synthetic_multi_task --seed 0
     alm evaluate runs/synthetic_multi_task
 
-On 200 compositions that training has not heard, seed 0, after 150, 300, 450 and 600 steps:
+On 200 compositions that do not occur in training, seed 0, after 150, 300, 450 and 600 steps:
 
     validation loss, the weighted sum          5.38   2.62   2.14   2.06
     R@1 from text to audio, % (chance 0.5)     30.8   75.9   82.7   86.4
     R@1 from audio to text, %                  33.5   78.5   85.0   87.5
     captions that name the sounds, % (all of   0.5    32.5   58.0   61.0
       them, with register and level)
-    pairs judged rightly, % (always no: 66.7)  66.7   76.5   87.2   86.3
+    pairs judged right, % (always no: 66.7)    66.7   76.5   87.2   86.3
     reconstruction, mean square                0.178  0.143  0.128  0.126
 """
 

@@ -4,8 +4,8 @@
     alm evaluate runs/q_former
 
 Seed 0, on 200 held-out compositions with 5 captions each (`alm pretrain` prints and records these): validation loss,
-and R@1 in per cent (chance 0.5) from text to audio and from audio to text, by contrast, and of the 16 nearest ranked
-again by matching.
+and R@1 in per cent (chance 0.5) from text to audio and from audio to text, by contrast, and after the 16 nearest are
+ranked again by matching.
 
     after steps    loss    contrast      matching
     150            5.38    16.5  16.0     9.2  12.5
@@ -13,8 +13,8 @@ again by matching.
     450            3.26    69.3  70.0    47.0  56.0
     600            3.11    75.1  79.0    60.4  64.5
 
-Matching sets out last, once there are hard negatives to tell apart, and after 600 steps has not caught up: 83 % of
-its pairs are judged rightly.
+Matching starts to learn last, once the negatives are hard, and has not caught up after 600 steps: 83 % of its pairs
+are judged right.
 """
 
 from alm_jax.encoders.audio.whisper import WhisperEncoderConfig
@@ -64,7 +64,7 @@ def get_config() -> ExperimentConfig:
                     mlp_dim=256,
                     cross_every=1,
                     dropout=0.0,
-                    # From scratch and narrow; published ones begin with BERT-base.
+                    # Narrow, from scratch; published models start from BERT-base.
                     kernel_init="fan_in",
                 ),
                 vocab_size=600,
