@@ -3,20 +3,12 @@
 import dataclasses
 import itertools
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from alm_jax.errors import UserError
 from alm_jax.ranges import Range
 from data_pipelines.dataset import DatasetConfig, require
 from data_pipelines.templates import TemplateName, render
-
-
-def __getattr__(name: str) -> Any:
-    """Config types of single data sets by name, so that config files can import them from here."""
-    for kind in DatasetConfig.kinds() if name.endswith("Config") else ():
-        if kind.__name__ == name:
-            return kind
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

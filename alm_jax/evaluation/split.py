@@ -7,7 +7,8 @@ import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.errors import DataError
-from data_pipelines.config import MixtureConfig, SyntheticCaptionsConfig
+from data_pipelines.config import MixtureConfig
+from data_pipelines.datasets.synthetic_captions import SyntheticCaptionsConfig
 from data_pipelines.pipeline import eval_batches
 from data_pipelines.prepare import Prepared
 from data_pipelines.text import encode

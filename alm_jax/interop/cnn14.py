@@ -11,17 +11,12 @@ import numpy as np
 
 from alm_jax.encoders import family
 from alm_jax.encoders.audio.cnn14 import FAMILY, FRONTENDS, NANO, Cnn14, Cnn14Config
-from alm_jax.errors import UserError
 from alm_jax.interop.entry import Entry, Path, linear, norm
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs, load_oracle
 from alm_jax.interop.safetensors_io import Arrays
-from alm_jax.ops.frontends import ClipSpec, TorchlibrosaSpec, compute_features
+from alm_jax.ops.frontends import ClipSpec, compute_features
 from alm_jax.types import PyTree
-
-MEL_BANK = "logmel_extractor.melW"
-"""Key of the mel bank [bins F], which PANNs store with the weights: the one used in training, whatever a config
-states."""
 
 
 def _batch_norm(key: str, path: Path, size: int) -> Iterator[Entry]:
@@ -66,24 +61,6 @@ def infer_cnn14_config(shapes: Mapping[str, tuple[int, ...]]) -> Cnn14Config:
     )
 
 
-def frontend_of_archive(arrays: Mapping[str, np.ndarray]) -> TorchlibrosaSpec:
-    """The released front-end whose mel bank is the archive's, to 1e-6 of its largest weight.
-
-    Raises:
-        UserError: it is none of them.
-    """
-    for spec in FRONTENDS.values():
-        bank = spec.filter_bank.T
-        if bank.shape == arrays[MEL_BANK].shape:
-            difference = np.max(np.abs(bank - arrays[MEL_BANK]))
-            if difference < 1e-6 * np.max(bank):
-                return spec
-    raise UserError(
-        f"{MEL_BANK} {arrays[MEL_BANK].shape} is the mel bank of no released front-end ({', '.join(FRONTENDS)}); give "
-        "the front-end that the weights were trained with"
-    )
-
-
 CNN14_ARCHIVE = Format(
     name="cnn14-archive",
     config_type=Cnn14Config,
@@ -94,7 +71,7 @@ CNN14_ARCHIVE = Format(
     infer_config=infer_cnn14_config,
     archive_entry=("model",),
     signature="conv_block1.conv1.weight",
-    # The front-end, `frontend_of_archive`.
+    # The front-end, which is no part of the encoder.
     ignored=(r"spectrogram_extractor\.stft\.conv_(real|imag)\.weight", r"logmel_extractor\.melW"),
 )
 FORMATS = (CNN14_ARCHIVE,)

@@ -77,19 +77,3 @@ def write_programs(
         "jax": metadata.version("jax"),
     }
     (folder / SIGNATURE).write_text(json.dumps(signature, indent=2) + "\n", encoding="utf-8")
-
-
-def read_program(path: str | Path) -> Callable[..., Any]:
-    """Loads a program as a function of its inputs.
-
-    Raises: UserError: the file does not exist, or is not a program that this version of JAX reads.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a program of `alm export --format stablehlo`")
-    try:
-        return export.deserialize(bytearray(path.read_bytes())).call
-    except Exception as error:  # whatever the flatbuffer's reader meets
-        raise UserError(
-            f"{path}: not a program that this JAX reads ({type(error).__name__}: {error})"
-        ) from error

@@ -5,8 +5,6 @@ softmax taken here. Every loss is computed in float32 and returns (sum, weight),
 their quotient. Rows with a False ``mask`` are ignored, whatever they hold.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -73,36 +71,3 @@ def binary_cross_entropy(
         loss = loss * jnp.expand_dims(weights, tuple(range(loss.ndim - 1)))
     loss = jnp.where(mask, jnp.mean(loss, axis=-1), 0)
     return jnp.sum(loss), jnp.sum(mask, dtype=jnp.float32)
-
-
-def class_balanced_weights(class_counts: Int[Array, " C"], beta: float = 0.9999) -> Float[Array, " C"]:
-    """Weights of classes by their effective number of examples: (1 - beta) / (1 - beta^n), scaled to sum to C.
-
-    Cui et al. 2019 (arXiv 1901.05555), equation 2 and section 4. ``class_counts`` are the training set's.
-    beta = 0 weighs all equally; beta near 1 weighs by the inverse of the count. A class without examples has weight
-    0, and the others then sum to their number.
-
-    Raises:
-      ValueError: unless 0 <= beta < 1.
-    """
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta is {beta}; expected a number from 0 to below 1, such as 0.9999")
-    counts = class_counts.astype(jnp.float32)
-    seen = counts > 0
-    # 1 - beta^n directly would lose its digits where beta^n is near 1.
-    log_beta = math.log(beta) if beta > 0 else -math.inf
-    effective = -jnp.expm1(jnp.where(seen, counts, 1) * log_beta)
-    inverse = jnp.where(seen, 1 / effective, 0)
-    return inverse * jnp.sum(seen) / jnp.maximum(jnp.sum(inverse), jnp.finfo(jnp.float32).tiny)
-
-
-def mix_targets(
-    targets: Float[Array, "B C"], partner: Int[Array, " B"], weight: Float[Array, " B"]
-) -> Float[Array, "B C"]:
-    """Targets of a mixup: weight[i] targets[i] + (1 - weight[i]) targets[partner[i]].
-
-    ``partner`` and ``weight`` are those of `alm_jax.ops.augment.mix_waveforms` (Zhang et al. 2018, arXiv
-    1710.09412). HTS-AT's published code mixes the audio and leaves the targets; PANNs and AST mix both.
-    """
-    own = weight[:, None].astype(targets.dtype)
-    return own * targets + (1 - own) * targets[partner]

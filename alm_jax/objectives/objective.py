@@ -76,8 +76,6 @@ class DataFacts:
     """Rows of a batch of evaluation."""
     num_microbatches: int
     """Pieces in which a training batch is encoded."""
-    num_mapped_devices: int
-    """Devices over which `pmap` divides a batch; 1 under `jit`."""
     init_paths: tuple[str, ...]
     """Paths of parameters that ``init_from`` replaces; the empty path stands for all."""
 

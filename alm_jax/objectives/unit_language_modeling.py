@@ -250,9 +250,9 @@ def check_units_and_rows(config: UnitLanguageModelingConfig, facts: DataFacts) -
             "the tokenizer puts no token after a text, so that no text would ever end; take another"
         )
     check_row_tokens(config, facts.max_length, facts.prompt_length or 0)
-    together, pieces = config.examples_per_row, facts.num_microbatches * facts.num_mapped_devices
+    together = config.examples_per_row
     for name, rows in (
-        ("training.batch_size on a device, in a micro-batch,", facts.batch_size // pieces),
+        ("training.batch_size in a micro-batch", facts.batch_size // facts.num_microbatches),
         ("eval_batch_size", facts.eval_batch_size),
     ):
         if rows % together:

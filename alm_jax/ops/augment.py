@@ -28,66 +28,6 @@ def roll_time(
     return jnp.take_along_axis(waveform, source, axis=1)
 
 
-def mix_waveforms(
-    waveform: Float[Array, "B W"], key: Array, alpha: float | Array, *, rate: float | Array = 1.0
-) -> tuple[Float[Array, "B W"], Int[Array, " B"], Float[Array, " B"]]:
-    """Mixup of every row with another one (Zhang et al. 2018, arXiv 1710.09412), on the waveform.
-
-    mixed[i] = weight[i] waveform[i] + (1 - weight[i]) waveform[partner[i]], with weight ~ Beta(alpha, alpha)
-    per row and partner one uniform permutation of the batch. A row stays as it is, with weight 1, with
-    probability 1 - rate. AST takes alpha 10 and rate 0.5, and mixes its targets in the same way
-    (`alm_jax.losses.classification.mix_targets`); AST removes the mean before mixing; `AstSpec.remove_mean` does so
-    afterwards, which is equivalent.
-
-    Returns the mixed waveform, partner and weight.
-    """
-    key_partner, key_weight, key_rate = jax.random.split(key, 3)
-    batch_size = waveform.shape[0]
-    partner = jax.random.permutation(key_partner, batch_size)
-    weight = jax.random.beta(key_weight, alpha, alpha, (batch_size,))
-    weight = jnp.where(jax.random.bernoulli(key_rate, rate, (batch_size,)), weight, 1.0)
-    return _mix(waveform, waveform[partner], weight), partner, weight
-
-
-def mix_with_reversed(
-    features: Float[Array, "B *dims"], key: Array, alpha: float = 0.5
-) -> tuple[Float[Array, "B *dims"], Int[Array, " B"], Float[Array, " B"]]:
-    """Mixup of row i of the features with row B - 1 - i, weight ~ Beta(alpha, alpha) per row: HTS-AT's.
-
-    HTS-AT's published code does not mix the targets (the lines that would are commented out).
-
-    Returns the mixed features, partner and weight.
-    """
-    batch_size = features.shape[0]
-    weight = jax.random.beta(key, alpha, alpha, (batch_size,))
-    partner = jnp.arange(batch_size)[::-1]
-    return _mix(features, features[::-1], weight), partner, weight
-
-
-def mix_pairs(
-    features: Float[Array, "B *dims"], key: Array, alpha: float = 1.0
-) -> tuple[Float[Array, "half *dims"], Float[Array, " half"]]:
-    """Mixup of rows 2i and 2i + 1 of the features into one, weight ~ Beta(alpha, alpha): PANNs'.
-
-    PANNs mixes log-mel features after SpecAugment, 64 rows into 32, and the targets in the same way:
-    weight[i] targets[2i] + (1 - weight[i]) targets[2i + 1].
-
-    Returns the mixed features, half as many rows, and the weight of the even ones.
-
-    Raises:
-      ValueError: for an odd number of rows.
-    """
-    if features.shape[0] % 2:
-        raise ValueError(f"{features.shape[0]} rows cannot be mixed in pairs; expected an even number")
-    weight = jax.random.beta(key, alpha, alpha, (features.shape[0] // 2,))
-    return _mix(features[0::2], features[1::2], weight), weight
-
-
-def _mix(own: Array, other: Array, weight: Float[Array, " B"]) -> Array:
-    share = weight.reshape(-1, *(1,) * (own.ndim - 1)).astype(own.dtype)
-    return share * own + (1 - share) * other
-
-
 def _draw_stripes(
     key: Array, batch_size: int, size: int, *, max_width: int, num_stripes: int
 ) -> Bool[Array, "B n"]:

@@ -164,7 +164,6 @@ def facts_of(config: ExperimentConfig, data: Prepared, *, eval_batch_size: int) 
         batch_size=training.batch_size,
         eval_batch_size=eval_batch_size,
         num_microbatches=training.num_microbatches,
-        num_mapped_devices=jax.local_device_count() if training.parallelism == "pmap" else 1,
         init_paths=tuple(source.into for source in config.init_from),
     )
 

@@ -15,7 +15,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alm_jax.batch import BATCH_AXES
 from alm_jax.errors import UserError
-from alm_jax.nn.kv_cache import CACHE_AXES, KVCache
 from alm_jax.nn.layout import Layout, use_layout
 from alm_jax.training.mesh import AnyMesh, divisors
 from alm_jax.types import PyTree
@@ -161,24 +160,6 @@ def replicated(mesh: AnyMesh) -> NamedSharding:
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """Returns the sharding of a batch: rows cut over ``data`` and ``fsdp``."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-
-
-def cache_shardings(cache: KVCache, mesh: AnyMesh) -> KVCache:
-    """Returns the NamedSharding of each array of a cache, given its shapes: rows as those of a batch, heads as the
-    parameters'.
-
-    Axes that the mesh does not divide are not cut.
-    """
-
-    def shard(axes: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
-        rows = [
-            BATCH_AXES if axis == "batch" and size % num_batch_shards(mesh) == 0 else None
-            for axis, size in zip(axes, shape, strict=True)
-        ]
-        heads = parameter_spec(axes, shape, mesh)
-        return NamedSharding(mesh, PartitionSpec(*(a or b for a, b in zip(rows, heads, strict=True))))
-
-    return KVCache._make(shard(CACHE_AXES[name], leaf.shape) for name, leaf in cache._asdict().items())
 
 
 def num_batch_shards(mesh: AnyMesh) -> int:

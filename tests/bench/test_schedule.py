@@ -1,10 +1,10 @@
 """Cycles and overlap read off a small scheduled module, written by hand in the compiler's form."""
 
 import pytest
+from transfer_schedule import transfers
 
 from alm_jax.bench.cycles import estimate_cycles
 from alm_jax.bench.hlo import parse
-from alm_jax.bench.schedule import transfers
 
 # A ring of eight: the forward loop sends its block around the tile loop, then one row of sums with nothing to hide it.
 MODULE = """HloModule jit_f, is_scheduled=true, num_partitions=8

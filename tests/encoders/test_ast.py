@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from alm_jax.encoders import family
-from alm_jax.encoders.audio.ast import FAMILY, NANO, VARIANTS, Ast, AstConfig, resize_positions
+from alm_jax.encoders.audio.ast import FAMILY, NANO, VARIANTS, Ast, AstConfig
 from alm_jax.errors import UserError
 from alm_jax.interop.ast import write_ast_config
 
@@ -70,25 +70,6 @@ def test_padding_changes_nothing(variables):
     np.testing.assert_allclose(clips[1], alone[0], atol=1e-5)
     order = jnp.asarray([2, 0, 1])
     np.testing.assert_allclose(draw(filled[order], real[order]), clips[order], atol=1e-6)
-
-
-@pytest.mark.parametrize("num_frames", [46, 80, 128])
-def test_positions_of_other_lengths_are_those_of_the_authors(num_frames):
-    """`ASTModel.__init__` of the authors: the middle is cut out, or PyTorch interpolates."""
-    rows, columns = MICRO.grid
-    positions = np.random.default_rng(0).normal(size=(2 + rows * columns, 16)).astype(np.float32)
-    wanted = dataclasses.replace(MICRO, num_frames=num_frames).grid[1]
-    grid = torch.tensor(positions[2:]).T.reshape(1, 16, rows, columns)
-    if wanted <= columns:
-        start = int(columns / 2) - int(wanted / 2)
-        grid = grid[:, :, :, start : start + wanted]
-    else:
-        grid = torch.nn.functional.interpolate(grid, size=(rows, wanted), mode="bilinear")
-    expected = np.concatenate([positions[:2], grid.reshape(16, -1).T.numpy()])
-    actual = resize_positions(positions, MICRO, num_frames)
-    assert actual.shape == (2 + rows * wanted, 16)
-    # PyTorch rounds the place to float32: 1.4e-6 measured.
-    np.testing.assert_allclose(actual, expected, atol=3e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 90, 32), (1, 15, 32), (1, 80, 30)])

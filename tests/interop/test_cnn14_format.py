@@ -1,13 +1,12 @@
-"""Archives of PANNs: their mel bank says which front-end the weights were trained with."""
+"""Archives of PANNs: weights come in and go out; the front-end's kernels stay out."""
 
 import jax
 import librosa
 import numpy as np
 import pytest
 
-from alm_jax.encoders.audio.cnn14 import FRONTENDS, NANO
-from alm_jax.errors import UserError
-from alm_jax.interop.cnn14 import CNN14_ARCHIVE, MEL_BANK, frontend_of_archive
+from alm_jax.encoders.audio.cnn14 import NANO
+from alm_jax.interop.cnn14 import CNN14_ARCHIVE
 from alm_jax.interop.format import arrays_to_variables, variables_to_arrays
 from alm_jax.interop.parity import load_oracle
 
@@ -19,7 +18,7 @@ def archive() -> dict[str, np.ndarray]:
     return weights | {
         "spectrogram_extractor.stft.conv_real.weight": np.zeros((513, 1, 1024), np.float32),
         "spectrogram_extractor.stft.conv_imag.weight": np.zeros((513, 1, 1024), np.float32),
-        MEL_BANK: librosa.filters.mel(sr=32000, n_fft=1024, n_mels=64, fmin=50, fmax=14000).T,
+        "logmel_extractor.melW": librosa.filters.mel(sr=32000, n_fft=1024, n_mels=64, fmin=50, fmax=14000).T,
     }
 
 
@@ -29,17 +28,3 @@ def test_the_weights_come_in_and_go_out_bit_for_bit_without_the_front_end(archiv
     back = variables_to_arrays(CNN14_ARCHIVE, config, arrays_to_variables(CNN14_ARCHIVE, config, archive))
     assert {key for key in archive if "extractor" not in key} == back.keys()
     jax.tree.map(np.testing.assert_array_equal, back, {key: archive[key] for key in back})
-
-
-@pytest.mark.parametrize(("rate_hz", "n_fft", "fmax", "name"), [
-    (32000, 1024, 14000, "32k"), (16000, 512, 8000, "16k"), (44100, 1024, 14000, "ms_clap"),
-])  # fmt: skip
-def test_the_front_end_is_known_by_its_mel_bank(archive, rate_hz, n_fft, fmax, name):
-    bank = librosa.filters.mel(sr=rate_hz, n_fft=n_fft, n_mels=64, fmin=50, fmax=fmax).T
-    assert frontend_of_archive(archive | {MEL_BANK: bank}) == FRONTENDS[name]
-
-
-def test_an_unknown_mel_bank_is_refused(archive):
-    bank = librosa.filters.mel(sr=32000, n_fft=1024, n_mels=64, fmin=0, fmax=14000).T
-    with pytest.raises(UserError, match="no released front-end"):
-        frontend_of_archive(archive | {MEL_BANK: bank})

@@ -72,16 +72,11 @@ def test_a_model_of_the_zoo_is_one_program(tmp_path):
     ids = jnp.broadcast_to(jnp.arange(5, 8, dtype=jnp.int32)[:, None], (3, length))
     mask = jnp.ones((3, length), jnp.bool_)
     ours = family.apply(FAMILY, NANO, variables, ids, mask)
-    program = stablehlo.read_program(tmp_path / "encoder.stablehlo")
+    program = jax.export.deserialize(bytearray((tmp_path / "encoder.stablehlo").read_bytes())).call
     np.testing.assert_allclose(program(ids, mask), ours, atol=1e-6)
 
 
-def test_what_is_no_program_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="no such file"):
-        stablehlo.read_program(tmp_path / "audio.stablehlo")
-    (tmp_path / "audio.stablehlo").write_bytes(b"not a program")
-    with pytest.raises(UserError, match="not a program that this JAX reads"):
-        stablehlo.read_program(tmp_path / "audio.stablehlo")
+def test_weights_that_do_not_fit_in_a_file_are_refused(monkeypatch):
     monkeypatch.setattr(stablehlo, "MAX_BYTES", 100)
     with pytest.raises(UserError, match="smaller dtype"):
         stablehlo.export_function(lambda v, x: v + x, np.zeros(100, np.float32), {})

@@ -8,12 +8,9 @@ import torch
 
 from alm_jax.losses.classification import (
     binary_cross_entropy,
-    class_balanced_weights,
     cross_entropy,
-    mix_targets,
     soft_cross_entropy,
 )
-from alm_jax.ops.augment import mix_waveforms
 
 NUM_ROWS, NUM_CLASSES = 6, 5
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
@@ -113,30 +110,3 @@ def test_bfloat16_logits_and_leading_axes_are_computed_in_float32():
     want = np.log(np.exp(exact).sum(1)) - exact[np.arange(NUM_ROWS), labels]
     np.testing.assert_allclose(total, want.sum(), **TOLERANCE)
     assert (total.dtype, weight.dtype, float(weight)) == (jnp.float32, jnp.float32, NUM_ROWS)
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999])
-def test_class_balanced_weights_follow_the_effective_number(beta):
-    counts = np.array([1, 10, 1000, 2_000_000])
-    weigh = jax.jit(class_balanced_weights, static_argnums=1)
-    got = weigh(jnp.asarray(counts, jnp.int32), beta)
-    want = (1 - beta) / (1 - beta ** counts.astype(np.float64))
-    np.testing.assert_allclose(got, want / want.sum() * 4, rtol=1e-6)
-    # A class without examples is left out of the sum.
-    with_empty = weigh(jnp.asarray([1, 0, 10, 1000, 2_000_000], jnp.int32), beta)
-    np.testing.assert_allclose(with_empty, np.insert(np.asarray(got), 1, 0), rtol=1e-6)
-
-
-@pytest.mark.parametrize("beta", [-0.1, 1.0])
-def test_beta_outside_its_range_is_refused(beta):
-    with pytest.raises(ValueError, match="below 1"):
-        class_balanced_weights(jnp.ones(3, jnp.int32), beta)
-
-
-def test_targets_are_mixed_as_the_waveforms_are():
-    waveform = jnp.asarray(np.random.default_rng(0).normal(size=(NUM_ROWS, NUM_CLASSES)), jnp.float32)
-    mixed, partner, weight = jax.jit(mix_waveforms, static_argnums=2)(waveform, jax.random.key(0), 1.0)
-    mix = jax.jit(mix_targets)
-    np.testing.assert_allclose(mix(waveform, partner, weight), mixed, atol=1e-6)
-    targets = mix(jnp.asarray(np.eye(NUM_CLASSES, dtype=np.float32)[[0, 1, 2, 3, 4, 0]]), partner, weight)
-    np.testing.assert_allclose(np.sum(targets, axis=1), np.ones(NUM_ROWS), rtol=1e-6)

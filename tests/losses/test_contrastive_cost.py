@@ -5,12 +5,12 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import pytest
+from transfer_schedule import transfers
 
 from alm_jax.bench import loss as bench
 from alm_jax.bench.bundles import MACS_PER_CYCLE
 from alm_jax.bench.counting import count_jaxpr
 from alm_jax.bench.loss_cases import LossCase
-from alm_jax.bench.schedule import transfers
 from alm_jax.bench.topology import compile_for, resolve
 from alm_jax.losses import contrastive
 from alm_jax.training.mesh import MeshConfig, build_mesh

@@ -46,7 +46,6 @@ def make_facts() -> Callable[..., DataFacts]:
             "batch_size": training.batch_size,
             "eval_batch_size": config.eval_batch_size,
             "num_microbatches": training.num_microbatches,
-            "num_mapped_devices": 1,
             "init_paths": tuple(source.into for source in config.init_from),
         }
         return DataFacts(**(facts | changes))

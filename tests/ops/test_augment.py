@@ -7,21 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alm_jax.ops.augment import (
-    mix_pairs,
-    mix_waveforms,
-    mix_with_reversed,
-    random_gain,
-    roll_time,
-    spec_augment,
-)
+from alm_jax.ops.augment import random_gain, roll_time, spec_augment
 
 AUGMENTATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "random_gain": lambda x, key: random_gain(x, key, 6.0),
     "roll_time": roll_time,
-    "mix_waveforms": lambda x, key: mix_waveforms(x, key, 0.5, rate=0.5)[0],
-    "mix_with_reversed": lambda x, key: mix_with_reversed(x.reshape(-1, 20, 10), key)[0],
-    "mix_pairs": lambda x, key: mix_pairs(x.reshape(-1, 20, 10), key)[0],
     "spec_augment": lambda x, key: spec_augment(
         x.reshape(-1, 20, 10), key, time_width=10, num_time_stripes=2, freq_width=5, num_freq_stripes=2
     ),
@@ -38,7 +28,7 @@ def noise() -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).standard_normal((64, 200)), jnp.float32)
 
 
-@pytest.mark.parametrize("name", ["random_gain", "roll_time", "mix_waveforms", "spec_augment"])
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_a_pure_function_of_the_key(noise: jax.Array, name: str) -> None:
     augment = jax.jit(AUGMENTATIONS[name])
     first, again, other = (np.asarray(augment(noise, jax.random.key(seed))) for seed in (1, 1, 2))
@@ -71,52 +61,6 @@ def test_roll_is_a_rotation_of_each_row() -> None:
     for row, shift in zip(rolled, shifts, strict=True):
         np.testing.assert_array_equal(row, np.roll(np.arange(7.0), shift))
     assert np.bincount(shifts, minlength=7).min() > 20  # expected 43 each, deviation 6
-
-
-NUM_ROWS = 4000
-ROWS = np.random.default_rng(0).standard_normal((NUM_ROWS, 3, 1)).astype(np.float32)
-
-mix = jax.jit(mix_waveforms)
-
-
-def assert_mixed(mixed: np.ndarray, own: np.ndarray, other: np.ndarray, weight: np.ndarray) -> None:
-    share = weight.reshape(-1, *(1,) * (own.ndim - 1))
-    np.testing.assert_allclose(mixed, share * own + (1 - share) * other, atol=1e-6)
-
-
-def assert_beta(weight: np.ndarray, alpha: float) -> None:
-    """Mean and variance of Beta(alpha, alpha)."""
-    variance = 1 / (4 * (2 * alpha + 1))
-    np.testing.assert_allclose(weight.mean(), 0.5, atol=5 * np.sqrt(variance / len(weight)))
-    np.testing.assert_allclose(weight.var(), variance, rtol=0.12)
-
-
-@pytest.mark.parametrize(("alpha", "rate"), [(0.5, 1.0), (10.0, 0.5)])
-def test_mixture_is_what_the_partner_and_weight_say(alpha: float, rate: float) -> None:
-    rows = ROWS[..., 0]
-    mixed, partner, weight = map(np.asarray, mix(rows, jax.random.key(1), alpha, rate=rate))
-    assert_mixed(mixed, rows, rows[partner], weight.astype(np.float64))
-    np.testing.assert_array_equal(np.sort(partner), np.arange(NUM_ROWS))
-    assert (partner != np.arange(NUM_ROWS)).mean() > 0.99
-    untouched = weight == 1
-    np.testing.assert_allclose(1 - untouched.mean(), rate, atol=0.04)  # five deviations
-    assert_beta(weight[~untouched] if rate < 1 else weight, alpha)
-
-
-def test_rows_are_mixed_with_the_reversed_batch() -> None:
-    mixed, partner, weight = map(np.asarray, jax.jit(mix_with_reversed)(ROWS, jax.random.key(1)))
-    assert_mixed(mixed, ROWS, ROWS[::-1], weight.astype(np.float64))
-    np.testing.assert_array_equal(partner, np.arange(NUM_ROWS)[::-1])
-    assert_beta(weight, 0.5)
-
-
-def test_pairs_are_mixed_into_one() -> None:
-    mixed, weight = map(np.asarray, jax.jit(mix_pairs)(ROWS, jax.random.key(1)))
-    assert mixed.shape == (NUM_ROWS // 2, 3, 1)
-    assert_mixed(mixed, ROWS[0::2], ROWS[1::2], weight.astype(np.float64))
-    assert_beta(weight, 1.0)
-    with pytest.raises(ValueError, match="3 rows"):
-        mix_pairs(jnp.ones((3, 2)), jax.random.key(0))
 
 
 def stripes(line: np.ndarray) -> list[int]:

@@ -11,7 +11,6 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from alm_jax.encoders.family import AudioTowerConfig, Family
@@ -179,30 +178,6 @@ class Ast(nn.Module):
         if self.output == "logits":
             return logits.astype(jnp.promote_types(self.dtype, jnp.float32))
         return clip
-
-
-def resize_positions(
-    positions: Float[np.ndarray, "places D"], config: AstConfig, num_frames: int
-) -> Float[np.ndarray, "other_places D"]:
-    """Resizes ``position_embed`` of ``config`` for an AST of ``num_frames``, as the authors resize their weights.
-
-    A shorter grid is the middle of the longer one. A longer one is interpolated linearly between the centres of the
-    patches (PyTorch's ``bilinear``, ``align_corners=False``). The positions of the two special tokens do not change.
-    """
-    rows, columns = config.grid
-    _, wanted = dataclasses.replace(config, num_frames=num_frames).grid
-    places = positions[2:].reshape(rows, columns, -1)
-    if wanted <= columns:
-        start = columns // 2 - wanted // 2
-        places = places[:, start : start + wanted]
-    else:
-        at = np.clip((np.arange(wanted) + 0.5) * columns / wanted - 0.5, 0, columns - 1)
-        left = np.floor(at).astype(int)
-        right = np.minimum(left + 1, columns - 1)
-        share = (at - left)[None, :, None]
-        places = (1 - share) * places[:, left] + share * places[:, right]
-    flat = places.reshape(rows * wanted, -1).astype(positions.dtype)
-    return np.concatenate([positions[:2], flat])
 
 
 FAMILY = Family(

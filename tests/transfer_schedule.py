@@ -1,4 +1,4 @@
-"""Checks in the compiler's schedule whether a transfer overlaps the computation.
+"""Which computation overlaps a transfer between devices, read off the compiler's schedule.
 
 An asynchronous collective-permute is two instructions, a start and a done; what the schedule puts between them runs
 while the block travels.
