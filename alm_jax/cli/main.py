@@ -21,6 +21,8 @@ COMMANDS = {
     "pretrain": "train a model from a config; continues where the run folder left off",
     "evaluate": "a trained model on a split: retrieval and zero-shot, or a linear probe",
     "report": "draw the report of a run, finished or stopped",
+    "embed": "the embeddings of recordings by two towers, into one file",
+    "classify": "which of some labels each recording is, by two towers",
     "generate": "what a trained model writes of recordings",
     "import": "read published weights as a model of the zoo",
     "export": "write a trained or imported model for transformers, or as StableHLO",

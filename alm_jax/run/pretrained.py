@@ -1,13 +1,12 @@
 """A trained model in three lines: load it, embed recordings and texts, or call the encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import soxr
 from jaxtyping import Float
 from tokenizers import Tokenizer
 
@@ -15,14 +14,15 @@ from alm_jax import batch as contract
 from alm_jax.encoders import family
 from alm_jax.encoders.family import Family
 from alm_jax.encoders.tower import LONGEST_TEXT, text_limits
-from alm_jax.errors import DataError, UserError
+from alm_jax.errors import UserError
+from alm_jax.evaluation.metrics.zero_shot import LAION_TEMPLATE, build_prompts, class_embeddings
 from alm_jax.models.catalogue import family_of
 from alm_jax.models.two_towers import TwoTowersConfig
 from alm_jax.objectives.contrastive import TwoTowers
 from alm_jax.run.load import cast_variables, load_model
+from alm_jax.run.recordings import Recording, is_one, padded_batches
 from alm_jax.run.workdir import TOKENIZER
 from alm_jax.types import PyTree
-from data_pipelines.decode import read_audio
 from data_pipelines.text import encode
 
 
@@ -79,6 +79,10 @@ class PretrainedEncoder:
         self.tokenizer = tokenizer
         self._compiled: dict[tuple[str, str], Any] = {}
 
+    def __repr__(self) -> str:
+        count = count_parameters(self.variables) / 1e6
+        return f"PretrainedEncoder({self.family.name}, {count:.1f} M parameters)"
+
     @property
     def family(self) -> Family:
         """What the zoo knows of such models: its variants, its front-end, its source."""
@@ -105,12 +109,27 @@ class PretrainedEncoder:
 
 
 class PretrainedTwoTowers:
-    """A two-tower model with its tokenizer; the same input always gives the same embedding."""
+    """A two-tower model with its tokenizer; the same input always gives the same embedding.
+
+    Every method takes one recording or text, or a sequence of them: one gives one row, a sequence one row each, an
+    empty sequence no rows. A recording is a path, a waveform (float samples of full scale 1.0, mono ``[S]`` or
+    ``[channels S]``, whose channels are averaged) with ``sample_rate_hz``, or a pair ``(waveform, rate)``. It is
+    brought to the model's rate, and cut as the front-end's ``eval_crop`` says where it is longer than a clip.
+    """
 
     def __init__(self, config: TwoTowersConfig, variables: dict[str, Any], tokenizer: Tokenizer):
         self.config = config
         self.variables = variables
         self.tokenizer = tokenizer
+
+    def __repr__(self) -> str:
+        audio, text = family_of(self.config.audio).name, family_of(self.config.text).name
+        frontend = self.config.frontend
+        return (
+            f"PretrainedTwoTowers({audio} + {text}, {count_parameters(self.variables) / 1e6:.1f} M parameters, "
+            f"{self.config.embed_dim} dimensions, clips of {frontend.clip_samples / frontend.sample_rate_hz:g} s at "
+            f"{frontend.sample_rate_hz} Hz)"
+        )
 
     @property
     def logit_scale(self) -> float:
@@ -118,60 +137,114 @@ class PretrainedTwoTowers:
         return float(np.exp(self.variables["params"]["log_logit_scale"]))
 
     def embed_audio(
-        self, recordings: Sequence[str | Path | np.ndarray], *, sample_rate_hz: int | None = None
-    ) -> Float[np.ndarray, "B E"]:
-        """L2-normalised embeddings of files, or of mono waveforms [S] at ``sample_rate_hz``.
+        self,
+        recordings: Recording | Sequence[Recording],
+        *,
+        sample_rate_hz: int | None = None,
+        batch_size: int = 32,
+        num_threads: int = 4,
+    ) -> Float[np.ndarray, "*N E"]:
+        """L2-normalised embeddings: [N E] of a sequence, [E] of one recording.
 
-        Files are decoded and brought to the model's rate. A recording longer than the model's clip is cut as
-        the front-end's ``eval_crop`` says.
+        Args:
+            sample_rate_hz: Rate of waveforms that come without one.
+            batch_size: Clips that are computed at once; more take more memory.
+            num_threads: Threads that decode files.
 
         Raises:
-            DataError: a recording cannot be read, is empty, or holds NaN or infinite samples.
-            UserError: a waveform is not mono float, or comes without its sample rate.
+            DataError: A recording cannot be read, is empty, or holds NaN or infinite samples.
+            UserError: Something is no recording, or a waveform comes without its sample rate.
         """
-        return np.concatenate([self._embed_one(recording, sample_rate_hz) for recording in recordings])
+        if batch_size < 1 or num_threads < 1:
+            raise UserError(
+                f"batch_size is {batch_size} and num_threads {num_threads}; both must be at least 1"
+            )
+        if is_one(recordings):
+            one = self.embed_audio([recordings], sample_rate_hz=sample_rate_hz)  # type: ignore[list-item]
+            return one[0]
+        many = _as_list(recordings, "recordings")
+        embeddings = np.zeros((len(many), self.config.embed_dim), np.float32)
+        frontend = self.config.frontend
+        for padded in padded_batches(
+            many,
+            frontend.sample_rate_hz,
+            frontend.clip_samples,
+            sample_rate_hz=sample_rate_hz,
+            batch_size=batch_size,
+            num_threads=num_threads,
+        ):
+            batch = {
+                contract.AUDIO: jnp.asarray(padded.waveforms),
+                contract.AUDIO_NUM_SAMPLES: jnp.asarray(padded.num_samples),
+            }
+            embeddings[padded.places] = TwoTowers(self.config).embed_audio(self.variables, batch)
+        return embeddings
 
-    def embed_text(self, texts: Sequence[str]) -> Float[np.ndarray, "B E"]:
-        """L2-normalised embeddings of texts; those longer than the text tower takes are cut."""
+    def embed_text(self, texts: str | Sequence[str], *, batch_size: int = 256) -> Float[np.ndarray, "*N E"]:
+        """L2-normalised embeddings: [N E] of a sequence of texts, [E] of one text.
+
+        Texts longer than the text tower takes are cut. Raises UserError for what is no text.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+        if isinstance(texts, str):
+            return self.embed_text([texts])[0]
+        many = _as_list(texts, "texts")
+        for text in many:
+            if not isinstance(text, str):
+                raise UserError(f"a text is a {type(text).__name__}: {text!r:.60}; expected a str")
+        embeddings = np.zeros((len(many), self.config.embed_dim), np.float32)
         _, longest = text_limits(self.config.text)
-        ids, mask = encode(self.tokenizer, list(texts), longest or LONGEST_TEXT)
-        # No column that is padding in every text need be computed.
-        length = max(int(mask.sum(axis=1).max()), 1)
-        return np.asarray(
-            TwoTowers(self.config).embed_text(
+        for start in range(0, len(many), batch_size):
+            ids, mask = encode(self.tokenizer, many[start : start + batch_size], longest or LONGEST_TEXT)
+            # No column that is padding in every text need be computed.
+            length = max(int(mask.sum(axis=1).max()), 1)
+            embeddings[start : start + batch_size] = TwoTowers(self.config).embed_text(
                 self.variables, jnp.asarray(ids[:, :length]), jnp.asarray(mask[:, :length])
             )
-        )
+        return embeddings
 
-    def _embed_one(self, recording: str | Path | np.ndarray, sample_rate_hz: int | None) -> np.ndarray:
-        waveform = self._load(recording, sample_rate_hz)
-        # Whole clips, so that recordings of similar length share a compilation.
-        clip = self.config.frontend.clip_samples
-        padded = np.zeros((1, -(-len(waveform) // clip) * clip), np.float32)
-        padded[0, : len(waveform)] = waveform
-        batch = {
-            contract.AUDIO: jnp.asarray(padded),
-            contract.AUDIO_NUM_SAMPLES: jnp.asarray([len(waveform)], jnp.int32),
-        }
-        return np.asarray(TwoTowers(self.config).embed_audio(self.variables, batch))
+    def similarity(
+        self,
+        recordings: Recording | Sequence[Recording],
+        texts: str | Sequence[str],
+        *,
+        sample_rate_hz: int | None = None,
+    ) -> Float[np.ndarray, "*N M"]:
+        """Cosine similarities of recordings (rows) and texts (columns)."""
+        return self.embed_audio(recordings, sample_rate_hz=sample_rate_hz) @ self.embed_text(texts).T
 
-    def _load(self, recording: str | Path | np.ndarray, sample_rate_hz: int | None) -> np.ndarray:
-        rate_hz = self.config.frontend.sample_rate_hz
-        if isinstance(recording, str | Path):
-            try:
-                return read_audio(recording, rate_hz)
-            except DataError as error:
-                raise DataError(f"{recording} cannot be used: {error}") from error
-        if recording.ndim != 1 or recording.dtype.kind != "f":
-            raise UserError(
-                f"a waveform has shape {recording.shape} and dtype {recording.dtype}; expected mono samples [S] as "
-                "floats of full scale 1.0 (average the channels of a stereo recording first)"
-            )
-        if sample_rate_hz is None:
-            raise UserError(f"a waveform came without sample_rate_hz; say it (the model's own is {rate_hz})")
-        if len(recording) == 0 or not np.isfinite(recording).all():
-            raise DataError("a waveform is empty or holds NaN or infinite samples")
-        waveform = recording.astype(np.float32)
-        return (
-            waveform if sample_rate_hz == rate_hz else soxr.resample(waveform, sample_rate_hz, rate_hz, "HQ")
-        )
+    def classify(
+        self,
+        recordings: Recording | Sequence[Recording],
+        labels: Sequence[str],
+        *,
+        templates: Sequence[str] = (LAION_TEMPLATE,),
+        sample_rate_hz: int | None = None,
+    ) -> Float[np.ndarray, "*N C"]:
+        """Zero-shot probabilities of the labels: [N C] of a sequence, [C] of one recording.
+
+        A label's embedding is the normalised mean of those of its prompts, one a template, in which ``{}`` stands for
+        the label. The probabilities are the softmax of the cosines times `logit_scale`.
+        """
+        names = _as_list(labels, "labels")
+        if not names or not all(isinstance(name, str) for name in names):
+            raise UserError(f"labels are {names!r:.80}; expected at least one str")
+        if isinstance(templates, str):
+            templates = (templates,)
+        classes = class_embeddings(self.embed_text(build_prompts(names, templates)), len(names))
+        logits = self.logit_scale * self.embed_audio(recordings, sample_rate_hz=sample_rate_hz) @ classes.T
+        likely = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return likely / likely.sum(axis=-1, keepdims=True)
+
+
+def count_parameters(variables: PyTree) -> int:
+    """The number of parameters, statistics of batches left out."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def _as_list(many: Any, name: str) -> list[Any]:
+    """A sequence as a list. Raises UserError for anything else, such as one text where labels are expected."""
+    if isinstance(many, str | bytes | dict) or not isinstance(many, Iterable):
+        raise UserError(f"{name} are a {type(many).__name__}; expected a list")
+    return list(many)

@@ -25,7 +25,7 @@ from alm_jax.training.progress import TrainingProgress
 from alm_jax.training.state import TrainState
 
 
-def pretrain(config: ExperimentConfig, workdir: Path) -> EvaluationResult:
+def pretrain(config: ExperimentConfig, workdir: str | Path) -> EvaluationResult:
     """Trains ``config`` in ``workdir`` to its last step, from wherever it stands.
 
     Leaves there ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``tokenizer.json``,
@@ -36,6 +36,7 @@ def pretrain(config: ExperimentConfig, workdir: Path) -> EvaluationResult:
         DataError: the data cannot be used, or training diverged.
         PreemptedError: a signal asked the run to stop; it is saved.
     """
+    workdir = Path(workdir)
     enable_compilation_cache()
     is_first = jax.process_index() == 0
     # One process of a run owns its folder; the others write their parts of checkpoints there.

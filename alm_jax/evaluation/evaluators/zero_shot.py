@@ -6,6 +6,7 @@ from typing import ClassVar
 from alm_jax.errors import UserError
 from alm_jax.evaluation.evaluator import Evaluation, Evaluator
 from alm_jax.evaluation.metrics.zero_shot import (
+    LAION_TEMPLATE,
     build_prompts,
     class_embeddings,
     confusion_matrix,
@@ -17,9 +18,6 @@ from alm_jax.evaluation.report.sections import Picture, Section
 from alm_jax.evaluation.split import EvaluationSplit
 from alm_jax.figures import Figure
 from alm_jax.models.capabilities import EmbedsAudio, EmbedsText
-
-LAION_TEMPLATE = "This is a sound of {}."
-"""LAION-CLAP's prompt of a class."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

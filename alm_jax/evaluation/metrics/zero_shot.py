@@ -14,6 +14,8 @@ from alm_jax.errors import DataError, UserError
 from alm_jax.evaluation.metrics.ranking import require_finite, stable_ranks
 
 TOP_K = 5
+LAION_TEMPLATE = "This is a sound of {}."
+"""LAION-CLAP's prompt of a class."""
 
 
 def build_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
