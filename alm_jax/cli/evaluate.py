@@ -1,12 +1,8 @@
 """``alm evaluate MODEL [--suite NAME ...]``: measure a run by its own evaluators, or any model by suites."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from alm_jax.cli.arguments import Parser
 from alm_jax.errors import UserError
@@ -75,8 +71,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def print_table(record: Record) -> None:
-    """The figures for a person."""
-    table = Table(show_header=False, box=None)
+    """The figures for a person, one a line; nothing is cut to the width of a terminal."""
+    width = max(map(len, record))
     for name, value in record.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console(file=sys.stdout).print(table)
+        print(f"{name:{width}}  {value:.4f}" if isinstance(value, float) else f"{name:{width}}  {value}")
