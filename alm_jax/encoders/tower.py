@@ -62,7 +62,7 @@ def check_states_mask(config: Any) -> None:
         known = ", ".join(each.config_type.__name__ for each in audio_families() if each.state_mask)
         raise UserError(
             f"padding is 'masked', and {type(config).__name__} cannot tell which of its states are real; "
-            f"{known} can: use one of these, or padding 'unmasked'"
+            f"{known} can: use one of these, or padding 'heard'"
         )
 
 
@@ -176,11 +176,11 @@ def batch_moments(
 
 
 def frame_mask(
-    frontend: TowerSpec, padding: Literal["unmasked", "masked"], num_samples: Int[Array, " B"]
+    frontend: TowerSpec, padding: Literal["heard", "masked"], num_samples: Int[Array, " B"]
 ) -> Bool[Array, "B T"] | None:
     """Mask of the frames that begin within a clip's first ``num_samples`` samples; None where padding is encoded
     too."""
-    if padding == "unmasked":
+    if padding == "heard":
         return None
     begin = jnp.arange(frontend.num_frames) * frontend.hop_samples
     return begin[None, :] < num_samples[:, None]

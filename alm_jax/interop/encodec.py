@@ -261,7 +261,7 @@ PARITY = (
         "embed",
         lambda module, given: module.encoder(given["waveforms"][:, None]).mT,
     ),
-    # Through the codes: a wrong code would change the waveform.
+    # Through the codes: another one than theirs would be heard.
     _parity(
         "encodec waveforms, nano",
         "__call__",

@@ -148,7 +148,7 @@ _NANO_2022 = TwoTowersConfig(
     projection="residual",
 )
 _NANO_2023 = TwoTowersConfig(
-    # As long as the nano HTSAT's longest input.
+    # As long as the nano HTSAT hears.
     frontend=dataclasses.replace(FRONTENDS["2023"], clip=ClipSpec(clip_sec=1.8)),
     audio=htsat.NANO,
     text=dataclasses.replace(gpt2.NANO, compat=True),

@@ -77,8 +77,8 @@ class QFormerBlock(nn.Module):
                     query_init=init,
                     name="cross_attention",
                 )
-                encoded = cross(queries, key, value, audio_mask, make_key())
-                queries = add(queries, encoded, "cross_attention_norm")
+                heard = cross(queries, key, value, audio_mask, make_key())
+                queries = add(queries, heard, "cross_attention_norm")
             parts.append(feed(queries, "query_mlp"))
         if text.shape[1]:
             parts.append(feed(text, "mlp"))

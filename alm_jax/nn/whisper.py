@@ -115,9 +115,9 @@ class WhisperDecoderBlock(nn.Module):
 
         cross = WhisperAttention(self.num_heads, width, self.dtype, init, name="cross_attention")
         y = LayerNorm(self.dtype, LAYER_NORM_EPS, name="cross_attention_norm")(x)
-        encoded = audio if isinstance(audio, tuple) else cross.read(audio)
-        x = x + cross(y, *encoded, mask=None if audio_mask is None else audio_mask[:, None, None, :])
+        heard = audio if isinstance(audio, tuple) else cross.read(audio)
+        x = x + cross(y, *heard, mask=None if audio_mask is None else audio_mask[:, None, None, :])
 
         y = LayerNorm(self.dtype, LAYER_NORM_EPS, name="mlp_norm")(x)
         x = x + Mlp(self.mlp_dim, self.dtype, init, name="mlp")(y)
-        return (x, cache), None if cache is None else encoded
+        return (x, cache), None if cache is None else heard
