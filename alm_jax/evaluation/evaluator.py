@@ -8,9 +8,11 @@ its type. Its figures are prefixed with its name, so that a run can have several
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from alm_jax.errors import UserError
+from alm_jax.evaluation.metrics.bootstrap import Scores
 from alm_jax.evaluation.model import EvaluatedModel
 from alm_jax.evaluation.report.sections import Section
 from alm_jax.evaluation.split import EvaluationSplit
@@ -33,6 +35,8 @@ class Evaluation(NamedTuple):
     """Numbers by name, without the evaluator's own name before them."""
     sections: Callable[[], list[Section]] = no_sections
     """Makes the evaluator's part of a report; called when a report is drawn, and not in every evaluation."""
+    scores: Mapping[str, Scores] = MappingProxyType({})
+    """The scores of single recordings, by the name of the figure that is their mean."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

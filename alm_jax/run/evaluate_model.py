@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from alm_jax.errors import UserError
 from alm_jax.evaluation.evaluate import EvaluationResult, choose_evaluators, declared_figures, evaluate
 from alm_jax.evaluation.evaluator import Evaluator
 from alm_jax.evaluation.evaluators.zero_shot import ZeroShot
+from alm_jax.evaluation.metrics.bootstrap import bootstrap_interval
 from alm_jax.evaluation.model import EvaluatedModel
 from alm_jax.evaluation.report.page import Report, write_report
 from alm_jax.evaluation.split import EvaluationSplit
@@ -31,6 +33,7 @@ from data_pipelines.config import DataConfig, TokenizerConfig
 from data_pipelines.dataset import DatasetConfig
 from data_pipelines.prepare import prepare
 
+SCORES = "scores.parquet"
 BATCH_SIZE = 64
 """Recordings, and texts, that are encoded at a time."""
 
@@ -51,7 +54,8 @@ def evaluate_model(
         data: Folder of the suites' data set.
         split: Split(s) that are measured, in place of the suite's.
         templates: Prompts of classes, in place of the suite's.
-        out: Folder for ``evaluation.json`` and ``report.html`` (of the last suite); None leaves nothing.
+        out: Folder for ``evaluation.json``, and in a folder of each suite ``report.html`` and the scores of single
+            recordings, ``scores.parquet``; None leaves nothing.
 
     Raises:
         UserError: There is no such suite, or the model cannot be measured by one.
@@ -65,7 +69,8 @@ def evaluate_model(
     model = _evaluated(loaded)
     record: Record = {"source": source, "model": loaded.fingerprint}
     for name, suite in chosen.items():
-        measured, result, declared = _measure(loaded, model, suite, data, split, templates)
+        found = _measure(loaded, model, suite, data, split, templates)
+        measured = found.record
         record |= {f"{name}/{key}": value for key, value in measured.items()}
         if out is not None:
             (out / name).mkdir(parents=True, exist_ok=True)
@@ -77,20 +82,32 @@ def evaluate_model(
                     "model": loaded.fingerprint[:16],
                 },
                 figures=measured,
-                declared=declared,
-                sections=result.sections(),
+                declared=found.declared,
+                sections=found.result.sections(),
                 config_text=json.dumps(record, indent=2),
             )
             write_report(out / name, report)
+            write_scores(out / name / SCORES, found.result, found.ids)
     if out is not None:
         write_whole(out / EVALUATION, json.dumps(record, indent=2) + "\n")
     return record
 
 
+class _Measured(NamedTuple):
+    """What one suite found."""
+
+    record: Record
+    """Figures with their protocol."""
+    result: EvaluationResult
+    declared: dict[str, Figure]
+    """Declarations of the figures."""
+    ids: dict[str, Callable[[int], str]]
+    """By evaluator: a place in its split -> the id of the recording there."""
+
+
 def _measure(
     loaded: Model, model: EvaluatedModel, suite: Suite, data: str, split: str | None, templates: Sequence[str]
-) -> tuple[Record, EvaluationResult, dict[str, Figure]]:
-    """One suite: its figures with their protocol, all that was found, and the declarations of the figures."""
+) -> _Measured:
     dataset = suite.dataset(data)
     name, evaluators = suite.choose(sorted({row.split for row in dataset.read().rows}), split)
     config = _data_config(loaded, dataset, name)
@@ -109,15 +126,45 @@ def _measure(
         raise UserError(f"nothing of the suite can be measured of {loaded.provenance.source}: {suite.about}")
     result = evaluate(evaluators, model, split_of)
     prompts = [t for evaluator in evaluators if isinstance(evaluator, ZeroShot) for t in evaluator.templates]
-    measured: Record = {
+    record: Record = {
         "split": name,
         "n": len(prepared.split(name)),
         "data": prepared.fingerprint,
         "eval_crop": model.frontend.clip.eval_crop,
         "prompts": " | ".join(prompts),
-        **result.figures,
+        **with_intervals(result),
     }
-    return measured, result, declared_figures(evaluators, model)
+    ids: dict[str, Callable[[int], str]] = {one.name: split_of(one).id for one in evaluators}
+    return _Measured(record, result, declared_figures(evaluators, model), ids)
+
+
+def with_intervals(result: EvaluationResult) -> Record:
+    """The figures, each that is a mean over recordings followed by its bootstrap interval, ``/low`` and ``/high``."""
+    found: Record = {}
+    scores = {
+        f"{name}/{key}": one
+        for name, evaluation in result.evaluations.items()
+        for key, one in evaluation.scores.items()
+    }
+    for name, value in result.figures.items():
+        found[name] = value
+        if name in scores:
+            found[f"{name}/low"], found[f"{name}/high"] = bootstrap_interval(scores[name])
+    return found
+
+
+def write_scores(path: Path, result: EvaluationResult, ids: Mapping[str, Callable[[int], str]]) -> None:
+    """Writes every score of every recording as Parquet: figure, id of the recording, value."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, list[Any]] = {"figure": [], "id": [], "value": []}
+    for name, evaluation in result.evaluations.items():
+        for key, scores in evaluation.scores.items():
+            columns["figure"] += [f"{name}/{key}"] * len(scores.values)
+            columns["id"] += [ids[name](int(place)) for place in scores.owner]
+            columns["value"] += scores.values.tolist()
+    pq.write_table(pa.table(columns), path)
 
 
 def _with_templates(evaluator: Evaluator, templates: Sequence[str]) -> Evaluator:

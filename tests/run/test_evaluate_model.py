@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from tiny_towers import objective_config as objective_config
@@ -71,6 +72,11 @@ def test_zero_shot_is_that_of_the_api_and_says_how_to_get_it_again(esc, loaded, 
     found = towers.classify(files, CLASSES, templates=[TEMPLATE]).argmax(axis=1)
     expected = np.mean([int(file.stem[-1]) == index for file, index in zip(files, found, strict=True)])
     assert record["esc10/zero_shot/accuracy"] == pytest.approx(expected)
+    assert record["esc10/zero_shot/accuracy/low"] <= expected <= record["esc10/zero_shot/accuracy/high"]
+    scores = pq.read_table(tmp_path / "out" / "esc10" / "scores.parquet").to_pydict()
+    right = {file.name: int(file.stem[-1]) == index for file, index in zip(files, found, strict=True)}
+    assert dict(zip(scores["id"], scores["value"], strict=True)) == right
+    assert set(scores["figure"]) == {"zero_shot/accuracy"}
     assert record["esc10/split"] == "fold1+fold2+fold3"
     assert (record["esc10/n"], record["esc10/prompts"], record["source"]) == (18, TEMPLATE, "towers")
     assert len(record["model"]) == len(record["esc10/data"]) == 64

@@ -3,8 +3,11 @@
 import dataclasses
 from typing import ClassVar
 
+import numpy as np
+
 from alm_jax.evaluation.evaluator import Evaluation, Evaluator
-from alm_jax.evaluation.metrics.linear_probe import linear_probe_accuracy, probe_classes
+from alm_jax.evaluation.metrics.bootstrap import Scores
+from alm_jax.evaluation.metrics.linear_probe import linear_probe_hits, probe_classes
 from alm_jax.evaluation.model import EvaluatedModel, Variables
 from alm_jax.evaluation.split import EvaluationSplit
 from alm_jax.figures import Figure
@@ -70,17 +73,19 @@ class LinearProbe(Evaluator):
         """Accuracy on the split; the untrained encoder's is computed once a run."""
         fit_split = split.sibling(self.fit_split or model.train_split)
 
-        def probe(variables: Variables | None) -> float:
+        def probe(variables: Variables | None) -> np.ndarray:
             found = [
                 model.embed_split(one) if variables is None else model.embed_split_with(one, variables)
                 for one in (fit_split, split)
             ]
-            return linear_probe_accuracy(found[0].emb, found[0].labels, found[1].emb, found[1].labels)
+            return linear_probe_hits(found[0].emb, found[0].labels, found[1].emb, found[1].labels)
 
-        figures = {"accuracy": probe(None)}
+        hits = probe(None)
+        figures = {"accuracy": float(np.mean(hits))}
         if model.draw_untrained is not None:
             key = type(self), fit_split.name, split.name, split.data.fingerprint
             if key not in model.kept:
-                model.kept[key] = probe(model.draw_untrained())
+                model.kept[key] = float(np.mean(probe(model.draw_untrained())))
             figures["random_accuracy"] = model.kept[key]
-        return Evaluation({**figures, "chance": 1 / len(split.class_names)})
+        scores = {"accuracy": Scores(hits.astype(np.float64), np.arange(len(hits)))}
+        return Evaluation({**figures, "chance": 1 / len(split.class_names)}, scores=scores)

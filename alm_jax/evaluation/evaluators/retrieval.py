@@ -7,7 +7,7 @@ import numpy as np
 
 from alm_jax.evaluation.clip_pictures import band_centres_hz, clip_features, picture_frontend
 from alm_jax.evaluation.evaluator import Evaluation, Evaluator
-from alm_jax.evaluation.metrics.retrieval import retrieval_metrics, retrieval_metrics_of_embeddings
+from alm_jax.evaluation.metrics.retrieval import rank_embeddings, rank_similarity
 from alm_jax.evaluation.model import EvaluatedModel, caption_owners
 from alm_jax.evaluation.report import pictures
 from alm_jax.evaluation.report.sections import Card, Picture, Section
@@ -81,14 +81,15 @@ class Retrieval(Evaluator):
         owner = np.searchsorted(rows, caption_owners(split)[columns])
         audio_emb, text_emb = model.embed_split(split).emb[rows], model.embed_captions(split)[columns]
         if audio_emb.ndim == 2:
-            figures = retrieval_metrics_of_embeddings(audio_emb, text_emb, owner)
+            ranks = rank_embeddings(audio_emb, text_emb, owner)
         else:
-            figures = retrieval_metrics(similarity_of(audio_emb, text_emb), owner)
+            ranks = rank_similarity(similarity_of(audio_emb, text_emb), owner)
 
         def sections() -> list[Section]:
             return [draw_retrieval(model, split, rows, audio_emb, text_emb, owner)]
 
-        return Evaluation(figures, sections)
+        scores = {name: one._replace(owner=rows[one.owner]) for name, one in ranks.scores().items()}
+        return Evaluation(ranks.figures(), sections, scores)
 
 
 def similarity_of(audio_emb: np.ndarray, text_emb: np.ndarray) -> np.ndarray:

@@ -3,13 +3,17 @@
 import dataclasses
 from typing import ClassVar
 
+import numpy as np
+
 from alm_jax.errors import UserError
 from alm_jax.evaluation.evaluator import Evaluation, Evaluator
+from alm_jax.evaluation.metrics.bootstrap import Scores
 from alm_jax.evaluation.metrics.zero_shot import (
     LAION_TEMPLATE,
     build_prompts,
     class_embeddings,
     confusion_matrix,
+    zero_shot_hits,
     zero_shot_metrics,
 )
 from alm_jax.evaluation.model import EvaluatedModel
@@ -80,4 +84,5 @@ class ZeroShot(Evaluator):
             picture = Picture("confusion", draw_confusion(confusion, names), "Zero-shot confusion matrix")
             return [Section(heading="Zero-shot classification", pictures=(picture,))]
 
-        return Evaluation(found, sections)
+        hits = zero_shot_hits(audio.emb, class_emb, audio.labels).astype(np.float64)
+        return Evaluation(found, sections, {"accuracy": Scores(hits, np.arange(len(hits)))})

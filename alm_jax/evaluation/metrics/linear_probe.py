@@ -1,7 +1,7 @@
 """The linear probe: how well a logistic regression on frozen features tells the classes."""
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from alm_jax.errors import DataError
 
@@ -13,13 +13,13 @@ def probe_classes(labels: Int[np.ndarray, " N"], test_labels: Int[np.ndarray, " 
     return bool((labels >= 0).all() and (test_labels >= 0).all() and len(np.unique(labels)) > 1)
 
 
-def linear_probe_accuracy(
+def linear_probe_hits(
     train_feat: Float[np.ndarray, "N D"],
     train_labels: Int[np.ndarray, " N"],
     test_feat: Float[np.ndarray, "M D"],
     test_labels: Int[np.ndarray, " M"],
-) -> float:
-    """Share of the test rows that a logistic regression, fitted on the training rows, puts in their class.
+) -> Bool[np.ndarray, " M"]:
+    """Which test rows a logistic regression, fitted on the training rows, puts in their class.
 
     scikit-learn's, with its default penalty (C = 1). Features are standardised by the mean and deviation of the
     training rows; one that is constant there is left out. Computed in float64; the same input gives the same figure.
@@ -45,4 +45,4 @@ def linear_probe_accuracy(
         return (feat[:, varies] - mean[varies]) / deviation[varies]
 
     probe = LogisticRegression(max_iter=MAX_ITERATIONS).fit(standardise(train_feat), train_labels)
-    return float(np.mean(probe.predict(standardise(test_feat)) == test_labels))
+    return np.asarray(probe.predict(standardise(test_feat)) == test_labels)

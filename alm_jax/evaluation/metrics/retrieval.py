@@ -13,11 +13,13 @@ and of WavCaps; the ranks are sorted before precision is taken, without which it
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from alm_jax.errors import DataError
+from alm_jax.evaluation.metrics.bootstrap import Scores
 from alm_jax.evaluation.metrics.ranking import require_finite, stable_ranks
 
 RECALL_AT = (1, 5, 10)
@@ -46,22 +48,71 @@ def retrieval_metrics(
     Raises:
       DataError: no clip, a clip without a caption, or similarities that are not finite.
     """
+    return rank_similarity(similarity, caption_owner).figures()
+
+
+class RetrievalRanks(NamedTuple):
+    """What every figure of retrieval is made of."""
+
+    num_clips: int
+    """N."""
+    owner: Int[np.ndarray, " M"]
+    """The clip that each caption describes."""
+    clip_ranks: Int[np.ndarray, " M"]
+    """Text to audio: the rank of each caption's own clip."""
+    caption_ranks: Int[np.ndarray, " M"]
+    """Audio to text: the rank of each caption for its own clip."""
+
+    @property
+    def best_ranks(self) -> Int[np.ndarray, " N"]:
+        """Audio to text: the best rank of a caption of each clip."""
+        best = np.full(self.num_clips, len(self.owner))
+        np.minimum.at(best, self.owner, self.caption_ranks)
+        return best
+
+    def figures(self) -> dict[str, float | int]:
+        """The dictionary of `retrieval_metrics`."""
+        reciprocal = np.where(self.clip_ranks < MAP_AT, 1 / (self.clip_ranks + 1), 0)
+        num_own = np.bincount(self.owner, minlength=self.num_clips)
+        precision = _average_precision(self.caption_ranks, self.owner, num_own)
+        return {
+            "num_clips": self.num_clips,
+            "num_captions": len(self.owner),
+            "chance_r@1": 1.0 / self.num_clips,
+            **_summary("text_to_audio", self.clip_ranks, reciprocal),
+            **_summary("audio_to_text", self.best_ranks, precision),
+        }
+
+    def scores(self) -> dict[str, Scores]:
+        """What each R@k is the mean of: right or wrong for every caption, and for every clip."""
+        return {
+            f"{way}/r@{k}": Scores(np.asarray(ranks < k, np.float64), owner)
+            for way, ranks, owner in (
+                ("text_to_audio", self.clip_ranks, self.owner),
+                ("audio_to_text", self.best_ranks, np.arange(self.num_clips)),
+            )
+            for k in RECALL_AT
+        }
+
+
+def rank_similarity(
+    similarity: Float[np.ndarray, "N M"], caption_owner: Int[np.ndarray, " M"]
+) -> RetrievalRanks:
+    """The ranks of `retrieval_metrics`, whose arguments and errors it has."""
     num_clips, num_captions = similarity.shape
     require_finite(similarity, "similarity matrix")
-    return _metrics(
-        num_clips, num_captions, caption_owner, lambda s: similarity[s], lambda s: similarity.T[s]
-    )
+    return _rank(num_clips, num_captions, caption_owner, lambda s: similarity[s], lambda s: similarity.T[s])
 
 
-def retrieval_metrics_of_embeddings(
+def rank_embeddings(
     audio_emb: Float[np.ndarray, "N E"],
     text_emb: Float[np.ndarray, "M E"],
     caption_owner: Int[np.ndarray, " M"],
-) -> dict[str, float | int]:
-    """``retrieval_metrics`` of ``audio_emb @ text_emb.T``, which is never held as a whole."""
+) -> RetrievalRanks:
+    """`rank_similarity` of ``audio_emb @ text_emb.T``, which is never held as a whole."""
     require_finite(audio_emb, "audio embeddings")
     require_finite(text_emb, "text embeddings")
-    return _metrics(
+    return _rank(
         len(audio_emb),
         len(text_emb),
         caption_owner,
@@ -70,28 +121,16 @@ def retrieval_metrics_of_embeddings(
     )
 
 
-def _metrics(
+def _rank(
     num_clips: int, num_captions: int, caption_owner: np.ndarray, audio_rows: Rows, text_rows: Rows
-) -> dict[str, float | int]:
+) -> RetrievalRanks:
     _require_captions(num_clips, num_captions, caption_owner)
     clip_ranks = _ranks(text_rows, np.arange(num_captions), caption_owner, num_clips)
     # Captions in the order of their clips, so that a block of audio rows is made once for all of them.
     by_clip = np.argsort(caption_owner, kind="stable")
     caption_ranks = np.empty(num_captions, np.int64)
     caption_ranks[by_clip] = _ranks(audio_rows, caption_owner[by_clip], by_clip, num_captions)
-
-    reciprocal = np.where(clip_ranks < MAP_AT, 1 / (clip_ranks + 1), 0)
-    num_own = np.bincount(caption_owner, minlength=num_clips)
-    precision = _average_precision(caption_ranks, caption_owner, num_own)
-    best = np.full(num_clips, num_captions)
-    np.minimum.at(best, caption_owner, caption_ranks)
-    return {
-        "num_clips": num_clips,
-        "num_captions": num_captions,
-        "chance_r@1": 1.0 / num_clips,
-        **_summary("text_to_audio", clip_ranks, reciprocal),
-        **_summary("audio_to_text", best, precision),
-    }
+    return RetrievalRanks(num_clips, caption_owner, clip_ranks, caption_ranks)
 
 
 def _require_captions(num_clips: int, num_captions: int, caption_owner: np.ndarray) -> None:

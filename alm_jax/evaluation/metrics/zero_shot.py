@@ -8,7 +8,7 @@ the prediction its argmax; equal scores go to the class that is named first.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from alm_jax.errors import DataError, UserError
 from alm_jax.evaluation.metrics.ranking import require_finite, stable_ranks
@@ -79,6 +79,13 @@ def zero_shot_metrics(
         **({f"top{TOP_K}_accuracy": float(np.mean(ranks < TOP_K))} if num_classes > TOP_K else {}),
         **{f"class_accuracy/{class_names[c]}": accuracy for c, accuracy in by_class.items()},
     }
+
+
+def zero_shot_hits(
+    audio_emb: Float[np.ndarray, "N E"], class_emb: Float[np.ndarray, "C E"], labels: Int[np.ndarray, " N"]
+) -> Bool[np.ndarray, " N"]:
+    """Which clips are put in their class; the accuracy is their share."""
+    return stable_ranks(_scores(audio_emb, class_emb, labels), labels) == 0
 
 
 def confusion_matrix(

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from alm_jax.errors import DataError
-from alm_jax.evaluation.metrics.linear_probe import linear_probe_accuracy
+from alm_jax.evaluation.metrics.linear_probe import linear_probe_hits
+
+
+def linear_probe_accuracy(*given):
+    return float(linear_probe_hits(*given).mean())
 
 
 def make(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray]:

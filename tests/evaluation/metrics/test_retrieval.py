@@ -8,7 +8,7 @@ from sklearn.metrics import label_ranking_average_precision_score, top_k_accurac
 
 from alm_jax.errors import DataError
 from alm_jax.evaluation.metrics import retrieval
-from alm_jax.evaluation.metrics.retrieval import retrieval_metrics, retrieval_metrics_of_embeddings
+from alm_jax.evaluation.metrics.retrieval import rank_embeddings, retrieval_metrics
 
 BOTH = ("text_to_audio", "audio_to_text")
 
@@ -159,7 +159,7 @@ def test_blocks_and_embeddings_change_nothing(monkeypatch: pytest.MonkeyPatch, b
     assert 0.05 < expected["audio_to_text/map@10"] < 0.95
     monkeypatch.setattr(retrieval, "BLOCK_SCORES", block)
     assert retrieval_metrics(audio_emb @ text_emb.T, owner) == expected
-    assert retrieval_metrics_of_embeddings(audio_emb, text_emb, owner) == expected
+    assert rank_embeddings(audio_emb, text_emb, owner).figures() == expected
 
 
 def test_the_order_of_captions_does_not_matter_and_their_owners_do() -> None:
@@ -178,7 +178,7 @@ def test_the_size_of_audiocaps() -> None:
     owner = np.repeat(np.arange(1000), 5)
     audio_emb = rng.normal(size=(1000, 32)).astype(np.float32)
     text_emb = (audio_emb[owner] + 3 * rng.normal(size=(5000, 32))).astype(np.float32)
-    metrics = retrieval_metrics_of_embeddings(audio_emb, text_emb, owner)
+    metrics = rank_embeddings(audio_emb, text_emb, owner).figures()
     own = audio_emb @ text_emb.T
     ranks = (own > own[owner, np.arange(5000)][None, :]).sum(axis=0)
     # The two products round differently, so a near-tie may swap: one caption in 5000 at the most here.
@@ -194,6 +194,6 @@ def test_input_that_has_no_answer() -> None:
     with pytest.raises(DataError, match="1 of 1 values of the similarity matrix are not finite"):
         retrieval_metrics(one * np.nan, np.array([0]))
     with pytest.raises(DataError, match="text embeddings are not finite"):
-        retrieval_metrics_of_embeddings(one, one * np.inf, np.array([0]))
+        rank_embeddings(one, one * np.inf, np.array([0]))
     with pytest.raises(ValueError, match="must lie in"):
         retrieval_metrics(one, np.array([1]))
