@@ -53,7 +53,8 @@ DEV = [
     "ruff>=0.14,<0.18",
     "mypy>=1.18,<3",
     "moto[server]>=5.1,<6",
-    "s3fs>=2025.3",
+    "gcp-storage-emulator>=2024.8,<2027",
+    *BUCKETS,
 ]
 
 setup(

@@ -21,6 +21,7 @@ RESUMABLE = (
     "eval_batch_size",
     "evaluations",
     "data/cache_dir",
+    "data/local_dir",
     "data/num_reads",
     "training/log_every",
     "training/eval_every",
