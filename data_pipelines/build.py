@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import pickle
 import shlex
@@ -53,6 +54,9 @@ Pcm = Int[np.ndarray, " S"]
 ROWS_PER_SHARD = 512
 """Rows of the source in a shard: 160 MB of ten-second clips at 16 kHz."""
 _BUILDING = "building"
+_COUNTERS = "alm_jax"  # namespace of what Beam counts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -417,6 +421,11 @@ def _run_on_beam(spec: BuildSpec, shards: Sequence[Shard], options: str) -> None
             | "spread" >> apache_beam.Reshuffle()
             | "write" >> apache_beam.Map(functools.partial(_write_and_count, spec))
         )
+    counted = pipeline.result.metrics().query()["counters"]
+    totals = sorted(
+        (c.key.metric.name, c.committed or 0) for c in counted if c.key.metric.namespace == _COUNTERS
+    )
+    logger.info("Apache Beam wrote: %s", ", ".join(f"{name} {total:,}" for name, total in totals))
 
 
 @contextlib.contextmanager
@@ -449,9 +458,9 @@ def _write_and_count(spec: BuildSpec, shard: Shard) -> int:
     from apache_beam.metrics import Metrics
 
     report = write_shard(spec, shard)
-    Metrics.counter("alm_jax", "recordings").inc(report.num_rows)
-    Metrics.counter("alm_jax", "rejected").inc(len(report.rejects))
-    Metrics.counter("alm_jax", "record bytes").inc(report.record_bytes)
+    Metrics.counter(_COUNTERS, "recordings").inc(report.num_rows)
+    Metrics.counter(_COUNTERS, "rejected").inc(len(report.rejects))
+    Metrics.counter(_COUNTERS, "record bytes").inc(report.record_bytes)
     return report.num_rows
 
 

@@ -1,6 +1,7 @@
 """``alm data check|build|show|list``: what a data set would be, building it, looking at it, and which there are."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,8 @@ USAGE = """usage: alm data COMMAND ...
   list           the data sets that there are
 
 Options of check: fields of the data set, as `alm data check PATH --help` lists them. Options of build and show: fields
-of the config, as in `alm pretrain`; show has --out FILE.html and --clips N too."""
+of the config, as in `alm pretrain`; build has --beam OPTIONS too, to build on Apache Beam, such as
+--beam "--runner=DirectRunner", and show --out FILE.html and --clips N."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -91,7 +93,18 @@ def read_dataset(args: Sequence[str]) -> DatasetConfig:
 
 def build(args: Sequence[str]) -> None:
     """Builds a config's data set, and shows its splits, hours and captions, and where the records lie."""
-    data, _ = _prepare("build", args)
+    parser = Parser("data build", "Build a config's data set.")
+    parser.add_argument(
+        "--beam", help="options of an Apache Beam pipeline that builds; without it, threads do"
+    )
+    words = list(args)
+    if (
+        "--beam" in words[:-1]
+    ):  # argparse takes what follows for an option of its own where it has no space in it
+        place = words.index("--beam")
+        words[place : place + 2] = [f"--beam={words[place + 1]}"]
+    own, rest = _parse_own(parser, words)
+    data, _ = _prepare("build", rest, beam=own.beam)
     console = Console(file=sys.stdout, highlight=False, markup=False)
     table = Table("split", "clips", "hours", "captions", "an example", box=None)
     for name, split in data.splits.items():
@@ -120,20 +133,25 @@ def show(args: Sequence[str]) -> None:
     parser = Parser("data show", "Write a page of a data set's clips.")
     parser.add_argument("--out", type=Path, default=Path("data.html"), help="the page; data.html")
     parser.add_argument("--clips", type=int, default=12, help="clips of each split to listen to; 12")
-    own, rest = parser.parse_known_args(args) if "--help" not in args else (parser.parse_args([]), list(args))
+    own, rest = _parse_own(parser, args)
     data, title = _prepare("show", rest)
     write_page(own.out, data, title, {name: measure(data, name, num_clips=own.clips) for name in data.splits})
     print(f"page: {own.out}")
 
 
-def _prepare(command: str, args: Sequence[str]) -> tuple[Prepared, str]:
+def _parse_own(parser: Parser, args: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """A command's own options, and the others, which are the config's; so is the help."""
+    return parser.parse_known_args(args) if "--help" not in args else (parser.parse_args([]), list(args))
+
+
+def _prepare(command: str, args: Sequence[str], *, beam: str | None = None) -> tuple[Prepared, str]:
     """The data set of a config file, built, and the config's name."""
     from data_pipelines.prepare import prepare
 
     if not args or not args[0].endswith(".py"):
         raise UserError(f"name a config file: alm data {command} configs/clap.py --data.dataset.path my.csv")
     config = read_config(args[0], args[1:], prog=f"alm data {command} {args[0]}")
-    return prepare(config.data, config.objective.model.frontend.sample_rate_hz), config.name
+    return prepare(config.data, config.objective.model.frontend.sample_rate_hz, beam=beam), config.name
 
 
 def list_datasets(args: Sequence[str]) -> None:

@@ -1,5 +1,7 @@
 """`alm data`: what is checked, built, shown and listed, and the exit code of each mistake."""
 
+import hashlib
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -78,6 +80,40 @@ def test_a_clean_set_exits_with_0_and_is_built_and_shown(own, tmp_path, capsys):
     assert text.count("data:image/png") == 3 + 2
     assert "a sound, number 0" in text
     assert "<th>silent<td>0" in text
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def beam_arguments(own, cache: Path) -> list[str]:
+    own.write_text("".join(line + "\n" for line in own.read_text().splitlines()[:9]))
+    args = ["data", "build", str(ROOT / "configs/clap.py"), "--data.dataset.path", str(own)]
+    return [*args, "--data.cache-dir", str(cache), *TINY, "--beam", "--runner=DirectRunner"]
+
+
+@pytest.mark.slow
+def test_beam_by_the_command_line_writes_the_same_bytes(own, tmp_path, capsys):
+    """`pip install alm_jax[beam]` in an environment of its own runs this."""
+    pytest.importorskip("apache_beam")
+    args = beam_arguments(own, tmp_path / "beam")
+    assert dispatch(args) == 0
+    assert "Apache Beam wrote: record bytes" in capsys.readouterr().err
+    args[args.index(str(tmp_path / "beam"))] = str(tmp_path / "threads")
+    assert dispatch(args[:-2]) == 0
+    beam, threads = (digests(tmp_path / name / "recordings") for name in ("beam", "threads"))
+    assert beam == threads
+    assert sum("array_record" in name for name in beam) == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is not None, reason="Apache Beam is installed")
+def test_beam_that_is_not_installed_is_a_mistake(own, tmp_path, capsys):
+    assert dispatch(beam_arguments(own, tmp_path / "cache")) == 2
+    assert "--beam needs Apache Beam, which is not installed" in capsys.readouterr().err
 
 
 def test_list_names_every_data_set(capsys):

@@ -17,7 +17,7 @@ import soundfile
 import soxr
 import tensorflow_datasets as tfds
 
-from alm_jax.errors import DataError, UserError
+from alm_jax.errors import DataError
 from data_pipelines.build import BuildSpec, build, complete
 from data_pipelines.build_progress import Progress
 from data_pipelines.builder import CaptionedAudioConfig, build_folder, builder_class
@@ -127,12 +127,6 @@ def test_beam_writes_the_same_bytes(tmp_path, workers):
     mode = "in_memory" if workers == 1 else "multi_processing"
     options = f"--runner=DirectRunner --direct_running_mode={mode} --direct_num_workers={workers}"
     assert build_whole(tmp_path / "beam", options) == build_whole(tmp_path / "threads")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is not None, reason="Apache Beam is installed")
-def test_beam_that_is_not_installed_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"--beam needs Apache Beam.*alm_jax\[beam\]"):
-        build(make_spec(tmp_path / "x"), TINY.read(), beam="--runner=DirectRunner")
 
 
 @pytest.mark.parametrize("encoding", ["pcm", "flac"])
