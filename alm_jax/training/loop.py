@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import numpy as np
 
 from alm_jax import batch as contract
@@ -19,7 +20,7 @@ from alm_jax.training.compiler_options import Preset
 from alm_jax.training.faults import StopRequest
 from alm_jax.training.mesh import MeshConfig
 from alm_jax.training.metrics import MetricsWriter
-from alm_jax.training.parallel import Parallel
+from alm_jax.training.parallel import Batch, Parallel
 from alm_jax.training.progress import TrainingProgress
 from alm_jax.training.state import TrainState
 from alm_jax.types import Metrics
@@ -49,7 +50,8 @@ class TrainingConfig:
     num_steps: int
     """Number of optimizer steps of the run."""
     batch_size: int
-    """Examples in the global batch, over all devices and hosts."""
+    """Examples in the global batch, over all devices and hosts. Batches of shorter recordings have more with
+    data.duration_buckets.fill."""
     num_microbatches: int = 1
     """Number of pieces in which a batch is encoded, with exact gradients. More pieces need less memory, and more than
     one needs a second forward pass."""
@@ -76,6 +78,15 @@ class TrainingConfig:
     """Number of consecutive steps with a non-finite loss or gradient after which the run stops."""
     tensorboard: bool = False
     """Whether to also write TensorBoard event files (needs the [tensorboard] extra)."""
+
+
+@dataclasses.dataclass
+class _Fetched:
+    """A batch that is on its way to the devices."""
+
+    batch: Batch
+    index: np.ndarray
+    wait_sec: float
 
 
 @dataclasses.dataclass
@@ -131,21 +142,21 @@ class Loop:
         pending: _Pending | None = None
         self._last_record = time.perf_counter()
         with StopRequest() as stop:
+            waiting = self.fetch(batches) if start_step < config.num_steps else None
             for step in range(start_step + 1, config.num_steps + 1):
-                # --- data, and a step on its way to the devices
-                started = time.perf_counter()
-                batch = next(batches)
-                wait_sec = time.perf_counter() - started
-                state, metrics = self.parallel.step(state, batch)
+                # --- a step on its way, and behind it the next batch, which the devices receive while they compute
+                assert waiting is not None
+                fetched, is_last = waiting, step == config.num_steps
+                state, metrics = self.parallel.step(state, fetched.batch)
+                waiting = None if is_last else self.fetch(batches)
 
                 # --- the step before it, which the devices have finished by now
                 if pending is not None:
                     self.record(pending)
-                pending = _Pending(step, metrics, batch[contract.INDEX], wait_sec)
+                pending = _Pending(step, metrics, fetched.index, fetched.wait_sec)
 
                 # --- what needs the state itself waits for this step
                 stopping = stop.reached(step)
-                is_last = step == config.num_steps
                 if is_last or stopping or is_due(step, config.eval_every) or is_due(step, config.save_every):
                     self.record(pending)
                     pending = None
@@ -164,6 +175,13 @@ class Loop:
             self.record_evaluation(state, config.num_steps)
         return self.parallel.unplaced(state)
 
+    def fetch(self, batches: Iterator[dict[str, np.ndarray]]) -> _Fetched:
+        """Waits for the next batch, and sends it to the devices without waiting for them."""
+        started = time.perf_counter()
+        batch = next(batches)
+        wait_sec = time.perf_counter() - started
+        return _Fetched(self.parallel.send(batch), batch[contract.INDEX], wait_sec)
+
     def record(self, pending: _Pending) -> None:
         """Waits for a step to finish, then writes and shows its metrics."""
         metrics = {name: np.asarray(value).item() for name, value in pending.metrics.items()}
@@ -177,7 +195,7 @@ class Loop:
                 | {
                     "step_sec": step_sec,
                     "wait_sec": pending.wait_sec,
-                    "pairs_per_sec": self.config.batch_size / step_sec,
+                    "pairs_per_sec": len(pending.index) * jax.process_count() / step_sec,
                     "audio_hours": audio_hours,
                 },
             )

@@ -22,6 +22,7 @@ from alm_jax.training.step import TrainStep
 from alm_jax.types import Metrics, PyTree
 
 InitState = Callable[[], TrainState]
+Batch = Mapping[str, np.ndarray | jax.Array]
 PMAP_AXIS = "data"
 
 
@@ -41,8 +42,11 @@ class Parallel(Protocol):
     def unplaced(self, state: TrainState) -> TrainState:
         """Converts the state to one tree of global arrays, for saving and evaluation."""
 
-    def step(self, state: TrainState, batch: dict[str, np.ndarray]) -> tuple[TrainState, Metrics]:
-        """Runs one training step on this process's rows of the global batch."""
+    def send(self, batch: dict[str, np.ndarray]) -> Batch:
+        """Starts to copy this process's rows of the global batch to its devices, and does not wait for the copy."""
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Runs one training step on a batch that was sent, or on this process's rows of one."""
 
 
 def state_shardings(
@@ -131,9 +135,13 @@ class JitParallel:
     def unplaced(self, state: TrainState) -> TrainState:
         return state
 
-    def step(self, state: TrainState, batch: dict[str, np.ndarray]) -> tuple[TrainState, Metrics]:
+    def send(self, batch: dict[str, np.ndarray]) -> Batch:
+        return sharding.place_batch(batch, self.mesh)
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        host = {key: rows for key, rows in batch.items() if isinstance(rows, np.ndarray)}
         with jax.set_mesh(self.mesh):
-            return self._step(state, sharding.place_batch(batch, self.mesh))
+            return self._step(state, {**batch, **self.send(host)})
 
     def trace_step(self, batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
         """Returns the step as ``jax.stages.Traced``, to count its cost or to compile it for devices that do not exist
@@ -179,7 +187,10 @@ class PmapParallel:
     def unplaced(self, state: TrainState) -> TrainState:
         return jax.tree.map(lambda leaf: leaf[0], state)
 
-    def step(self, state: TrainState, batch: dict[str, np.ndarray]) -> tuple[TrainState, Metrics]:
+    def send(self, batch: dict[str, np.ndarray]) -> Batch:
+        return batch  # pmap copies what it is called with
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         devices = jax.local_device_count()
         rows: PyTree = {key: x.reshape(devices, -1, *x.shape[1:]) for key, x in batch.items()}
         state, metrics = self._step(state, rows)
