@@ -25,6 +25,11 @@ def run(args: Sequence[str]) -> None:
         action="store_true",
         help="read the first batch, and estimate memory, disk and time; nothing is trained, no --workdir is needed",
     )
+    parser.add_argument(
+        "--allow-data-change",
+        action="store_true",
+        help="continue a run though its data set has changed since; the run is then no longer that of its config",
+    )
     parser.epilog = (
         "Every field of the config is an option, and so is the type of a part, such as "
         "--objective.loss:sigmoid-config: `alm pretrain CONFIG --help` lists them."
@@ -46,7 +51,7 @@ def run(args: Sequence[str]) -> None:
             f"--workdir is missing: name the run's folder, for example --workdir runs/{config.name}"
         )
     distributed.initialize(multihost=own.multihost)
-    pretrain(config, own.workdir)
+    pretrain(config, own.workdir, allow_data_change=own.allow_data_change)
 
 
 def split_arguments(parser: Parser, args: Sequence[str]) -> tuple:

@@ -25,11 +25,14 @@ from alm_jax.training.progress import TrainingProgress
 from alm_jax.training.state import TrainState
 
 
-def pretrain(config: ExperimentConfig, workdir: str | Path) -> EvaluationResult:
+def pretrain(
+    config: ExperimentConfig, workdir: str | Path, *, allow_data_change: bool = False
+) -> EvaluationResult:
     """Trains ``config`` in ``workdir`` to its last step, from wherever it stands.
 
     Leaves there ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``tokenizer.json``,
-    ``evaluation.json`` and ``report.html``. Returns the last evaluation.
+    ``evaluation.json`` and ``report.html``. Returns the last evaluation. ``allow_data_change``: a run whose data set
+    has changed since it was saved goes on, from the same step, and says so.
 
     Raises:
         UserError: the config does not fit the devices, the data, or what ``workdir`` holds.
@@ -41,13 +44,15 @@ def pretrain(config: ExperimentConfig, workdir: str | Path) -> EvaluationResult:
     is_first = jax.process_index() == 0
     # One process of a run owns its folder; the others write their parts of checkpoints there.
     if not is_first:
-        return _pretrain(config, workdir, is_first=False)
+        return _pretrain(config, workdir, is_first=False, allow_data_change=allow_data_change)
     with run_folder.locked(workdir):
         run_folder.check_config(workdir, to_json(config), read=read_again)
-        return _pretrain(config, workdir, is_first=True)
+        return _pretrain(config, workdir, is_first=True, allow_data_change=allow_data_change)
 
 
-def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> EvaluationResult:
+def _pretrain(
+    config: ExperimentConfig, workdir: Path, *, is_first: bool, allow_data_change: bool
+) -> EvaluationResult:
     console = Console(stderr=True, quiet=not is_first)
 
     # --- config, devices, data
@@ -63,7 +68,7 @@ def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> Eva
     console.print(describe(session, len(train_split)), highlight=False, soft_wrap=True)
 
     # --- state: the newest good checkpoint, or the beginning
-    state, start_step = restore_or_init(session, checkpoints, console)
+    state, start_step = restore_or_init(session, checkpoints, console, allow_data_change=allow_data_change)
     if start_step:
         console.print(f"continuing after step {start_step} of {config.training.num_steps}", highlight=False)
     if start_step > config.training.num_steps:
@@ -114,7 +119,7 @@ def _pretrain(config: ExperimentConfig, workdir: Path, *, is_first: bool) -> Eva
 
 
 def restore_or_init(
-    session: Session, checkpoints: CheckpointWriter, console: Console
+    session: Session, checkpoints: CheckpointWriter, console: Console, *, allow_data_change: bool
 ) -> tuple[TrainState, int]:
     """The state to go on from, placed for training, and its step; says what a new run takes from elsewhere."""
     parallel = session.parallel
@@ -127,11 +132,16 @@ def restore_or_init(
     run_folder.check_resumable(old, to_json(session.config), where=str(checkpoints.folder))
     saved = manifest["data_fingerprint"]
     if saved != session.data.fingerprint:
-        raise UserError(
+        found = (
             f"the data set has changed since this run was saved (fingerprint {saved[:12]} then, "
-            f"{session.data.fingerprint[:12]} now), so the run cannot be continued exactly: restore the data, or start "
-            "another --workdir"
+            f"{session.data.fingerprint[:12]} now)"
         )
+        if not allow_data_change:
+            raise UserError(
+                f"{found}, so the run cannot be continued exactly: restore the data, start another --workdir, or go on "
+                "with --allow-data-change"
+            )
+        console.print(f"{found}; it goes on as --allow-data-change says", highlight=False, soft_wrap=True)
     return parallel.place(restored), step
 
 

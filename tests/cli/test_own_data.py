@@ -113,12 +113,17 @@ def make_tar(root: Path, clips: dict[Path, str]) -> Path:
     return root / "000000.tar"
 
 
+def arguments(path: Path, root: Path) -> list[str]:
+    """The one command."""
+    options = ["--data.dataset.path", str(path), "--data.cache-dir", str(root / "cache"), *TINY]
+    return ["pretrain", CONFIG, *options, "--workdir", str(root / "run")]
+
+
 def train(path: Path, root: Path) -> list[float]:
     """The losses of a run by one command."""
     workdir = root / "run"
     shutil.rmtree(workdir, ignore_errors=True)
-    options = ["--data.dataset.path", str(path), "--data.cache-dir", str(root / "cache"), *TINY]
-    assert dispatch(["pretrain", CONFIG, *options, "--workdir", str(workdir)]) == 0
+    assert dispatch(arguments(path, root)) == 0
     records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [record["loss"] for record in records if "loss" in record]
 
@@ -145,6 +150,17 @@ def test_five_captions_train_and_repeat_themselves(tmp_path, clips):
     (tmp_path / "five.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     first = train(tmp_path / "five.jsonl", tmp_path)
     assert first == train(tmp_path / "five.jsonl", tmp_path)
+
+
+@pytest.mark.slow
+def test_23_a_run_whose_data_have_changed_is_not_continued_unless_it_is_asked_for(tmp_path, clips, capsys):
+    path = make_csv(tmp_path, clips)
+    train(path, tmp_path)
+    path.write_text(path.read_text().replace("the sound of", "a sound of", 1))
+    assert dispatch(arguments(path, tmp_path)) == 2
+    assert "the data set has changed since this run was saved (fingerprint" in capsys.readouterr().err
+    assert dispatch([*arguments(path, tmp_path), "--allow-data-change"]) == 0
+    assert "it goes on as --allow-data-change says" in capsys.readouterr().err
 
 
 def test_a_dry_run_trains_nothing(tmp_path, clips, capsys):
