@@ -4,13 +4,13 @@ CSV, TSV, JSON Lines and Parquet. A cell is a text, or in JSON Lines and Parquet
 an empty cell is '' or None.
 """
 
+import contextlib
 import csv
 import dataclasses
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from alm_jax.errors import DataError
 from data_pipelines.parquet import read_parquet
@@ -44,9 +44,9 @@ def read_table(path: Path) -> Iterator[Row]:
     """
     match path.suffix.lower():
         case ".csv":
-            yield from read_csv(path)
+            yield from iterate_csv(path)
         case ".tsv":
-            yield from read_csv(path, delimiter="\t")
+            yield from iterate_csv(path, delimiter="\t")
         case ".jsonl" | ".ndjson":
             yield from read_json_lines(path)
         case ".parquet":
@@ -74,39 +74,49 @@ def read_csv(
         ``columns`` that is not there, a row with more or fewer cells than the header, an empty or repeated value in
         the column ``unique``, no rows.
     """
-    text = _read_text(path, columns, encoding)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     rows: list[Row] = []
     seen: dict[str, int] = {}
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        _check_header(path, header, columns)
-        line = reader.line_num + 1
-        for cells in reader:
-            if cells:
-                if len(cells) != len(header):
-                    raise DataError(
-                        f"{path}:{line}: {len(cells)} cells, the header has {len(header)} columns"
-                    )
-                row = Row(path, line, dict(zip(header, cells, strict=True)))
-                if unique is not None:
-                    _check_unique(row, unique, seen)
-                rows.append(row)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not a readable table: {error}") from error
-    if not rows:
-        raise DataError(f"{path}: it has a header and no rows")
+    for row in iterate_csv(path, columns=columns, delimiter=delimiter, encoding=encoding):
+        if unique is not None:
+            _check_unique(row, unique, seen)
+        rows.append(row)
     return rows
+
+
+def iterate_csv(
+    path: Path, *, columns: Sequence[str] = (), delimiter: str = ",", encoding: str = "utf-8-sig"
+) -> Iterator[Row]:
+    """The rows of a CSV as `read_csv` has them, one at a time."""
+    num_rows = 0
+    with _open_text(path, columns, encoding, newline="") as file:
+        reader = csv.reader(file, strict=True, delimiter=delimiter)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(path, header, columns)
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    if len(cells) != len(header):
+                        raise DataError(
+                            f"{path}:{line}: {len(cells)} cells, the header has {len(header)} columns"
+                        )
+                    yield Row(path, line, dict(zip(header, cells, strict=True)))
+                    num_rows += 1
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: not a readable table: {error}") from error
+    if not num_rows:
+        raise DataError(f"{path}: it has a header and no rows")
 
 
 def read_json_lines(path: Path) -> Iterator[Row]:
     """Yields the rows of a file with a JSON object a line; empty lines are skipped."""
     num_rows = 0
-    for number, text in enumerate(_read_text(path, (), "utf-8-sig").split("\n"), start=1):
-        if text.strip():
-            yield Row(path, number, parse_json_object(text, f"{path}:{number}"))
-            num_rows += 1
+    with _open_text(path, (), "utf-8-sig", newline="\n") as file:
+        for number, text in enumerate(file, start=1):
+            if text.strip():
+                yield Row(path, number, parse_json_object(text, f"{path}:{number}"))
+                num_rows += 1
     if not num_rows:
         raise DataError(f"{path}: it has no rows")
 
@@ -126,19 +136,34 @@ def parse_json_object(text: str | bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def _read_text(path: Path, columns: Sequence[str], encoding: str) -> str:
+@contextlib.contextmanager
+def _open_text(path: Path, columns: Sequence[str], encoding: str, *, newline: str) -> Iterator[TextIO]:
+    """The text of a table, to be read line by line; what is wrong with the file is a DataError."""
     try:
-        content = path.read_bytes()
+        file = open(path, encoding=encoding, newline=newline)  # noqa: SIM115
     except OSError as error:
         if path.is_symlink() or not isinstance(error, FileNotFoundError):
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         wanted = f"; it must have the columns {', '.join(columns)}" if columns else ""
         raise DataError(f"{path}: no such file{wanted}") from error
+    with file:
+        try:
+            yield file
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise _not_text(path, encoding) from error
+
+
+def _not_text(path: Path, encoding: str) -> DataError:
+    """The error that a table is not in its encoding, and where: the file is read whole to find the place."""
+    content = path.read_bytes()
     try:
-        return content.decode(encoding)
+        content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: not UTF-8 (byte {error.start}); save the table as UTF-8") from error
+        return DataError(f"{path}:{line}: not UTF-8 (byte {error.start}); save the table as UTF-8")
+    return DataError(f"{path}: it changed while it was read")
 
 
 def _check_header(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:

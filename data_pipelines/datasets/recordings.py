@@ -1,10 +1,9 @@
 """Your own recordings with captions or classes: a table, a folder, tars, or Hugging Face's layouts."""
 
-import collections
 import dataclasses
-import hashlib
+import functools
+import itertools
 import re
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from alm_jax.errors import DataError
@@ -20,6 +19,7 @@ from data_pipelines.columns import (
 from data_pipelines.dataset import DatasetConfig, require
 from data_pipelines.layouts import Part, find_layout, split_of
 from data_pipelines.paths import resolve_inside
+from data_pipelines.row_store import RowStore
 from data_pipelines.source import Audio, AudioFile, AudioMember, Source, SourceRow, digest_rows
 from data_pipelines.tables import Row
 
@@ -66,54 +66,49 @@ class RecordingsConfig(DatasetConfig):
 
     def read(self, problems: list[str] | None = None) -> Source:
         layout = find_layout(self.path, self.root)
-        table = list(layout.rows())
-        if not table:
+        table = layout.rows()
+        looked_at = list(itertools.islice(table, _LOOKED_AT))
+        if not looked_at:
             passed = "; ".join(layout.unused.describe())
             raise DataError(f"{self.path}: {layout.kind} without a row. {passed}".rstrip(". "))
-        known = dict.fromkeys(name for _, row in table[:_LOOKED_AT] for name in row.cells)
-        columns = find_columns(self.columns, table[0][1], list(known))
-        clips = _join(list(self._read_clips(table, columns, problems)))
-        if not clips:
-            raise DataError(f"{self.path}: none of its {len(table):,} rows can be used")
-        ids, said_ids = _make_ids(clips, has_column=bool(columns.id))
-        splits, said_splits = self._make_splits(ids, [clip.split for clip in clips])
-        rows = [
-            dataclasses.replace(clip.row, id=name, split=split)
-            for clip, name, split in zip(clips, ids, splits, strict=True)
-        ]
-        counts = collections.Counter(splits)
+        known = dict.fromkeys(name for _, row in looked_at for name in row.cells)
+        columns = find_columns(self.columns, looked_at[0][1], list(known))
+        rows, num_rows, classes = RowStore(), 0, set[str]()
+        for part, row in itertools.chain(looked_at, table):
+            num_rows += 1
+            try:
+                clip, names = self._read_clip(part, row, columns)
+            except DataError as error:
+                if problems is None:
+                    raise
+                problems.append(str(error))
+                continue
+            classes.update(clip.labels)
+            _add(rows, clip, names)
+        if not len(rows):
+            raise DataError(f"{self.path}: none of its {num_rows:,} rows can be used")
+        said_ids = _make_ids(rows, has_column=bool(columns.id))
+        said_splits = self._make_splits(rows)
+        counts = ", ".join(f"{name} {count:,}" for name, count in rows.count_splits().items())
         lines = [
-            f"layout: {layout.kind}, {len(table):,} rows",
+            f"layout: {layout.kind}, {num_rows:,} rows",
             *describe_columns(columns),
             f"ids: {said_ids}",
-            f"splits: {', '.join(f'{name} {count:,}' for name, count in sorted(counts.items()))} ({said_splits})",
+            f"splits: {counts} ({said_splits})",
         ]
-        if len(clips) < len(table):
-            lines.append(
-                f"{len(table):,} rows are {len(clips):,} clips: rows of one recording are its captions"
-            )
-        names = {name for row in rows for name in row.labels}
+        if len(rows) < num_rows:
+            lines.append(f"{num_rows:,} rows are {len(rows):,} clips: rows of one recording are its captions")
         return Source(
             rows=rows,
             class_names=tuple(
-                sorted(names, key=lambda name: (name.isdecimal(), len(name) * name.isdecimal(), name))
+                sorted(classes, key=lambda name: (name.isdecimal(), len(name) * name.isdecimal(), name))
             ),
             signature=digest_rows(rows),
             found=(*lines, *layout.unused.describe()),
         )
 
-    def _read_clips(
-        self, table: list[tuple[Part, Row]], columns: ColumnsConfig, problems: list[str] | None
-    ) -> Iterator["_Clip"]:
-        for part, row in table:
-            try:
-                yield self._read_clip(part, row, columns)
-            except DataError as error:
-                if problems is None:
-                    raise
-                problems.append(str(error))
-
-    def _read_clip(self, part: Part, row: Row, columns: ColumnsConfig) -> "_Clip":
+    def _read_clip(self, part: Part, row: Row, columns: ColumnsConfig) -> tuple[SourceRow, tuple[str, ...]]:
+        """The clip of a row, with the id and the split that it names, or '', and what it may be called."""
         audio, name, source = self._find_audio(part, row, columns.audio)
         captions = tuple(text for column in columns.captions for text in read_texts(row, column))
         labels = read_texts(row, columns.labels, self.label_separator) if columns.labels else []
@@ -124,6 +119,9 @@ class RecordingsConfig(DatasetConfig):
         start, end = read_seconds(row, columns.start_sec) or 0.0, read_seconds(row, columns.end_sec)
         if end is not None and end <= start:
             raise row.fail(columns.end_sec, f"more than the start, {start:g} s")
+        split = _read_split(row, columns.split) or part.split
+        if not split and isinstance(audio, AudioFile) and part.path.is_dir():
+            split = split_of(PurePosixPath(name).parent)
         clip = SourceRow(
             id=read_text(row, columns.id),
             audio=audio,
@@ -131,17 +129,14 @@ class RecordingsConfig(DatasetConfig):
             end_sec=end,
             captions=captions,
             labels=classes,
-            split="",
+            split=split,
             licence=read_text(row, columns.licence) or self.licence,
             source=source,
             place=f"{row.path}:{row.line}",
         )
         if columns.id and not clip.id:
             raise row.fail(columns.id, "a value")
-        split = _read_split(row, columns.split) or part.split
-        if not split and isinstance(audio, AudioFile) and part.path.is_dir():
-            split = split_of(PurePosixPath(name).parent)
-        return _Clip(clip, name, split)
+        return clip, () if columns.id else _names(clip, name)
 
     def _find_audio(self, part: Part, row: Row, column: str) -> tuple[Audio, str, str]:
         """Returns the recording of a row, its name, and its place."""
@@ -149,7 +144,7 @@ class RecordingsConfig(DatasetConfig):
         place = self._relative(part.path, part.path.name)
         if isinstance(value, AudioMember):
             return value, value.name, f"{place}:{value.name}"
-        if isinstance(value, Audio):
+        if not isinstance(value, str) and isinstance(value, Audio):
             stored = row.cells.get(f"{column}.path")
             number = f"{part.path.stem.replace('.', '_')}-{row.line:06d}"
             return value, stored if isinstance(stored, str) and stored else number, f"{place}:{row.line}"
@@ -163,30 +158,31 @@ class RecordingsConfig(DatasetConfig):
 
     def _relative(self, path: Path, other: str) -> str:
         """Returns a path relative to the data set's folder, or ``other`` where it is not below it."""
-        base = Path(self.root).expanduser() if self.root else self._folder()
-        return path.relative_to(base).as_posix() if path.is_relative_to(base) else other
+        try:
+            return path.relative_to(self._folder).as_posix()
+        except ValueError:
+            return other
 
+    @functools.cached_property
     def _folder(self) -> Path:
-        path = Path(self.path).expanduser()
-        return path if path.is_dir() else path.parent
+        """Folder that names of recordings are relative to."""
+        path = Path(self.root or self.path).expanduser()
+        return path if self.root or path.is_dir() else path.parent
 
-    def _make_splits(self, ids: list[str], said: list[str]) -> tuple[list[str], str]:
-        """Returns a split for each clip, and how it was found."""
-        if all(said):
-            return said, "as the data set says"
-        if any(said):
-            missing = said.index("")
+    def _make_splits(self, rows: RowStore) -> str:
+        """Gives every clip a split, and says how it was found."""
+        missing, first = rows.without_split()
+        if not missing:
+            return "as the data set says"
+        if missing < len(rows):
             raise DataError(
-                f"{self.path}: {sum(map(bool, said)):,} of {len(said):,} clips have a split and others have none, "
-                f"such as {ids[missing]!r}; give each one, or none"
+                f"{self.path}: {len(rows) - missing:,} of {len(rows):,} clips have a split and others have none, "
+                f"such as {first!r}; give each one, or none"
             )
-        if len(ids) == 1:
+        if len(rows) == 1:
             raise DataError(f"{self.path}: it has one clip; two are needed, one of them for testing")
-        places = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in ids]
-        # Where few clips would all be in one split, the last clip is moved to the other.
-        least, limit = min(places), min(self.test_fraction, max(places))
-        splits = ["test" if place < limit or place == least else "train" for place in places]
-        return splits, f"by a hash of the id, {self.test_fraction:.0%} for testing, as nothing names a split"
+        rows.split_by_hash(self.test_fraction)
+        return f"by a hash of the id, {self.test_fraction:.0%} for testing, as nothing names a split"
 
 
 def _read_split(row: Row, column: str) -> str:
@@ -197,56 +193,51 @@ def _read_split(row: Row, column: str) -> str:
     return name
 
 
-@dataclasses.dataclass(frozen=True)
-class _Clip:
-    """A row that was read."""
-
-    row: SourceRow
-    """Clip of the row; its id is '' where no column has it, and so is its split."""
-    name: str
-    """Name of the recording in its tar or folder."""
-    split: str
-    """Place of the row in its table; ''."""
+_SCHEMES = (
+    "file names",
+    "paths, since file names come again",
+    "places, since paths come again",
+)
+"""Ways to name clips without an id; the first that gives every clip a different name is used."""
 
 
-def _join(clips: list[_Clip]) -> list[_Clip]:
-    """Merges rows without an id that are the same stretch of one recording into one clip with all captions."""
-    joined: dict[object, _Clip] = {}
-    for number, clip in enumerate(clips):
-        row = clip.row
-        first = joined.setdefault(number if row.id else (row.audio, row.start_sec, row.end_sec), clip)
-        if first is clip:
-            continue
-        if clip.split != first.split:
-            raise DataError(
-                f"{row.place}: {row.source} is in split {first.split!r} and in {clip.split!r}; a clip is in one"
-            )
-        captions = tuple(dict.fromkeys((*first.row.captions, *row.captions)))
-        labels = tuple(dict.fromkeys((*first.row.labels, *row.labels)))
-        both = dataclasses.replace(first.row, captions=captions, labels=labels)
-        joined[row.audio, row.start_sec, row.end_sec] = dataclasses.replace(first, row=both)
-    return list(joined.values())
+def _names(clip: SourceRow, name: str) -> tuple[str, ...]:
+    """Returns the name of a clip by each of `_SCHEMES`; ``name`` is that of its recording in its tar or folder."""
+    path, place = PurePosixPath(name), PurePosixPath(clip.source)
+    names = path.stem, str(path.with_name(path.stem)), str(place.with_name(place.stem))
+    # A file's name may have bytes that are no text.
+    return tuple(_at(own, clip).encode("utf-8", "replace").decode() for own in names)
 
 
-def _make_ids(clips: list[_Clip], *, has_column: bool) -> tuple[list[str], str]:
-    """Returns a different name for each clip, and how it was found."""
-    if has_column:
-        tried = {"as the column says": [clip.row.id for clip in clips]}
-    else:
-        paths = [PurePosixPath(clip.name) for clip in clips]
-        places = [PurePosixPath(clip.row.source) for clip in clips]
-        tried = {
-            "file names": [path.stem for path in paths],
-            "paths, since file names come again": [str(path.with_name(path.stem)) for path in paths],
-            "places, since paths come again": [str(path.with_name(path.stem)) for path in places],
-        }
-    for said, names in tried.items():
-        ids = names if has_column else [_at(name, clip.row) for name, clip in zip(names, clips, strict=True)]
-        if len(set(ids)) == len(ids):
-            return ids, said
-    twice = next(name for name, count in collections.Counter(ids).items() if count > 1)
-    first, second = [clip.row.source for clip, name in zip(clips, ids, strict=True) if name == twice][:2]
-    raise DataError(f"the id {twice[:200]!r} is that of {first} and of {second}; every clip needs its own id")
+def _add(rows: RowStore, clip: SourceRow, names: tuple[str, ...]) -> None:
+    """Adds a clip, or its captions to the clip of the same stretch of the same recording, if neither has an id."""
+    found = None if clip.id else rows.find_same(clip)
+    if found is None:
+        rows.add(clip, names)
+        return
+    number, first = found
+    if clip.split != first.split:
+        raise DataError(
+            f"{clip.place}: {clip.source} is in split {first.split!r} and in {clip.split!r}; a clip is in one"
+        )
+    captions = tuple(dict.fromkeys((*first.captions, *clip.captions)))
+    labels = tuple(dict.fromkeys((*first.labels, *clip.labels)))
+    rows.replace(number, dataclasses.replace(first, captions=captions, labels=labels))
+
+
+def _make_ids(rows: RowStore, *, has_column: bool) -> str:
+    """Gives every clip a name, all different, and says how it was found."""
+    for choice, said in enumerate(("as the column says",) if has_column else _SCHEMES):
+        if not has_column:
+            rows.name_rows(choice)
+        repeated = rows.repeated_id()
+        if repeated is None:
+            return said
+    assert repeated is not None
+    name, first, second = repeated
+    raise DataError(
+        f"the id {name[:200]!r} is that of {first.source} and of {second.source}; every clip needs its own id"
+    )
 
 
 def _at(name: str, clip: SourceRow) -> str:
