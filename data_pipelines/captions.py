@@ -1,7 +1,10 @@
-"""Cleaning of captions and of the titles that stand in for them."""
+"""Cleaning of captions and of the titles that stand in for them, and captions made from the names of classes."""
 
 import re
 import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
 
 _JOINERS = "\u200c\u200d"  # joiners inside words and emoji; meaningless between words
 _EXTENSION = re.compile(r"\.(?:wave?|mp3|flac|og[ga]|opus|aif[fc]?|m4a|aac|wma|caf|au)$", re.IGNORECASE)
@@ -26,6 +29,48 @@ def normalise_caption(caption: str) -> str:
 
 def _is_visible(character: str) -> bool:
     return character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+
+
+def name_all(template: str, names: Sequence[str]) -> str:
+    """A template filled with names: ``the sounds of rain, wind and thunder``.
+
+    >>> name_all("the sounds of {}", ["rain", "wind_chime", "thunder"])
+    'the sounds of rain, wind chime and thunder'
+    """
+    *first, last = [name.replace("_", " ") for name in names]
+    return template.format(f"{', '.join(first)} and {last}" if first else last)
+
+
+def make_caption(
+    rng: np.random.Generator, own: str, names: Sequence[str], templates: Sequence[str], fraction: float
+) -> str:
+    """The caption ``own``, or with the probability ``fraction`` one made of ``names``, if there are any."""
+    if not names or rng.random() >= fraction:
+        return own
+    template = templates[int(rng.integers(len(templates)))]
+    return name_all(template, [names[i] for i in rng.permutation(len(names))])
+
+
+def make_negatives(
+    rng: np.random.Generator,
+    names: Sequence[str],
+    all_names: Sequence[str],
+    templates: Sequence[str],
+    count: int,
+) -> list[str]:
+    """Up to ``count`` captions, all different, that name as many classes as a recording has, one of them wrong.
+
+    A recording without a class has none: what would be wrong of it is not known.
+    """
+    wrong = [name for name in all_names if name not in names]
+    if not names or not wrong:
+        return []
+    found = []
+    for i in rng.permutation(len(wrong))[:count]:
+        said = list(names)
+        said[rng.integers(len(said))] = wrong[i]
+        found.append(name_all(templates[int(rng.integers(len(templates)))], said))
+    return found
 
 
 def clean_title(title: str) -> str:

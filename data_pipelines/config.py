@@ -83,6 +83,76 @@ class FilterConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DurationBucketsConfig:
+    """Training batches of recordings of about one length, padded to a length of a short list.
+
+    Every batch is of one bucket, and the buckets take turns in shares that read all recordings equally often, to a part
+    in a thousand; each has its own permutations and epochs. The shapes of batches are those of the list and no others.
+    """
+
+    longest_sec: tuple[float, ...] = ()
+    """Lengths beside ``source_sec``, seconds, in rising order and below it; a recording is padded to the shortest that
+    holds it. Each compiles the step once more. The empty tuple pads every recording to ``source_sec``."""
+    fill: bool = False
+    """Whether batches have a budget of samples in place of rows: the rows of a batch are ``training.batch_size`` times
+    as many as its length goes into ``source_sec``, rounded down. For models that compute no more than a batch's length
+    (packed_vit)."""
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in itertools.pairwise((0.0, *self.longest_sec)))
+        require(
+            rising, "duration_buckets.longest_sec", self.longest_sec, "seconds above zero in rising order"
+        )
+        require(
+            bool(self.longest_sec) or not self.fill,
+            "duration_buckets.fill",
+            self.fill,
+            "False where duration_buckets.longest_sec names no length",
+        )
+
+    def shapes(self, window_sec: float, batch_size: int) -> list[tuple[float, int]]:
+        """(seconds, rows) of the batches of each bucket, the last of which is ``source_sec`` long.
+
+        Raises UserError where a bucket is not shorter than that.
+        """
+        for seconds in self.longest_sec[-1:]:
+            if seconds >= window_sec:
+                raise UserError(
+                    f"duration_buckets.longest_sec has {seconds:g} s, and batches show {window_sec:g} s of a recording "
+                    "(data.source_sec): name lengths below that"
+                )
+        return [
+            (seconds, batch_size * (int(window_sec / seconds + 1e-9) if self.fill else 1))
+            for seconds in (*self.longest_sec, window_sec)
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MadeCaptionsConfig:
+    """Captions of training that are made from the names of a recording's classes, beside those that it has."""
+
+    templates: tuple[str, ...] = ()
+    """Sentences with ``{}`` where the names stand, ``the sounds of {}``: one is drawn for an example and epoch, and the
+    names come in an order that is drawn too (``rain, wind and thunder``). The empty tuple makes no captions."""
+    fraction: float = 0.5
+    """Share of the draws that take a made caption; a recording without a class always shows its own."""
+    negatives: bool = False
+    """Whether wrong captions are made as well, from classes that the recording has not, where ``num_negatives`` asks
+    for more than the data set has."""
+
+    def __post_init__(self) -> None:
+        good = all(template.count("{}") == 1 for template in self.templates)
+        require(good, "made_captions.templates", self.templates, "sentences with exactly one {} each")
+        require(0 <= self.fraction <= 1, "made_captions.fraction", self.fraction, "from 0 to 1")
+        require(
+            bool(self.templates) or not self.negatives,
+            "made_captions.negatives",
+            self.negatives,
+            "False where made_captions.templates has no sentence",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StorageConfig:
     """How a built data set is stored on disk."""
 
@@ -226,6 +296,10 @@ class DataConfig:
     """Seconds of each recording that are sent to the device. Shorter recordings are zero-padded
     (``audio_num_samples`` is the real length); longer ones are cut, at random in training and to the centre in
     evaluation. None: the length of the model's clips, or 10 s where there is no model."""
+    duration_buckets: DurationBucketsConfig = DurationBucketsConfig()
+    """Lengths beside ``source_sec`` that training batches are padded to."""
+    made_captions: MadeCaptionsConfig = MadeCaptionsConfig()
+    """Training captions made from class names."""
     train_split: str = "train"
     """Split(s) to train on, joined with ``+``."""
     eval_split: str = "test"
@@ -246,6 +320,13 @@ class DataConfig:
         require(self.window_sec > 0, "source_sec", self.source_sec, "above zero")
         require(0 <= self.max_bad_fraction < 1, "max_bad_fraction", self.max_bad_fraction, "in [0, 1)")
         require(self.num_reads >= 1, "num_reads", self.num_reads, "at least 1")
+        require(
+            not (self.duration_buckets.longest_sec and isinstance(self.dataset, MixtureConfig))
+            or self.dataset.mode == "turns",
+            "dataset.mode",
+            getattr(self.dataset, "mode", ""),
+            "turns where data.duration_buckets names lengths: the rows of a batch are of one length",
+        )
         asked = [prompt is not None for prompt in self._prompts]
         if any(asked) and not all(asked):
             raise UserError(

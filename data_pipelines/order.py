@@ -1,10 +1,10 @@
 """Which examples each training step reads, in which epoch: a pure function of (seed, step), over any mixture.
 
-The examples of a split are dealt into *streams*: one for the data set, or one for each part of a mixture. Each stream
-has its own permutations and its own epochs (`data_pipelines.sampling`), and a schedule says which streams a step
-reads from (`data_pipelines.mixture`). The graph computes the place of an example in its stream; the example is then
-found from the borders of the split's stretches or from a file of row numbers, so memory does not grow with the number
-of examples.
+The examples of a split are dealt into *streams*: one for the data set, or one for each part of a mixture, and each of
+these again one for each duration bucket (`data_pipelines.config.DurationBucketsConfig`). Each stream has its own
+permutations and its own epochs (`data_pipelines.sampling`), and a schedule says which streams a step reads from
+(`data_pipelines.mixture`). The graph computes the place of an example in its stream; the example is then found from the
+borders of the split's stretches or from a file of row numbers, so memory does not grow with the number of examples.
 """
 
 import dataclasses
@@ -33,6 +33,10 @@ class Stream:
     """Index in the split of the first example of each of its stretches."""
     sizes: Int[np.ndarray, " P"]
     """Number of examples of each."""
+    num_samples: int
+    """Samples of its recordings in a batch, S of the batch contract."""
+    members: Sequence[Int[np.ndarray, " N"]] | None = None
+    """Places in each stretch of the stream's examples; None: all places."""
 
     def __len__(self) -> int:
         return int(self.sizes.sum())
@@ -44,7 +48,12 @@ class Stream:
     def indices(self, places: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
         """Returns the indices in the split of the examples at these places of the stream."""
         stretch = np.searchsorted(self._ends, places, side="right")
-        return places - (self._ends - self.sizes)[stretch] + self.starts[stretch]
+        inside = places - (self._ends - self.sizes)[stretch]
+        if self.members is not None:
+            for number in np.unique(stretch).tolist():
+                here = stretch == number
+                inside[here] = self.members[number][inside[here]]
+        return inside + self.starts[stretch]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,31 +101,62 @@ class Order:
 
 
 def make_order(prepared: Prepared, split: Split, *, batch_size: int, seed: int) -> Order:
-    """Makes the order in which training reads ``split``."""
-    dataset = prepared.config.dataset
-    if not isinstance(dataset, MixtureConfig):
-        stream = _make_stream(split, 0, "")
-        plan = schedule([1], [batch_size], "rows")
-        return Order(streams=(stream,), plan=plan, seeds=np.array([seed], np.uint64))
+    """Makes the order in which training reads ``split``.
+
+    Args:
+      batch_size: rows of a batch of recordings of full length.
+    """
+    config, dataset = prepared.config, prepared.config.dataset
+    mixture = dataset if isinstance(dataset, MixtureConfig) else None
     # Only the parts that the split has; each split of a part lies in one piece or several.
     parts = sorted({stretch.part for stretch in split.stretches})
-    streams = [_make_stream(split, part, dataset.parts[part].name) for part in parts]
-    weights: Sequence[int] = [dataset.parts[part].weight for part in parts]
-    if dataset.temperature is not None:
-        weights = whole_weights([len(stream) ** (1 / dataset.temperature) for stream in streams])
-    seeds = np.array([part_seed(seed, part) for part in parts], np.uint64)
-    return Order(
-        streams=streams,
-        plan=schedule(weights, [batch_size] * len(parts), dataset.mode),
-        seeds=seeds,
-    )
+    names = [mixture.parts[part].name if mixture else "" for part in parts]
+    sorts = all(stretch.by_length for stretch in split.stretches)
+    shapes = config.duration_buckets.shapes(config.window_sec, batch_size)
+    shapes = shapes if sorts else shapes[-1:]
+    by_part = [
+        [
+            _make_stream(
+                split, part, name, round(seconds * prepared.sample_rate_hz), bucket if sorts else None
+            )
+            for bucket, (seconds, _) in enumerate(shapes)
+        ]
+        for part, name in zip(parts, names, strict=True)
+    ]
+    weights: Sequence[float] = [mixture.parts[part].weight if mixture else 1 for part in parts]
+    if mixture and mixture.temperature is not None:
+        sizes = [sum(map(len, streams)) for streams in by_part]
+        weights = whole_weights([size ** (1 / mixture.temperature) for size in sizes])
+    seeds = [part_seed(seed, part) if mixture else seed for part in parts]
+    if not sorts:
+        plan = schedule(
+            list(map(int, weights)), [batch_size] * len(parts), mixture.mode if mixture else "rows"
+        )
+        return Order(streams=[own for (own,) in by_part], plan=plan, seeds=np.array(seeds, np.uint64))
+
+    # A part's batches are shared out to its lengths as their recordings fill them, so that all are read equally often.
+    streams, rows, shares, keys = [], [], [], []
+    for own, weight, key in zip(by_part, weights, seeds, strict=True):
+        num_batches = [len(stream) / size for stream, (_, size) in zip(own, shapes, strict=True)]
+        for bucket, stream in enumerate(own):
+            if len(stream):
+                streams.append(stream)
+                rows.append(shapes[bucket][1])
+                shares.append(weight * num_batches[bucket] / sum(num_batches))
+                keys.append(part_seed(key, bucket))
+    plan = schedule(whole_weights(shares), rows, "turns")
+    return Order(streams=streams, plan=plan, seeds=np.array(keys, np.uint64))
 
 
-def _make_stream(split: Split, part: int, name: str) -> Stream:
+def _make_stream(split: Split, part: int, name: str, num_samples: int, bucket: int | None) -> Stream:
     own = [number for number, stretch in enumerate(split.stretches) if stretch.part == part]
+    members = None if bucket is None else [split.stretches[number].by_length[bucket] for number in own]
+    sizes = [len(split.stretches[number]) for number in own] if members is None else list(map(len, members))
     return Stream(
         name=name,
         part=part,
         starts=split.starts[own],
-        sizes=np.array([len(split.stretches[number]) for number in own], np.int64),
+        sizes=np.array(sizes, np.int64),
+        num_samples=num_samples,
+        members=members,
     )

@@ -25,10 +25,11 @@ from jaxtyping import Bool, Int
 
 from alm_jax import batch as contract
 from alm_jax.errors import AlmError, UserError
+from data_pipelines.captions import make_caption, make_negatives
 from data_pipelines.order import Order, make_order
 from data_pipelines.prepared import Prepared, Split
 from data_pipelines.prompts import encode_answers
-from data_pipelines.sampling import draw_order, draw_question, example_rng
+from data_pipelines.sampling import caption_rng, draw_order, draw_question, example_rng
 from data_pipelines.tensorflow_cpu import load_tensorflow
 from data_pipelines.text import encode, pad_id
 
@@ -53,14 +54,15 @@ def train_batches(
     """Yields this process's rows of the global batches from ``start_step`` on, without end.
 
     Each epoch is a permutation of the split, or in a mixture of what the split has of each part; batches run
-    across its end. An example with several
-    captions shows one a time, ``data.num_negatives`` of its negative captions, and a recording longer than
-    ``source_sec`` one window, and is asked one of the questions of ``data.prompt``, all chosen at random again in
-    every epoch. With ``tokenizer.length_buckets``, L is the first of them that holds every text of the global batch;
-    a process then tokenizes the captions of the others' rows too, and needs no communication.
+    across its end. An example with several captions shows one a time, ``data.num_negatives`` of its negative captions,
+    and a recording longer than ``source_sec`` one window, and is asked one of the questions of ``data.prompt``, all
+    chosen at random again in every epoch. With ``duration_buckets`` every batch has recordings of one length, S, and
+    with a budget of samples more rows where they are shorter. With ``tokenizer.length_buckets``, L is the first of them
+    that holds every text of the global batch; a process then tokenizes the captions of the others' rows too, and needs
+    no communication.
 
     Args:
-      batch_size: rows of the global batch, over all processes.
+      batch_size: rows of the global batch, over all processes, where recordings have full length.
       seed: determines order, captions and windows.
       start_step: the first step; starting late takes no extra time.
 
@@ -130,8 +132,12 @@ class _Reader:
     ) -> list[np.ndarray]:
         """Values of the batch in the order of the contract's keys."""
         try:
-            indices = places if self.order is None else self.order.indices(streams, places)
-            return list(self._read(indices, epochs).values())
+            if self.order is None:
+                batch = self._read(places, epochs, self.prepared.num_source_samples)
+            else:
+                size = self.order.streams[int(streams[0])].num_samples  # of all rows the same
+                batch = self._read(self.order.indices(streams, places), epochs, size)
+            return list(batch.values())
         except AlmError as error:
             self.error = error
             raise
@@ -141,12 +147,12 @@ class _Reader:
         size = num_rows // self.process_count
         return slice(self.process_index * size, (self.process_index + 1) * size)
 
-    def _read(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"]) -> Batch:
+    def _read(self, indices: Int[np.ndarray, " B"], epochs: Int[np.ndarray, " B"], size: int) -> Batch:
         own = self._own(len(indices))
         text_ids, text_mask = self._read_text(indices, epochs)
         indices, epochs = indices[own], epochs[own]
         mask = indices != _PADDING
-        audio, num_samples = self._read_audio(indices, epochs)
+        audio, num_samples = self._read_audio(indices, epochs, size)
         labels = np.full(len(indices), -1, np.int32)
         labels[mask] = self.split.single_labels(indices[mask])
         batch = {
@@ -167,10 +173,9 @@ class _Reader:
         return batch
 
     def _read_audio(
-        self, indices: Int[np.ndarray, " b"], epochs: Int[np.ndarray, " b"]
+        self, indices: Int[np.ndarray, " b"], epochs: Int[np.ndarray, " b"], size: int
     ) -> tuple[Int[np.ndarray, "b S"], Int[np.ndarray, " b"]]:
-        """Reads a window of every recording, and its real length; a padding row has length 0."""
-        size = self.prepared.num_source_samples
+        """Reads a window of ``size`` samples of every recording, and its real length; a padding row has length 0."""
         audio, num_samples = _empty_pcm(len(indices), size), np.zeros(len(indices), np.int32)
         real = np.flatnonzero(indices != _PADDING)
         wanted = indices[real]
@@ -254,7 +259,7 @@ class _Reader:
 
     def _draw_texts(self, indices: Int[np.ndarray, " b"], epochs: Int[np.ndarray, " b"]) -> list[str | None]:
         """Chooses a caption of each example and K negative ones; None where there are fewer."""
-        most = self.prepared.config.num_negatives
+        most, made = self.prepared.config.num_negatives, self.prepared.config.made_captions
         texts: list[str | None] = [None] * (len(indices) * (1 + most))
         real = np.flatnonzero(indices != _PADDING)
         rows = self.split.find_rows(indices[real])
@@ -264,13 +269,21 @@ class _Reader:
             drawn = (
                 0 if self.seed is None or len(own) == 1 else example_rng(self.seed, *key).integers(len(own))
             )
-            texts[place] = own[int(drawn)]
-            if most:
-                stretch, row = rows[number]
-                wrong = stretch.index.value("negatives", row)
+            texts[place] = caption = own[int(drawn)]
+            stretch, row = rows[number]
+            wrong = list(stretch.index.value("negatives", row)) if most else []
+            if self.seed is not None and wrong:
+                wrong = [wrong[i] for i in draw_order(self.seed, *key, len(wrong))]
+            if made.templates:
+                rng, all_names = caption_rng(self.seed or 0, *key), self.prepared.class_names
+                names = [all_names[label] for label in stretch.labels(row)]
                 if self.seed is not None:
-                    wrong = [wrong[i] for i in draw_order(self.seed, *key, len(wrong))]
-                texts[place + 1 : place + 1 + len(wrong[:most])] = wrong[:most]
+                    texts[place] = make_caption(rng, caption, names, made.templates, made.fraction)
+                if made.negatives and len(wrong) < most:
+                    # Classes of its own data set: what others call theirs may be heard in it, and is not said.
+                    known = [all_names[label] for label in stretch.label_of.tolist()]
+                    wrong += make_negatives(rng, names, known, made.templates, most - len(wrong))
+            texts[place + 1 : place + 1 + len(wrong[:most])] = wrong[:most]
         return texts
 
 

@@ -24,7 +24,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,10 @@ from tokenizers import Tokenizer
 
 from alm_jax.errors import DataError, UserError
 from data_pipelines import buckets
+from data_pipelines.captions import name_all
 from data_pipelines.config import DataConfig, FilterConfig, MixtureConfig
 from data_pipelines.dataset import DatasetConfig
+from data_pipelines.durations import split_by_length
 from data_pipelines.index import Index
 from data_pipelines.manifest import (
     MANIFEST_FILE,
@@ -80,6 +82,7 @@ def prepare(
       UserError: an invalid folder, split or setting.
       DataError: metadata that cannot be read, too many recordings rejected, none usable, or a damaged folder.
     """
+    config.duration_buckets.shapes(config.window_sec, 1)  # a wrong length is found before anything is built
     datasets = _datasets(config)
     stored_hz = config.storage.sample_rate_hz or sample_rate_hz
     for dataset in datasets.values():
@@ -268,19 +271,27 @@ def _open(
             splits[full_name] = Split(full_name, (stretch,))
     join_splits(splits, config.eval_split, joined)  # a wrong name is found before anything is trained
     for stretch in join_splits(splits, config.train_split, joined).stretches:
-        splits[stretch.name] = Split(stretch.name, (_filter(stretch, config),))
+        splits[stretch.name] = Split(stretch.name, (_sort(_filter(stretch, config), config),))
     train = join_splits(splits, config.train_split, joined)
-    if config.num_negatives and not any(stretch.manifest.num_negatives for stretch in train.stretches):
+    made = config.made_captions
+    if made.templates and not any(stretch.manifest.num_labels for stretch in train.stretches):
+        raise UserError(
+            f"data.made_captions makes captions from classes, and no example of split {config.train_split!r} has one; "
+            "leave its templates out"
+        )
+    with_negatives = made.negatives or any(stretch.manifest.num_negatives for stretch in train.stretches)
+    if config.num_negatives and not with_negatives:
         raise UserError(
             f"data.num_negatives is {config.num_negatives}, and no example of split {config.train_split!r} has a "
-            "negative caption; set it to 0, or take a data set that has them, such as SyntheticCaptionsConfig"
+            "negative caption; set it to 0, take a data set that has them, such as SyntheticCaptionsConfig, or have "
+            "them made from classes by data.made_captions"
         )
     prepared = Prepared(
         config=config,
         sample_rate_hz=sample_rate_hz,
         class_names=tuple(numbers),
         num_rejected=num_rejected,
-        tokenizer=tokenizer or _make_tokenizer(config, train),
+        tokenizer=tokenizer or _make_tokenizer(config, train, tuple(numbers)),
         splits=splits,
         folders=tuple(place.folder for place in places.values()),
         joined=joined,
@@ -345,6 +356,23 @@ def _filter(stretch: Stretch, config: DataConfig) -> Stretch:
     return found
 
 
+def _sort(stretch: Stretch, config: DataConfig) -> Stretch:
+    """A training split with its recordings sorted into the buckets of the config, if it has any."""
+    shapes = config.duration_buckets.shapes(config.window_sec, 1)
+    if len(shapes) == 1:
+        return stretch
+    rate_hz = stretch.audio.sample_rate_hz
+    found = split_by_length(
+        stretch,
+        [round(seconds * rate_hz) for seconds, _ in shapes[:-1]],
+        [stretch.manifest.fingerprint, dataclasses.asdict(stretch.kept), rate_hz],
+        _root(config).folder,
+    )
+    counts = [f"{len(own):,} in {seconds:g} s" for own, (seconds, _) in zip(found, shapes, strict=True)]
+    logger.info("split %s: recordings by length: %s", stretch.name, ", ".join(counts))
+    return dataclasses.replace(stretch, by_length=found)
+
+
 def _filter_of(config: DataConfig, part: int) -> FilterConfig:
     if isinstance(config.dataset, MixtureConfig):
         return config.dataset.parts[part].filter or config.filter
@@ -385,14 +413,18 @@ def _sample_captions(split: Split, most: int) -> list[str]:
     return [caption for stretch, row in split.find_rows(rows) for caption in stretch.captions(row)]
 
 
-def _make_tokenizer(config: DataConfig, train: Split) -> Tokenizer:
-    """Loads the tokenizer, or trains it on captions and questions; a trained one is stored below ``cache_dir``."""
+def _make_tokenizer(config: DataConfig, train: Split, class_names: Sequence[str]) -> Tokenizer:
+    """Loads the tokenizer, or trains it on captions, those made of classes, and questions.
+
+    A trained one is stored below ``cache_dir``.
+    """
     if config.tokenizer.path is not None:
         return load_tokenizer(config.tokenizer.path)
     special_tokens = dict.fromkeys(
         token for prompt in config.prompts for token in TEMPLATES[prompt.template].special_tokens
     )
     asked = [text for prompt in config.prompts for text in prompt_texts(prompt)]
+    asked += [name_all(own, [name]) for own in config.made_captions.templates for name in class_names]
     rows = [[s.manifest.fingerprint, dataclasses.asdict(s.kept)] for s in train.stretches]
     settings = [config.tokenizer.kind, config.tokenizer.num_tokens, list(special_tokens), asked]
     content = json.dumps([*settings, rows, MAX_TOKENIZER_CAPTIONS, tokenizers.__version__])

@@ -40,6 +40,9 @@ class Stretch:
     """The filter; captions that it drops are not read."""
     selection: Selection | None = None
     """Rows that the filter keeps; None: all."""
+    by_length: tuple[Int[np.ndarray, " N"], ...] = ()
+    """Places of the recordings of each of `DataConfig.duration_buckets`; empty without buckets, and in splits that are
+    not trained on."""
 
     def __len__(self) -> int:
         return len(self.index) if self.selection is None else len(self.selection.rows)

@@ -63,6 +63,11 @@ def draw_question(seed: int, epoch: int, index: int, count: int) -> int:
     return 0 if count == 1 else int(example_rng(seed, epoch, index).spawn(2)[1].integers(count))
 
 
+def caption_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Generator of the captions that are made for an example, a stream of its own."""
+    return example_rng(seed, epoch, index).spawn(3)[2]
+
+
 def _hash(x: Any) -> Any:
     """SplitMix64 (Steele, Lea and Flood 2014) of uint64 tensors; arithmetic is modulo 2^64."""
     tf = load_tensorflow()

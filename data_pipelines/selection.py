@@ -7,6 +7,7 @@ at a time; where nothing can be written there, it is made for this process only.
 import atexit
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import json
 import logging
@@ -14,7 +15,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,39 +56,51 @@ def select(
       licences: names of the numbers in the column ``licence``.
       fingerprint: fingerprint of the split; with the filter it determines the file's name.
     """
-    content = json.dumps([fingerprint, dataclasses.asdict(kept)], sort_keys=True)
-    name = hashlib.sha256(content.encode()).hexdigest()[:24]
+    content = [fingerprint, dataclasses.asdict(kept)]
+    folder, name = make_once(
+        cache_dir, content, functools.partial(_write, index, kept, sample_rate_hz, licences)
+    )
+    about = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    return Selection(
+        rows=map_numbers(folder / f"{name}.rows", about["num_rows"], len(index)),
+        licences=about["licences"],
+        num_samples=about["num_samples"],
+    )
+
+
+def make_once(cache_dir: Path, content: object, write: Callable[[Path, str], None]) -> tuple[Path, str]:
+    """Returns a folder, and the start of the names of the files in it that ``content`` determines.
+
+    Where they are missing, ``write(folder, name)`` makes them, ``NAME.json`` last.
+    """
+    name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_dir / "selections"
     if not (folder / f"{name}.json").is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(index, kept, sample_rate_hz, licences, folder, name)
+            write(folder, name)
         except OSError as error:
-            logger.warning("the selection of the filter cannot be stored in %s (%s)", folder, error.strerror)
+            logger.warning("the selection of rows cannot be stored in %s (%s)", folder, error.strerror)
             folder = Path(tempfile.mkdtemp(prefix="alm_jax_selection_"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            _write(index, kept, sample_rate_hz, licences, folder, name)
-    about = json.loads((folder / f"{name}.json").read_text("utf-8"))
-    shape = (about["num_rows"],)
-    # NumPy cannot map an empty file.
-    rows = (
-        np.memmap(folder / f"{name}.rows", _dtype(len(index)), "r", shape=shape) if shape[0] else np.zeros(0)
-    )
-    return Selection(
-        rows=rows if shape[0] else rows.astype(np.int64),
-        licences=about["licences"],
-        num_samples=about["num_samples"],
-    )
+            write(folder, name)
+    return folder, name
+
+
+def map_numbers(path: Path, count: int, below: int) -> Int[np.ndarray, " N"]:
+    """Maps ``count`` numbers below ``below`` from a file of the dtype `number_type`."""
+    return np.memmap(path, number_type(below), "r", shape=(count,)) if count else np.zeros(0, np.int64)
+
+
+def number_type(below: int) -> type[np.unsignedinteger]:
+    """Returns the dtype of row numbers in files."""
+    return np.uint32 if below <= 1 << 32 else np.uint64
 
 
 def captions_within(captions: Sequence[str], kept: FilterConfig) -> list[str]:
     """Returns those of a recording's captions that ``kept`` keeps."""
     most = np.inf if kept.max_caption_words is None else kept.max_caption_words
     return [text for text in captions if kept.min_caption_words <= 1 + text.count(" ") <= most]
-
-
-def _dtype(num_rows: int) -> type[np.unsignedinteger]:
-    return np.uint32 if num_rows <= 1 << 32 else np.uint64
 
 
 def _write(
@@ -102,7 +115,7 @@ def _write(
             batch = index.batch(number)
             good = _find(batch, kept, sample_rate_hz, allowed)
             places = np.flatnonzero(good)
-            (places + start).astype(_dtype(len(index))).tofile(file)
+            (places + start).astype(number_type(len(index))).tofile(file)
             num_rows += len(places)
             num_samples += int(batch.column("num_samples").to_numpy()[places].sum())
             counts += np.bincount(batch.column("licence").to_numpy()[places], minlength=len(licences))

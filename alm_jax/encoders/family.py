@@ -76,6 +76,8 @@ class Family:
     state_mask: Callable[[Any, Array, bool], Array] | None = None
     """(config, real frames [B T], train) -> mask of the states of real audio [B N]. None where the module cannot
     compute it."""
+    any_length: bool = False
+    """Whether an audio encoder takes clips of any length up to its longest and computes no more than they have."""
     normalises_inside: bool = False
     """Whether batch norms between its layers use the statistics of the rows at hand. They are exact over a whole
     batch only, so not in micro-batches and not under ``pmap``. A norm of the features can be given the moments of the

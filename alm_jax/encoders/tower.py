@@ -71,6 +71,12 @@ def takes(config: Any, option: Option) -> bool:
     return option in family_of(config).takes
 
 
+def follows_batch(config: Any, frontend: TowerSpec, padding: Literal["heard", "masked"]) -> bool:
+    """Whether clips may be as short as the longest recording of their batch: what is left out is padding alone, which
+    the audio tower does not look at."""
+    return family_of(config).any_length and padding == "masked" and frontend.clip.pad == "zero"
+
+
 def init_audio_tower(
     config: Any, key: Array, features: Float[Array, "B *features"], output: Output = "clip"
 ) -> tuple[PyTree, int]:

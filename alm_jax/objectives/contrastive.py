@@ -59,6 +59,11 @@ class ContrastiveConfig(ObjectiveConfig):
         """Tokens of texts that the model has entries for."""
         return text_limits(self.model.text)[0]
 
+    @property
+    def follows_batch(self) -> bool:
+        """Whether a step of shorter recordings computes less."""
+        return tower.follows_batch(self.model.audio, self.model.frontend, self.model.padding)
+
     def build(self) -> Objective:
         """The objective as pure functions."""
         return build_contrastive(self)
@@ -117,7 +122,13 @@ def build_contrastive(config: ContrastiveConfig) -> Objective:
 
     def prepare(batch: dict[str, Any], key: Any, *, train: bool, axis_name: str | None = None) -> Inputs:
         clips = one_clip(
-            model.frontend, batch, padding=model.padding, train=train, key=key, augment=config.augment
+            model.frontend,
+            batch,
+            padding=model.padding,
+            train=train,
+            key=key,
+            augment=config.augment,
+            follows_batch=config.follows_batch,
         )
         moments = None
         if train:

@@ -64,6 +64,11 @@ class LanguageModelingConfig(ObjectiveConfig):
         """Tokens of texts that the model has entries for."""
         return self.model.language_model.vocab_size
 
+    @property
+    def follows_batch(self) -> bool:
+        """Whether a step of shorter recordings computes less."""
+        return tower.follows_batch(self.model.audio, self.model.frontend, self.model.padding)
+
     def build(self) -> Objective:
         """The objective as pure functions."""
         return build_language_modeling(self)
@@ -193,7 +198,13 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
     def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
         prompts = read_prompts(batch)
         clips = one_clip(
-            model.frontend, batch, padding=model.padding, train=train, key=key, augment=config.augment
+            model.frontend,
+            batch,
+            padding=model.padding,
+            train=train,
+            key=key,
+            augment=config.augment,
+            follows_batch=config.follows_batch,
         )
         moments = None
         if train:

@@ -236,6 +236,11 @@ class ObjectiveConfig(abc.ABC):
         """Tokens of texts that the model has entries for; None of a model that reads no text."""
         return None
 
+    @property
+    def follows_batch(self) -> bool:
+        """Whether a step of shorter recordings computes less: its clips are as long as the batch's recordings."""
+        return False
+
     @abc.abstractmethod
     def build(self) -> Objective:
         """The objective as pure functions. Raises UserError where the settings do not fit each other."""

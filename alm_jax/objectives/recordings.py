@@ -105,18 +105,30 @@ def one_clip(
     train: bool = False,
     key: Any = None,
     augment: WaveformAugmentConfig | None = None,
+    follows_batch: bool = False,
 ) -> Clips:
     """One clip [B ...] of each recording: in training cut by ``train_crop`` and augmented, else cut by ``eval_crop``.
 
-    What reads one clip alone takes the centre where ``eval_crop`` is "chunks".
+    What reads one clip alone takes the centre where ``eval_crop`` is "chunks". With ``follows_batch`` clips of training
+    are as short as the batch's recordings [B S] (`alm_jax.encoders.tower.follows_batch`).
     """
     if train:
+        if follows_batch:
+            frontend = _no_longer_than(frontend, batch[contract.AUDIO].shape[1])
         crop = frontend.clip.train_crop
         clips = make_clips(frontend, batch, crop=crop, padding=padding, key=key, augment=augment)
     else:
         own: str = frontend.clip.eval_crop
         clips = make_clips(frontend, batch, crop="centre" if own == "chunks" else own, padding=padding)
     return jax.tree.map(lambda x: x[:, 0], clips)
+
+
+def _no_longer_than(frontend: TowerSpec, num_samples: int) -> TowerSpec:
+    """The front-end with clips of at most ``num_samples`` samples."""
+    if num_samples >= frontend.clip_samples:
+        return frontend
+    clip = dataclasses.replace(frontend.clip, clip_sec=num_samples / frontend.sample_rate_hz)
+    return dataclasses.replace(frontend, clip=clip)
 
 
 def embed_chunks(

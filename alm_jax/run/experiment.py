@@ -124,6 +124,12 @@ def check_experiment(config: ExperimentConfig) -> None:
             f"training.batch_size is {training.batch_size}, which training.num_microbatches "
             f"{training.num_microbatches} does not divide: change one of them"
         )
+    if config.data.duration_buckets.fill and not config.objective.follows_batch:
+        raise UserError(
+            "data.duration_buckets.fill is True, which gives batches of shorter recordings more rows, and this model "
+            "computes clips of the same length for all: set it to False, or take an audio encoder of any length "
+            "(packed_vit) with padding 'masked' and frontend.clip.pad 'zero'"
+        )
 
 
 def read_experiment(value: Any) -> ExperimentConfig:

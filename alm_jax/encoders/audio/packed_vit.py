@@ -226,6 +226,7 @@ FAMILY = Family(
     example=lambda config: (jax.ShapeDtypeStruct((2, 2 * config.patch_size, config.num_mels), jnp.float32),),
     frontend=BeatsSpec(clip=ClipSpec(clip_sec=30.0, pad="zero")),
     takes=frozenset({"train", "mask"}),
+    any_length=True,
     states="tokens",
     state_mask=lambda config, mask, train: compute_state_mask(config, mask, train=train),
     source="https://arxiv.org/abs/2307.06304, https://arxiv.org/abs/2502.14786",
