@@ -73,9 +73,7 @@ def read_dataset(args: Sequence[str]) -> DatasetConfig:
     if args[0].endswith(".py"):
         dataset = read_config(args[0], args[1:], prog=f"alm data check {args[0]}").data.dataset
         if not isinstance(dataset, DatasetConfig):
-            raise UserError(
-                f"{args[0]} mixes several data sets; check each of them by its own config or path"
-            )
+            raise UserError(f"{args[0]} mixes several data sets; check each by its own config or path")
         return dataset
     path = "PATH" if args[0] in ("-h", "--help") else args[0]
     try:
@@ -94,13 +92,9 @@ def read_dataset(args: Sequence[str]) -> DatasetConfig:
 def build(args: Sequence[str]) -> None:
     """Builds a config's data set, and shows its splits, hours and captions, and where the records lie."""
     parser = Parser("data build", "Build a config's data set.")
-    parser.add_argument(
-        "--beam", help="options of an Apache Beam pipeline that builds; without it, threads do"
-    )
+    parser.add_argument("--beam", help="options of the Apache Beam pipeline that builds; default: threads")
     words = list(args)
-    if (
-        "--beam" in words[:-1]
-    ):  # argparse takes what follows for an option of its own where it has no space in it
+    if "--beam" in words[:-1]:  # argparse would take a value that begins with a dash for another option
         place = words.index("--beam")
         words[place : place + 2] = [f"--beam={words[place + 1]}"]
     own, rest = _parse_own(parser, words)
@@ -108,17 +102,11 @@ def build(args: Sequence[str]) -> None:
     console = Console(file=sys.stdout, highlight=False, markup=False)
     table = Table("split", "clips", "hours", "captions", "an example", box=None)
     for name, split in data.splits.items():
-        table.add_row(
-            name,
-            f"{len(split):,}",
-            f"{split.seconds / 3600:.3f}",
-            f"{split.num_captions:,}",
-            split.captions(0)[0],
-        )
+        counts = f"{len(split):,}", f"{split.seconds / 3600:.3f}", f"{split.num_captions:,}"
+        table.add_row(name, *counts, split.captions(0)[0])
     console.print(table)
-    console.print(
-        f"classes: {len(data.class_names)}; tokens: {data.tokenizer.get_vocab_size()}", soft_wrap=True
-    )
+    num_tokens = data.tokenizer.get_vocab_size()
+    console.print(f"classes: {len(data.class_names)}; tokens: {num_tokens}", soft_wrap=True)
     console.print(f"rejected recordings: {data.num_rejected}", soft_wrap=True)
     for folder in data.folders:
         console.print(f"records: {folder}", soft_wrap=True)
