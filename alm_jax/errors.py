@@ -44,5 +44,5 @@ def as_user_error(message: str) -> Iterator[None]:
     except (AlmError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        said = str(error) or type(error).__name__
-        raise UserError(f"{message} ({said if len(said) <= 300 else said[:297] + '...'})") from error
+        text = str(error) or type(error).__name__
+        raise UserError(f"{message} ({text if len(text) <= 300 else text[:297] + '...'})") from error

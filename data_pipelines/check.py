@@ -18,7 +18,7 @@ NUM_PROBLEMS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Heard:
+class Decoded:
     """One recording that was decoded to its end."""
 
     seconds: float
@@ -132,7 +132,7 @@ def check(
     return report
 
 
-def hear(row: SourceRow) -> Heard:
+def decode_clip(row: SourceRow) -> Decoded:
     """Decodes a clip piece by piece. Raises DataError with the reason where the clip would be left out."""
     content = row.audio.content()
     try:
@@ -144,7 +144,7 @@ def hear(row: SourceRow) -> Heard:
     asked_hz = rate_hz if MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ else 16_000
     max_sec = None if row.end_sec is None else row.end_sec - row.start_sec
     num_samples = sum(map(len, read_blocks(content, asked_hz, start_sec=row.start_sec, max_sec=max_sec)))
-    return Heard(
+    return Decoded(
         seconds=num_samples / asked_hz,
         rate_hz=rate_hz,
         num_channels=num_channels,
@@ -152,9 +152,9 @@ def hear(row: SourceRow) -> Heard:
     )
 
 
-def _try(row: SourceRow) -> Heard | DataError:
+def _try(row: SourceRow) -> Decoded | DataError:
     try:
-        return hear(row)
+        return decode_clip(row)
     except DataError as error:
         return error
 

@@ -233,7 +233,7 @@ def digest_rows(rows: Iterable[SourceRow]) -> str:
     """
     digest = hashlib.sha256()
     for row in rows:
-        said = [
+        contents = [
             row.id,
             row.start_sec,
             row.end_sec,
@@ -243,7 +243,7 @@ def digest_rows(rows: Iterable[SourceRow]) -> str:
             row.split,
             row.licence,
         ]
-        digest.update(repr([*said, row.audio.state()]).encode("utf-8", "backslashreplace"))
+        digest.update(repr([*contents, row.audio.state()]).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
 
 

@@ -236,12 +236,12 @@ def events_in(caption: str) -> frozenset[str]:
         phrase.add(word)
         if word not in heads:
             continue
-        said = [name for name in (*LEVELS, *REGISTERS) if phrase.intersection(_ADJECTIVES[name])]
+        described = [name for name in (*LEVELS, *REGISTERS) if phrase.intersection(_ADJECTIVES[name])]
         kinds = [
             kind
             for kind in KINDS
             if word in _HEADS[kind] and (kind in _OF_ITS_OWN or phrase & _MODIFIERS[kind])
         ]
-        found.add(" ".join([*said, *(kinds or ["sound"])]))
+        found.add(" ".join([*described, *(kinds or ["sound"])]))
         phrase.clear()
     return frozenset(found)

@@ -79,7 +79,7 @@ def _tokens(config: Any, batch: int, tokens: int, rng: np.random.Generator) -> t
 def _htsat_peer(config: htsat.HtsatConfig) -> tuple[Any, Callable[..., dict[str, Any]]]:
     from transformers import ClapAudioConfig, ClapAudioModel
 
-    # Front-end and text tower are of no account: a short clip of as many bands fits any variant.
+    # Front-end and text tower do not matter here: a short clip with the same bands fits any variant.
     frontend = TorchlibrosaSpec(num_mels=config.num_mels, clip=ClipSpec(clip_sec=1.0))
     towers = TwoTowersConfig(frontend=frontend, audio=config, text=bert.ROBERTA_BASE)
     clap = config_to_clap(towers, {"bos_token": 0, "eos_token": 2})["audio_config"]

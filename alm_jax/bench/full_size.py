@@ -86,7 +86,7 @@ def run_cases(
         if only and not any(part in case.name for part in only):
             continue
         known = json.loads(path.read_text()) if path.exists() else {}
-        # The folder of the configs is no part of a case.
+        # A case does not include the folder of the configs.
         command = " ".join(["alm", *case.command(Path("configs"))])
         if known.get("command") == command:
             yield f"{case.name}: kept"

@@ -183,7 +183,7 @@ def resolved_impl(case: LossCase, impl: str, num_devices: int, platform: str) ->
 def counted(case: LossCase, counts: Counts, num_devices: int) -> Row:
     """Fields of a row from the jaxpr; FLOPs and bytes are those of one device."""
     unit = case.flops_unit
-    # Where the compiler decides on the traffic, the program does not know it.
+    # The traffic is unknown where the compiler decides on it.
     stated = num_devices == 1 or counts.has_manual_collectives
     return {
         "flops": counts.flops,

@@ -34,7 +34,7 @@ def memory_of(compiled: Any) -> Memory:
         + stats.output_size_in_bytes
         - stats.alias_size_in_bytes
     )
-    # Not those of the inputs: a program may have more of them than its function (LTU-7B's step), which JAX trips over.
+    # Not those of the inputs: a program may have more of them than its function (LTU-7B's step), for which JAX raises.
     devices = next(iter(jax.tree.leaves(compiled.output_shardings))).device_set
     is_cpu = next(iter(devices)).platform == "cpu"
     return Memory(

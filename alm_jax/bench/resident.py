@@ -43,7 +43,7 @@ def growth_of(target: str, **arguments: Any) -> int:
 def measure(run: Any) -> int:
     """Like ``growth_of``, for a function in this process: exact only where little else was freed before."""
     gc.collect()
-    # Freed memory that the C library keeps would be taken again without a trace.
+    # Freed memory that the C library keeps would be reused without being counted.
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR.write_text(RESET_PEAK)
     before = _resident("VmRSS")

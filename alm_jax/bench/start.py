@@ -18,7 +18,7 @@ def prepare_jax(topology: str | None, num_devices: int, *, with_peers: bool) -> 
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_platforms", "cpu")
     if with_peers:
-        # Two libraries share the card's memory.
+        # JAX and PyTorch share the card's memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if num_devices > 1:
         # Simulated ones, where there are no others.

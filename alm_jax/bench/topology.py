@@ -39,7 +39,7 @@ ACCELERATORS = {
 TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    # libtpu refuses to be in two processes, since only one could hold the chips; there are none to hold.
+    # libtpu refuses to run in two processes, since only one could hold the chips; here there are none.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",

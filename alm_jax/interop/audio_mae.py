@@ -144,7 +144,7 @@ PRETRAINED = Format(
     infer_config=infer_masked_autoencoder,
     archive_entry=("model",),
     signature="decoder_pred.weight",
-    # What Swin blocks derive from their sizes.
+    # Buffers that Swin blocks derive from their sizes.
     ignored=(r"decoder_blocks\.\d+\.(attn_mask|attn\.relative_coordinates_log)",),
 )
 FINE_TUNED = Format(

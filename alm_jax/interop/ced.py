@@ -24,7 +24,7 @@ _COUNTER = "init_bn.1.num_batches_tracked"
 def _entries(config: CedConfig) -> Iterator[Entry]:
     width, size, root = config.width, config.patch_size, ("params",)
     bands, columns = config.grid
-    # Between two layers that only move axes.
+    # The norm is between two layers that only move axes.
     yield from norm("init_bn.1", (*root, "feature_norm"), config.num_mels)
     stats: Path = ("batch_stats", "feature_norm")
     yield Entry("init_bn.1.running_mean", (*stats, "mean"), (config.num_mels,))

@@ -35,7 +35,7 @@ from alm_jax.types import PyTree
 
 TOWER = "audio_model.audio_encoder"
 _FUSION = f"{TOWER}.patch_embed.fusion_model"
-# Of each path's layers in their torch.nn.Sequential, which in the global one begins with the mean.
+# Index of each path's layers in their torch.nn.Sequential; the global one begins with the mean.
 _FUSION_LAYERS = (("local_att", "local", 0), ("global_att", "global", 1))
 
 

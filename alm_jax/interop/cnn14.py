@@ -71,7 +71,7 @@ CNN14_ARCHIVE = Format(
     infer_config=infer_cnn14_config,
     archive_entry=("model",),
     signature="conv_block1.conv1.weight",
-    # The front-end, which is no part of the encoder.
+    # The front-end, which is not part of the encoder.
     ignored=(r"spectrogram_extractor\.stft\.conv_(real|imag)\.weight", r"logmel_extractor\.melW"),
 )
 FORMATS = (CNN14_ARCHIVE,)

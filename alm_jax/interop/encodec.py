@@ -235,7 +235,7 @@ def _build(config: EncodecConfig) -> Any:
 
 
 def _waveforms(config: EncodecConfig, real: RealInputs) -> dict[str, np.ndarray]:
-    # Not a whole number of hops.
+    # Deliberately not a whole number of hops.
     seconds = 50.5 * config.hop_samples / config.sample_rate_hz
     return {"waveforms": real.waveforms(config.sample_rate_hz, seconds)}
 
@@ -261,7 +261,7 @@ PARITY = (
         "embed",
         lambda module, given: module.encoder(given["waveforms"][:, None]).mT,
     ),
-    # Through the codes: another one than theirs would be heard.
+    # Through the codes: a wrong code would change the waveform.
     _parity(
         "encodec waveforms, nano",
         "__call__",

@@ -130,7 +130,7 @@ GPT2_HUB = dataclasses.replace(
     GPT2_MODEL,
     name="gpt2-hub",
     architectures=("GPT2LMHeadModel",),
-    # The triangle of who sees whom, stored once a layer.
+    # The causal mask, stored once a layer.
     ignored=(r"h\.\d+\.attn\.bias",),
 )
 """Layout of openai-community/gpt2, -medium, -large and -xl on the Hub, written by an old version of the class."""

@@ -132,7 +132,7 @@ MS_CLAP_2023 = dataclasses.replace(
     signature=f"{_HTSAT}.bn0.weight",
     ignored=(
         *ignored_of_htsat(_HTSAT),
-        # The triangle of who sees whom, and the number that stood for no one.
+        # The causal mask, and the number that marked masked positions.
         r"caption_encoder\.base\.h\.\d+\.attn\.(masked_)?bias",
     ),
 )
@@ -148,7 +148,7 @@ _NANO_2022 = TwoTowersConfig(
     projection="residual",
 )
 _NANO_2023 = TwoTowersConfig(
-    # As long as the nano HTSAT hears.
+    # As long as the nano HTSAT's longest input.
     frontend=dataclasses.replace(FRONTENDS["2023"], clip=ClipSpec(clip_sec=1.8)),
     audio=htsat.NANO,
     text=dataclasses.replace(gpt2.NANO, compat=True),

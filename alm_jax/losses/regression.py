@@ -46,7 +46,7 @@ def cosine_distance(
     """
     mask = jnp.ones(prediction.shape[:2], bool) if mask is None else mask
     real = mask[..., None]
-    # What does not count is a direction that has a gradient.
+    # Vectors that do not count are replaced by a direction with a finite gradient.
     prediction = jnp.where(real, prediction, 1).astype(jnp.float32)
     target = jnp.where(real, target, 1).astype(jnp.float32)
     product = jnp.sum(prediction * target, axis=-1)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from alm_jax.nn.parameter import declare, ones, zeros
 
-# torch.nn.GroupNorm's, which the released code keeps.
+# Default of torch.nn.GroupNorm, used by the released code.
 _EPSILON = 1e-5
 
 

@@ -46,7 +46,7 @@ class GatedRelativeAttention(nn.Module):
         head_dim = width // self.num_heads
 
         def init_qkv(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-            # Xavier's N(0, 2 / (inputs + outputs)) for each of the three, of which the value has the gain.
+            # Xavier's N(0, 2 / (inputs + outputs)) for each of the three; only the value has the gain.
             kernel = jax.random.normal(key, (shape[0], 3, width), dtype) * (2.0 / (shape[0] + width)) ** 0.5
             return (kernel * jnp.asarray([1.0, 1.0, self.gain], dtype)[None, :, None]).reshape(shape)
 

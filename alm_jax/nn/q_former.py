@@ -77,8 +77,8 @@ class QFormerBlock(nn.Module):
                     query_init=init,
                     name="cross_attention",
                 )
-                heard = cross(queries, key, value, audio_mask, make_key())
-                queries = add(queries, heard, "cross_attention_norm")
+                attended = cross(queries, key, value, audio_mask, make_key())
+                queries = add(queries, attended, "cross_attention_norm")
             parts.append(feed(queries, "query_mlp"))
         if text.shape[1]:
             parts.append(feed(text, "mlp"))

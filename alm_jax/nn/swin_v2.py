@@ -80,7 +80,7 @@ class CosineWindowAttention(nn.Module):
         return Dense((width,), axes_out, self.dtype, kernel_init=self.kernel_init, name="out")(attended)
 
     def _compute_bias(self, num_tokens: int) -> Float[Array, "H tokens tokens"]:
-        # As wide as the norms: a bias of bfloat16 would blur what the scores say.
+        # As wide as the norms: a bfloat16 bias would make the scores imprecise.
         dtype = jnp.promote_types(self.dtype, jnp.float32)
 
         def project(name: str, size: int, axes: tuple[str, str]) -> Dense:

@@ -11,7 +11,7 @@ from alm_jax.nn.norm import LayerNorm
 from alm_jax.nn.parameter import truncated_normal
 from alm_jax.ops.attention import attend
 
-# torch.nn.LayerNorm's, which the released code keeps.
+# Default of torch.nn.LayerNorm, used by the released code.
 LAYER_NORM_EPS = 1e-5
 
 
@@ -115,9 +115,9 @@ class WhisperDecoderBlock(nn.Module):
 
         cross = WhisperAttention(self.num_heads, width, self.dtype, init, name="cross_attention")
         y = LayerNorm(self.dtype, LAYER_NORM_EPS, name="cross_attention_norm")(x)
-        heard = audio if isinstance(audio, tuple) else cross.read(audio)
-        x = x + cross(y, *heard, mask=None if audio_mask is None else audio_mask[:, None, None, :])
+        key_value = audio if isinstance(audio, tuple) else cross.read(audio)
+        x = x + cross(y, *key_value, mask=None if audio_mask is None else audio_mask[:, None, None, :])
 
         y = LayerNorm(self.dtype, LAYER_NORM_EPS, name="mlp_norm")(x)
         x = x + Mlp(self.mlp_dim, self.dtype, init, name="mlp")(y)
-        return (x, cache), None if cache is None else heard
+        return (x, cache), None if cache is None else key_value

@@ -101,7 +101,7 @@ def build_sequences(
     num_prompt = spoken.prompt_ids.shape[1]
     packed = num_rows // num_together
 
-    # --- units that find room
+    # --- units that fit
     counts = jnp.sum(keep, axis=1, dtype=jnp.int32).reshape(packed, num_together)
     allowed = cut_to_budget(counts, unit_budget(length, num_together, num_text, num_prompt)).reshape(-1)
     keep &= jnp.cumsum(keep, axis=1) <= allowed[:, None]

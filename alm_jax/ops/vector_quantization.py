@@ -86,7 +86,7 @@ def update_codebook(
     weight = mask.astype(jnp.float32)[:, None, None]
     chosen = _one_hot(nearest_codes(latents, codebook.vectors), num_codes) * weight
     counts = jnp.sum(chosen, axis=(0, 1))
-    # A product, since the order in which a GPU adds up a scatter is chance.
+    # A product, since the order of additions in a GPU's scatter is random.
     sums = lax.dot_general(chosen, latents, (((0, 1), (0, 1)), ((), ())), precision=lax.Precision.HIGHEST)
     total = jnp.sum(counts)
     taken = (counts > 0)[:, None]
@@ -96,13 +96,13 @@ def update_codebook(
 
     rows, tokens, width = latents.shape
     is_real = jnp.repeat(mask, tokens)
-    # Real vectors first, in an order of chance; each is drawn once before one is drawn twice.
+    # Real vectors first, in random order; each is used once before any is used twice.
     order = jnp.argsort(jnp.where(is_real, jax.random.uniform(key, (rows * tokens,)), 2.0))
     drawn = order[jnp.arange(num_codes) % jnp.maximum(jnp.sum(is_real), 1)]
     is_dead = (usage < revive_below) | (codebook.usage == 0)
     vectors = jnp.where(is_dead[:, None], latents.reshape(-1, width)[drawn], vectors)
     usage = jnp.where(is_dead, 1.0, usage)
-    # A batch of padding alone says nothing.
+    # A batch of padding only changes nothing.
     return jax.tree.map(lambda new, old: jnp.where(total > 0, new, old), Codebook(vectors, usage), codebook)
 
 

@@ -46,7 +46,7 @@ def loss_and_gradients(
             jax.random.fold_in(key_prepare, index),
             jax.random.fold_in(key_encode, index),
         )
-    # Objectives whose rows have nothing to do with each other need not know of other devices.
+    # Objectives with independent rows need no knowledge of other devices.
     across = {"axis_name": axis_name} if axis_name is not None and objective.pmap == "batch" else {}
     inputs = objective.prepare(batch, key_prepare, train=True, **across)
 

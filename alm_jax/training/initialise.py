@@ -105,7 +105,7 @@ def _fits(given: tuple[int, ...], wanted: tuple[int, ...], *, is_extended: bool)
 def _place(value: Any, leaf: Any) -> jax.Array:
     value = np.asarray(value).astype(leaf.dtype)
     if value.shape != leaf.shape:
-        # What is longer here keeps what was drawn after the source's entries.
+        # Entries beyond the source's keep their initial values.
         whole = np.array(sharding.fetch(leaf))
         whole[tuple(slice(size) for size in value.shape)] = value
         value = whole

@@ -189,7 +189,7 @@ def find_targets(objective: Objective, config: LoraConfig) -> list[_Target]:
                 f"lora.targets finds {'/'.join(path)} {list(shape)}, which is no kernel of a linear layer; let the "
                 "expressions end in kernel$, and name layers that are linear"
             )
-        # Of the layers there are, only the one after attention contracts two axes.
+        # Only the layer after attention contracts two axes.
         num_inputs = 2 if own[:2] == ("heads", "head_dim") else 1
         targets.append(_Target(path, shape, names, num_stacked, num_inputs))
     return targets

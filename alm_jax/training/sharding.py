@@ -22,7 +22,7 @@ from alm_jax.types import PyTree
 PARAMETER_RULES: dict[str, str | None] = {
     # The width of the residual stream is what every large array has: cutting it is FSDP.
     "embed": "fsdp",
-    # Of convolutions, what the width is of transformers.
+    # Channels of convolutions: the counterpart of a transformer's width.
     "channels": "fsdp",
     "channels_in": "tensor",
     # The inner dimensions are cut Megatron's way, so that one all-reduce a layer suffices.

@@ -27,7 +27,7 @@ from alm_jax.ops.frontends import AstSpec, published_clip
 from alm_jax.ops.positions import sincos_grid
 from alm_jax.ops.window_mask import window_mask
 
-# torch.nn.LayerNorm's, which the released code keeps.
+# Default of torch.nn.LayerNorm, used by the released code.
 _LAYER_NORM_EPS = 1e-5
 # The norm that follows removes the scale; only epsilon relative to the variance matters.
 _DIVISOR = 50.0

@@ -27,7 +27,7 @@ from alm_jax.nn.parameter import KERNEL_INITS
 from alm_jax.nn.rematerialise import Remat, rematerialise
 from alm_jax.nn.transformer import PostNormBlock
 
-# torch.nn.LayerNorm's, which the released code keeps.
+# Default of torch.nn.LayerNorm, used by the released code.
 LAYER_NORM_EPS = 1e-5
 # fairseq counts positions from pad_id + 1, whatever is padded; the rows before it are never looked up.
 POSITION_OFFSET = 2

@@ -217,7 +217,7 @@ def _spread(
     if axis_name is not None:
         num_shards = lax.axis_size(axis_name)
         plan = pick_plan(
-            # A device sees but its own rows: there the plain form is the one that gathers.
+            # A device sees only its own rows, so the plain form is the one that gathers.
             "onesided" if impl == "reference" else impl,
             batch_size=num_rows * num_shards,
             num_shards=num_shards,

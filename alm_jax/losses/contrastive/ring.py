@@ -76,7 +76,7 @@ def sweep(
 
         carry = (row_sums, in_hand, col_sums)
         (row_sums, _, col_sums), _ = lax.scan(step, carry, length=num_devices - 1)
-        # Their sums have got as far as the device before; the last hop brings them home.
+        # Their sums are on the previous device; the last hop returns them.
         col_sums = rotate(col_sums)
         if half < size:
             row_sums, second_sums = visit_part(row_sums, second)

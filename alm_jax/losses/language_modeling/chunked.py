@@ -74,7 +74,7 @@ def forward(
     seen = vary(Statistics.empty(rows.capacity, rows.size), inputs)
     seen = over_vocabulary(lax.fori_loop(0, rows.num_blocks, visit_rows, seen), plan.vocab_axis_name)
     losses = token_losses(plan, seen, full_vocab_size(plan, words.num_words))
-    # Blocks that no token was left for hold no statistics either.
+    # Blocks without a token have no statistics.
     used = jax.vmap(rows.in_use)(jnp.arange(rows.capacity))
     lse = jnp.where(used, seen.lse(), 0)
     return jnp.sum(jnp.where(used, losses, 0)), (*inputs, lse)
