@@ -1,7 +1,8 @@
-"""Rows of a data set while it is looked at, in a database on disk: nothing in memory grows with their number.
+"""Rows of a data set in a temporary database on disk, so that memory does not grow with their number.
 
-The database is SQLite's, in a temporary file that is gone when its rows are, and holds at most `CACHE_BYTES` in memory.
-Rows are added one by one, those of one recording joined; then each gets a name and a split by what all of them say.
+The database is SQLite's, in a temporary file that is deleted with its rows, and keeps at most `CACHE_BYTES` in
+memory. Rows are added one by one, and those of one recording are joined. Then each row gets a name and a split that
+depend on all rows.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import overload
 from data_pipelines.source import SourceRow
 
 CACHE_BYTES = 32 << 20
-"""Memory of the database."""
+"""Memory of the database, bytes."""
 
 
 class RowStore(Sequence[SourceRow]):
@@ -32,26 +33,27 @@ class RowStore(Sequence[SourceRow]):
         self._num_rows = 0
 
     def add(self, row: SourceRow, names: Sequence[str]) -> None:
-        """Adds one row; ``names`` are what it may be called where it has no id."""
+        """Adds one row; ``names`` are the candidates for its id where it has none."""
         values = (self._num_rows, _key(row), row.id, row.split, pickle.dumps(list(names)), pickle.dumps(row))
         self._db.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", values)
         self._num_rows += 1
 
     def find_same(self, row: SourceRow) -> tuple[int, SourceRow] | None:
-        """The row without an id that is the same stretch of the same recording, with its number; None."""
+        """Returns the row without an id that is the same stretch of the same recording, with its number; None where
+        there is none."""
         found = self._db.execute("SELECT number, row FROM rows WHERE key = ?", (_key(row),)).fetchone()
         return found and (found[0], pickle.loads(found[1]))
 
     def replace(self, number: int, row: SourceRow) -> None:
-        """Puts a row in the place of another."""
+        """Replaces a row."""
         self._db.execute("UPDATE rows SET row = ? WHERE number = ?", (pickle.dumps(row), number))
 
     def name_rows(self, choice: int) -> None:
-        """Makes the name of this number of each row's names its id."""
+        """Sets each row's id to its name of this number."""
         self._db.execute("UPDATE rows SET id = name_of(names, ?)", (choice,))
 
     def repeated_id(self) -> tuple[str, SourceRow, SourceRow] | None:
-        """An id that several rows have, and the first two of these; None where all are different."""
+        """Returns an id that several rows have, and the first two of them; None where all ids differ."""
         self._db.execute("CREATE INDEX IF NOT EXISTS by_id ON rows (id)")
         query = "SELECT id FROM rows GROUP BY id HAVING count(*) > 1 ORDER BY min(number) LIMIT 1"
         found = self._db.execute(query).fetchone()
@@ -62,22 +64,22 @@ class RowStore(Sequence[SourceRow]):
         return found[0], first, second
 
     def without_split(self) -> tuple[int, str]:
-        """How many rows name no split, and the id of the first of them."""
+        """Returns how many rows name no split, and the id of the first of them."""
         (count,) = self._db.execute("SELECT count(*) FROM rows WHERE split = ''").fetchone()
         first = self._db.execute("SELECT id FROM rows WHERE split = '' ORDER BY number LIMIT 1").fetchone()
         return count, first[0] if first else ""
 
     def split_by_hash(self, test_fraction: float) -> None:
-        """``test`` and ``train`` by the place of a row's id (`place_of`); each has at least one row."""
+        """Assigns ``test`` and ``train`` by `place_of` a row's id; each split gets at least one row."""
         least, most = self._db.execute("SELECT min(place_of(id)), max(place_of(id)) FROM rows").fetchone()
-        # Where a few clips would all be of one split, the one at the end is of the other.
+        # Where few clips would all be in one split, the last clip is moved to the other.
         self._db.execute(
             "UPDATE rows SET split = iif(place_of(id) < ? OR place_of(id) = ?, 'test', 'train')",
             (min(test_fraction, most), least),
         )
 
     def count_splits(self) -> Mapping[str, int]:
-        """Rows of each split."""
+        """Number of rows of each split."""
         return dict(self._db.execute("SELECT split, count(*) FROM rows GROUP BY split ORDER BY split"))
 
     def __len__(self) -> int:
@@ -102,12 +104,13 @@ class RowStore(Sequence[SourceRow]):
 
 
 def place_of(name: str) -> float:
-    """A place in [0, 1) that a name decides, the same everywhere: the first 64 bits of its SHA-256."""
+    """Maps a name to a number in [0, 1), the same on every machine: the first 64 bits of its SHA-256."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
 def _key(row: SourceRow) -> bytes | None:
-    """What rows of the same stretch of the same recording share, if they have no id; None of one that has."""
+    """Returns the key shared by rows of the same stretch of the same recording without an id; None for a row with an
+    id."""
     if row.id:
         return None
     stretch = repr((row.audio, row.start_sec, row.end_sec)).encode("utf-8", "backslashreplace")

@@ -1,7 +1,7 @@
-"""The special tokens that a tokenizer's folder names beside its tokenizer.json, taken in as `transformers` does.
+"""Adds the special tokens that a tokenizer's folder names beside its tokenizer.json, as `transformers` does.
 
-A tokenizer.json lists the tokens that are found whole in a text. transformers reads more of them from the files beside
-it, and a text in which such a token is written literally gets that token's id.
+A tokenizer.json lists the tokens that are kept whole in a text. transformers reads further special tokens from the
+files beside it, and a literal occurrence of such a token in a text gets that token's id.
 """
 
 import json
@@ -19,16 +19,16 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def add_special_tokens(tokenizer: Tokenizer, folder: Path) -> None:
-    """Adds the tokens that the files beside a tokenizer.json name and it lacks, in the order of transformers.
+    """Adds the tokens that the files beside a tokenizer.json name and that it lacks, in the order of transformers.
 
-    Where ``split_special_tokens`` is true, special tokens in a text are letters like any others. A padding token that
-    is named is the tokenizer's, unless tokenizer.json has one. Without such files nothing changes.
+    Where ``split_special_tokens`` is true, special tokens in a text are treated as ordinary letters. A padding token
+    that the files name is used unless tokenizer.json has its own. Without such files nothing changes.
 
     Args:
-        tokenizer: what the tokenizer.json of ``folder`` holds; it is changed.
+        tokenizer: the tokenizer of ``folder``'s tokenizer.json; it is changed in place.
 
     Raises:
-        UserError: one of the files is not what transformers writes, or a token is not one that can be added.
+        UserError: one of the files is not in transformers' format, or a token cannot be added.
     """
     config = _read(folder / _CONFIG)
     is_split = config.get("split_special_tokens", False)
@@ -70,9 +70,9 @@ def add_special_tokens(tokenizer: Tokenizer, folder: Path) -> None:
 def _named(
     config: Mapping[str, Any], folder: Path, former: Mapping[str, Any] = {}
 ) -> Iterator[tuple[str, AddedToken]]:
-    """The tokens that a config names, by their role: the common roles, those of the model, those without one.
+    """Returns the tokens that a config names, by role: the common roles, those of the model, those without a role.
 
-    What ``former`` names, the fields of special_tokens_map.json, comes before what ``config`` does.
+    Tokens of ``former``, the fields of special_tokens_map.json, take precedence over those of ``config``.
     """
     fields = {**config, **former}
 
@@ -97,7 +97,7 @@ def _named(
 
 
 def _token(value: Any, what: str) -> AddedToken:
-    """A special token as a text, or as an object with its flags."""
+    """Reads a special token, a text or an object with its flags."""
     if isinstance(value, str):
         return AddedToken(value, special=True)
     content = value.get("content") if isinstance(value, Mapping) else None
@@ -112,7 +112,7 @@ def _token(value: Any, what: str) -> AddedToken:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The object of a JSON file, empty where there is none."""
+    """Reads the object of a JSON file; empty where the file does not exist."""
     if not path.is_file():
         return {}
     try:

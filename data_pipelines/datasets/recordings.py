@@ -108,7 +108,8 @@ class RecordingsConfig(DatasetConfig):
         )
 
     def _read_clip(self, part: Part, row: Row, columns: ColumnsConfig) -> tuple[SourceRow, tuple[str, ...]]:
-        """The clip of a row, with the id and the split that it names, or '', and what it may be called."""
+        """Returns the clip of a row, with the id and the split that it names ('' for none), and candidates for its
+        name."""
         audio, name, source = self._find_audio(part, row, columns.audio)
         captions = tuple(text for column in columns.captions for text in read_texts(row, column))
         labels = read_texts(row, columns.labels, self.label_separator) if columns.labels else []
@@ -170,7 +171,7 @@ class RecordingsConfig(DatasetConfig):
         return path if self.root or path.is_dir() else path.parent
 
     def _make_splits(self, rows: RowStore) -> str:
-        """Gives every clip a split, and says how it was found."""
+        """Gives every clip a split; returns how the splits were found."""
         missing, first = rows.without_split()
         if not missing:
             return "as the data set says"
@@ -198,19 +199,20 @@ _SCHEMES = (
     "paths, since file names come again",
     "places, since paths come again",
 )
-"""Ways to name clips without an id; the first that gives every clip a different name is used."""
+"""Schemes that name clips without an id; the first that gives every clip a different name is used."""
 
 
 def _names(clip: SourceRow, name: str) -> tuple[str, ...]:
     """Returns the name of a clip by each of `_SCHEMES`; ``name`` is that of its recording in its tar or folder."""
     path, place = PurePosixPath(name), PurePosixPath(clip.source)
     names = path.stem, str(path.with_name(path.stem)), str(place.with_name(place.stem))
-    # A file's name may have bytes that are no text.
+    # The name of a file may have bytes that are not text.
     return tuple(_at(own, clip).encode("utf-8", "replace").decode() for own in names)
 
 
 def _add(rows: RowStore, clip: SourceRow, names: tuple[str, ...]) -> None:
-    """Adds a clip, or its captions to the clip of the same stretch of the same recording, if neither has an id."""
+    """Adds a clip, or adds its captions to the clip of the same stretch of the same recording, if neither has an
+    id."""
     found = None if clip.id else rows.find_same(clip)
     if found is None:
         rows.add(clip, names)
@@ -226,7 +228,7 @@ def _add(rows: RowStore, clip: SourceRow, names: tuple[str, ...]) -> None:
 
 
 def _make_ids(rows: RowStore, *, has_column: bool) -> str:
-    """Gives every clip a name, all different, and says how it was found."""
+    """Gives every clip a different name; returns how the names were found."""
     for choice, said in enumerate(("as the column says",) if has_column else _SCHEMES):
         if not has_column:
             rows.name_rows(choice)
