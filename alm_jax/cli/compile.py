@@ -1,4 +1,4 @@
-"""``alm compile CONFIG --topology v5e:16x16``: what a training takes of each chip of a slice that is not here."""
+"""``alm compile CONFIG --topology v5e:16x16``: estimate the memory and time of a training on absent devices."""
 
 import json
 import sys
@@ -21,22 +21,26 @@ WIDTH = 120
 def run(args: Sequence[str]) -> None:
     """The command."""
     parser = Parser(
-        "compile", "Lay a training out on devices that are not here, and compile its step for them."
+        "compile", "Lay out a training on devices that are not here, and compile its step for them."
     )
     parser.add_argument("config", help="a file with get_config(), such as configs/demo.py")
-    parser.add_argument("--topology", required=True, help="v5e:16x16, v5p:4x4x4, h100:8, ...")
+    parser.add_argument(
+        "--topology", required=True, help="devices to compile for: v5e:16x16, v5p:4x4x4, h100:8, ..."
+    )
     parser.add_argument(
         "--no-compile",
         action="store_true",
-        help="shapes and shardings alone: seconds, and no compiler needed",
+        help="only count memory from shapes and shardings: takes seconds and needs no compiler",
+    )
+    parser.add_argument("--by-module", action="store_true", help="also list cycles and bytes by module")
+    parser.add_argument(
+        "--search-batch",
+        action="store_true",
+        help="compile several batch sizes to find the largest that fits",
     )
     parser.add_argument(
-        "--by-module", action="store_true", help="also list cycles and bytes by the model's own names"
+        "--json", help="also write the result as one JSON object to this file; -: print only the JSON"
     )
-    parser.add_argument(
-        "--search-batch", action="store_true", help="compile several batches, and find the largest that fits"
-    )
-    parser.add_argument("--json", help="also write it as one JSON object to this file, or to stdout with -")
     parser.epilog = "Fields of the config are options, as in `alm pretrain CONFIG --help`."
     own, overrides = parser.parse_known_args(args)
     if own.no_compile and (own.by_module or own.search_batch):

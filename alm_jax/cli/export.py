@@ -1,4 +1,4 @@
-"""``alm export SRC --format transformers --out DIR``: a trained or imported model as a folder that others load."""
+"""``alm export SRC --format transformers --out DIR``: write a trained or imported model for other libraries."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +18,16 @@ def run(args: Sequence[str]) -> None:
         "--format",
         choices=["transformers", "stablehlo"],
         default="transformers",
-        help="who is to load it (default: transformers)",
+        help="format to write (default: transformers)",
     )
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument(
-        "--licence", default="other", help="of a run's weights, for the model card (default: other)"
+        "--licence", default="other", help="licence of a run's weights, for the model card (default: other)"
     )
     parser.add_argument(
         "--part",
         default="",
-        help="of a run: the part of its model that is written, as encoder, audio, text or language_model",
+        help="write only this part of a run's model: encoder, audio, text or language_model",
     )
     own = parser.parse_args(args)
     written = export(own.source, own.out, format=own.format, part=own.part, licence=own.licence)

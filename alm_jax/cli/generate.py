@@ -1,4 +1,4 @@
-"""``alm generate CHECKPOINT --audio FILE ... --prompt TEXT``: what a trained model writes about recordings."""
+"""``alm generate CHECKPOINT --audio FILE ... --prompt TEXT``: write text about recordings with a trained model."""
 
 import dataclasses
 import json
@@ -15,19 +15,27 @@ def run(args: Sequence[str]) -> None:
     parser = Parser("generate", "Write text about recordings with a trained model.")
     parser.add_argument(
         "checkpoint",
-        help="a run folder of two heads (RUN@STEP for one of its steps), or an imported Qwen2-Audio",
+        help="the run folder of a model with a language model (RUN@STEP for one step), or an imported Qwen2-Audio",
     )
-    parser.add_argument("--audio", type=Path, nargs="+", required=True, help="recordings; one answer each")
-    parser.add_argument("--prompt", help="the question; by default the first that the run's config asks")
-    parser.add_argument("--beams", type=int, help="beam search with so many texts open, not greedy decoding")
-    parser.add_argument("--temperature", type=float, help="draw tokens, with logits divided by this")
-    parser.add_argument("--top-k", type=int, help="draw from so many of the likeliest tokens")
-    parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens of this probability")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     parser.add_argument(
-        "--max-new-tokens", type=int, help="tokens of the longest answer; by default as in the run's training"
+        "--audio", type=Path, nargs="+", required=True, help="recordings; each gets one answer"
     )
-    parser.add_argument("--json", help="write the answers as a JSON list to this file, or - for stdout")
+    parser.add_argument("--prompt", help="the question (default: the first question of the run's config)")
+    parser.add_argument(
+        "--beams", type=int, help="use beam search with this many beams instead of greedy decoding"
+    )
+    parser.add_argument("--temperature", type=float, help="sample tokens, with logits divided by this")
+    parser.add_argument("--top-k", type=int, help="sample from this many of the most likely tokens")
+    parser.add_argument(
+        "--top-p", type=float, help="sample from the most likely tokens with this total probability"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="maximum tokens of an answer (default: as in the run's training)"
+    )
+    parser.add_argument(
+        "--json", help="also write the answers as a JSON list to this file; -: print only the list"
+    )
     own = parser.parse_args(args)
     if own.max_new_tokens is not None and own.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is {own.max_new_tokens}; it must be at least 1")

@@ -22,10 +22,10 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="of every float array (default: what the file has)",
+        help="dtype of every float array (default: as in the file)",
     )
     parser.add_argument(
-        "--format", help=f"what it is stored as, where it does not say itself: {', '.join(FORMATS)}"
+        "--format", help=f"format of the source, where it cannot be detected: {', '.join(FORMATS)}"
     )
     own = parser.parse_args(args)
     layout = None if own.format is None else format_named(own.format)

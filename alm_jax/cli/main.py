@@ -18,22 +18,30 @@ from alm_jax.errors import AlmError
 from alm_jax.version import __version__
 
 COMMANDS = {
-    "pretrain": "train a model from a config; continues where the run folder left off",
-    "evaluate": "a trained model on a split: retrieval and zero-shot, or a linear probe",
+    "pretrain": "train a model from a config, or continue the run of a folder",
+    "evaluate": "measure a trained model: retrieval, zero-shot, linear probe, ...",
     "report": "draw the report of a run, finished or stopped",
-    "embed": "the embeddings of recordings by two towers, into one file",
-    "classify": "which of some labels each recording is, by two towers",
-    "generate": "what a trained model writes of recordings",
-    "import": "read published weights as a model of the zoo",
+    "embed": "write the embeddings of recordings to one file",
+    "classify": "choose among given labels for each recording",
+    "generate": "write text about recordings",
+    "import": "read published weights as a model of this project",
     "export": "write a trained or imported model for transformers, or as StableHLO",
-    "zoo": "every encoder and language model there is, and how far each is from its oracle",
-    "bench": "speed and memory of losses, encoders, training steps and the input, beside their peers",
-    "compile": "what a config's training takes of a slice of accelerators that is not here",
+    "zoo": "list every encoder and language model, or compare each with its reference",
+    "bench": "measure speed and memory of losses, encoders, training steps and input",
+    "compile": "estimate memory and time of a config on accelerators that are not here",
     "data": "check, build, show and list data sets",
 }
 
+GROUPS = {
+    "train": ("data", "pretrain"),
+    "measure": ("evaluate", "report", "bench", "compile"),
+    "use": ("embed", "classify", "generate"),
+    "exchange models": ("zoo", "import", "export"),
+}
+"""Headings of ``alm --help`` and their commands; a command without a heading is listed at the end."""
+
 MODULES = {"import": "import_"}
-"""Where a command's name is a word of Python."""
+"""Modules of commands whose name is a keyword of Python."""
 
 EXTRAS = {
     "tensorflow": "data",
@@ -44,13 +52,13 @@ EXTRAS = {
     "transformers": "torch",
     "sklearn": "eval",
 }
-"""Packages that a command may need, and the extra that brings each."""
+"""Extras that install the packages that a command may need."""
 
 USAGE = """usage: alm COMMAND ...
 
 {commands}
 
-  alm COMMAND --help says more of each; alm --version prints the version.
+`alm COMMAND --help` describes a command and its options. `alm --version` prints the version.
 
 exit codes: 0 done, 2 a mistake in the command or config, 3 unusable data, 75 stopped by request and saved
 (the same command continues)."""
@@ -87,7 +95,14 @@ def start_with_huge_pages() -> None:
 
 def usage() -> str:
     """The text of ``alm --help``."""
-    return USAGE.format(commands="\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items()))
+    grouped = {name for names in GROUPS.values() for name in names}
+    groups = GROUPS | {"other": tuple(name for name in COMMANDS if name not in grouped)}
+    sections = (
+        "\n".join([f"{title}:", *(f"  {name:10} {COMMANDS[name]}" for name in names)])
+        for title, names in groups.items()
+        if names
+    )
+    return USAGE.format(commands="\n\n".join(sections))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

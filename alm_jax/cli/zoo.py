@@ -1,4 +1,4 @@
-"""``alm zoo``: every model there is; ``alm zoo --parity``: how far each is from its oracle."""
+"""``alm zoo``: list every model; ``alm zoo --parity``: compare each with its reference implementation."""
 
 import json
 import os
@@ -17,8 +17,12 @@ from alm_jax.interop.catalogue_table import compare_all, list_zoo, versions, wri
 
 def run(args: Sequence[str]) -> None:
     """The command."""
-    parser = Parser("zoo", "List every encoder and language model, or compare each with its oracle.")
-    parser.add_argument("--parity", action="store_true", help="compare each with its oracle ([torch] extra)")
+    parser = Parser(
+        "zoo", "List every encoder and language model, or compare each with its reference implementation."
+    )
+    parser.add_argument(
+        "--parity", action="store_true", help="compare each model with its reference ([torch] extra)"
+    )
     parser.add_argument(
         "--data",
         type=Path,

@@ -1,4 +1,4 @@
-"""``alm bench WHAT``: speed and memory beside peers, and for devices that are not here; one file a benchmark."""
+"""``alm bench WHAT``: measure speed and memory beside peers, or compile for absent devices; one file a benchmark."""
 
 import importlib
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ USAGE = """usage: alm bench WHAT ...
   frontend   waveforms to features
   input      the input pipeline alone, stage by stage
   index      opening, filtering, mixing and resuming a data set of any length
-  full-size  the configs of published size on slices that are not here: docs/performance/full_size.md
+  full-size  the configs of published size on absent slices: docs/performance/full_size.md
   report     docs/benchmarks.md from the rows in docs/benchmarks/
 
-  alm bench WHAT --help says more of each."""
+`alm bench WHAT --help` describes a benchmark and its options."""
 
 
 def run(args: Sequence[str]) -> None:

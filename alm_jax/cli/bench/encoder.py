@@ -12,24 +12,34 @@ from alm_jax.nn.rematerialise import Remat
 
 def run(args: Sequence[str]) -> None:
     """The command."""
-    parser = Parser("bench encoder", "An encoder alone, forward or with the gradients of its parameters.")
+    parser = Parser(
+        "bench encoder", "Measure an encoder alone, forward or with the gradients of its parameters."
+    )
     parser.add_argument(
         "--encoder", type=names, default=["htsat/tiny"], help=f"family/variant: {', '.join(encoder.names())}"
     )
     parser.add_argument(
-        "--pass", dest="directions", type=names, default=["backward"], help="forward, backward"
+        "--pass",
+        dest="directions",
+        type=names,
+        default=["backward"],
+        help="passes: forward, backward (forward and gradients)",
     )
-    parser.add_argument("--batch", type=numbers, default=[4], help="clips or captions")
-    parser.add_argument("--tokens", type=int, default=77, help="length of a caption")
-    parser.add_argument("--dtype", type=names, default=["float32"], help="float32, bfloat16")
-    parser.add_argument("--remat", choices=get_args(Remat), default="none", help="what is computed twice")
+    parser.add_argument("--batch", type=numbers, default=[4], help="batch sizes: clips or captions")
+    parser.add_argument("--tokens", type=int, default=77, help="tokens of a caption")
+    parser.add_argument("--dtype", type=names, default=["float32"], help="dtypes: float32, bfloat16")
+    parser.add_argument(
+        "--remat", choices=get_args(Remat), default="none", help="what the backward pass recomputes"
+    )
     parser.add_argument(
         "--attention",
         type=names,
         default=["auto"],
-        help=f"how it is computed: {', '.join(encoder.ATTENTION)}",
+        help=f"implementation of attention: {', '.join(encoder.ATTENTION)}",
     )
-    parser.add_argument("--peer", type=names, default=[], help=f"{', '.join(encoder.PEERS)}: the same shape")
+    parser.add_argument(
+        "--peer", type=names, default=[], help=f"peers of the same shape: {', '.join(encoder.PEERS)}"
+    )
     add_common(parser)
     own = parser.parse_args(args)
     topology = prepare_jax(own.topology, 1, with_peers=bool(own.peer))

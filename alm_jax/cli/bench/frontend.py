@@ -11,12 +11,14 @@ from alm_jax.cli.bench.options import add_common, names, numbers, report
 
 def run(args: Sequence[str]) -> None:
     """The command."""
-    parser = Parser("bench frontend", "Waveforms to features.")
-    parser.add_argument("--frontend", type=names, default=["torchlibrosa"], help=", ".join(frontend.SPECS))
-    parser.add_argument("--batch", type=numbers, default=[16], help="clips")
-    parser.add_argument("--clip-sec", type=float, default=10.0, help="seconds of a clip")
+    parser = Parser("bench frontend", "Measure front-ends, from waveforms to features.")
     parser.add_argument(
-        "--peer", type=names, default=[], help="transformers: its extractor, where it has one"
+        "--frontend", type=names, default=["torchlibrosa"], help=f"families: {', '.join(frontend.SPECS)}"
+    )
+    parser.add_argument("--batch", type=numbers, default=[16], help="batch sizes, clips")
+    parser.add_argument("--clip-sec", type=float, default=10.0, help="length of a clip, seconds")
+    parser.add_argument(
+        "--peer", type=names, default=[], help="transformers: its feature extractor, where there is one"
     )
     add_common(parser)
     own = parser.parse_args(args)

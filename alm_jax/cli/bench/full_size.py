@@ -19,8 +19,10 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "--rows", type=Path, default=Path("docs/performance/full_size"), help="folder of the rows on disk"
     )
-    parser.add_argument("--only", type=names, default=[], help="parts of names of cases: ltu_7b,v5p")
-    parser.add_argument("--no-compile", action="store_true", help="only print the table of what is there")
+    parser.add_argument(
+        "--only", type=names, default=[], help="run only cases with these parts in their names: ltu_7b,v5p"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="only print the table of the existing rows")
     own = parser.parse_args(args)
     for line in () if own.no_compile else run_cases(own.configs, own.rows, only=own.only):
         print(line, file=sys.stderr, flush=True)

@@ -13,12 +13,16 @@ def run(args: Sequence[str]) -> None:
         "bench input", "The input pipeline of a config's data set alone, a row a candidate and a case."
     )
     parser.add_argument("config", help="a file with get_config(), such as configs/demo.py")
-    parser.add_argument("--peer", type=names, default=[], help="dataloader, grain: the same records")
-    parser.add_argument("--encoding", type=names, default=["pcm"], help="pcm, flac")
+    parser.add_argument(
+        "--peer", type=names, default=[], help="peers that read the same records: dataloader, grain"
+    )
+    parser.add_argument("--encoding", type=names, default=["pcm"], help="encodings of the records: pcm, flac")
     parser.add_argument("--rate", type=numbers, default=[16_000], help="sampling rates of the records, Hz")
-    parser.add_argument("--seconds", type=reals, default=[5.0], help="lengths of a clip: 2.5,10")
+    parser.add_argument("--seconds", type=reals, default=[5.0], help="lengths of a clip, seconds: 2.5,10")
     parser.add_argument("--batches", type=int, default=20, help="batches of a timed run")
-    parser.add_argument("--step-ms", type=float, help="time of a training step: says how many cores feed it")
+    parser.add_argument(
+        "--step-ms", type=float, help="time of a training step, to compute how many cores can feed it"
+    )
     parser.epilog = "Fields of the config are options, as in `alm pretrain CONFIG --help`."
     add_repeats(parser)
     own, overrides = parser.parse_known_args(args)

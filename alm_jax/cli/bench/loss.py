@@ -16,20 +16,24 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument(
         "--loss", type=names, default=["infonce"], help="infonce, sigmoid, multi_positive, hard_negatives, lm"
     )
-    parser.add_argument("--impl", type=names, help="forms; by default all that make sense here")
-    parser.add_argument("--batch", type=numbers, default=[1024], help="pairs (tokens for lm): 4096,16k,1m")
+    parser.add_argument(
+        "--impl", type=names, help="forms of the loss (default: all that make sense for the devices)"
+    )
+    parser.add_argument(
+        "--batch", type=numbers, default=[1024], help="batch sizes, pairs (tokens for lm): 4096,16k,1m"
+    )
     parser.add_argument("--dim", type=int, default=512, help="width of the embeddings")
-    parser.add_argument("--dtype", type=names, default=["float32"], help="float32, bfloat16")
-    parser.add_argument("--vocab", type=int, default=32768, help="vocabulary, for lm")
-    parser.add_argument("--devices", type=int, default=1, help="devices; simulated on a CPU")
+    parser.add_argument("--dtype", type=names, default=["float32"], help="dtypes: float32, bfloat16")
+    parser.add_argument("--vocab", type=int, default=32768, help="vocabulary size, for lm")
+    parser.add_argument("--devices", type=int, default=1, help="number of devices; simulated on a CPU")
     parser.add_argument(
         "--peer",
         type=names,
         default=[],
-        help="open_clip, transformers, pytorch (lm), each also with +compile",
+        help="peers: open_clip, transformers, pytorch (lm), each also with +compile",
     )
     parser.add_argument(
-        "--out", type=Path, help="folder for the pictures of a sweep; by default beside --json"
+        "--out", type=Path, help="folder for the pictures of a sweep (default: that of --json)"
     )
     add_common(parser)
     own = parser.parse_args(args)

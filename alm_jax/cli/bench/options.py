@@ -42,12 +42,12 @@ def reals(text: str) -> list[float]:
 
 def add_output(parser: Parser) -> None:
     """The option for rows on disk."""
-    parser.add_argument("--json", help="write the rows to this file, or to stdout with -, and then only them")
+    parser.add_argument("--json", help="write the rows to this file; -: print only the rows, as JSON")
 
 
 def add_repeats(parser: Parser) -> None:
     """The options of a benchmark that is timed."""
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; 5 by default")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each (default: 5)")
     add_output(parser)
 
 
@@ -55,7 +55,7 @@ def add_common(parser: Parser) -> None:
     """The options of a benchmark that runs or is compiled for devices that are not here."""
     parser.add_argument(
         "--topology",
-        help="compile for devices that are not here, v5e:16x16 or h100:8, and run nothing",
+        help="compile for absent devices, such as v5e:16x16 or h100:8, and run nothing",
     )
     add_repeats(parser)
 

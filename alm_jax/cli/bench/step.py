@@ -12,9 +12,11 @@ from alm_jax.errors import UserError
 
 def run(args: Sequence[str]) -> None:
     """The command."""
-    parser = Parser("bench step", "The whole training step of a config, optimizer included.")
+    parser = Parser("bench step", "Measure the whole training step of a config, optimizer included.")
     parser.add_argument("config", help="a file with get_config(), such as configs/demo.py")
-    parser.add_argument("--peer", type=names, default=[], help=f"{', '.join(step.PEERS)}: on the same batch")
+    parser.add_argument(
+        "--peer", type=names, default=[], help=f"peers on the same batch: {', '.join(step.PEERS)}"
+    )
     parser.epilog = "Fields of the config are options, as in `alm pretrain CONFIG --help`."
     add_common(parser)
     own, overrides = parser.parse_known_args(args)
