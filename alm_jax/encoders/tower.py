@@ -62,7 +62,7 @@ def check_states_mask(config: Any) -> None:
         known = ", ".join(each.config_type.__name__ for each in audio_families() if each.state_mask)
         raise UserError(
             f"padding is 'masked', and {type(config).__name__} cannot tell which of its states are real; "
-            f"{known} can: use one of these, or padding 'heard'"
+            f"{known} can: use one of these, or padding 'unmasked'"
         )
 
 
@@ -71,7 +71,7 @@ def takes(config: Any, option: Option) -> bool:
     return option in family_of(config).takes
 
 
-def follows_batch(config: Any, frontend: TowerSpec, padding: Literal["heard", "masked"]) -> bool:
+def follows_batch(config: Any, frontend: TowerSpec, padding: Literal["unmasked", "masked"]) -> bool:
     """Whether clips may be as short as the longest recording of their batch: what is left out is padding alone, which
     the audio tower does not look at."""
     return family_of(config).any_length and padding == "masked" and frontend.clip.pad == "zero"
@@ -182,11 +182,11 @@ def batch_moments(
 
 
 def frame_mask(
-    frontend: TowerSpec, padding: Literal["heard", "masked"], num_samples: Int[Array, " B"]
+    frontend: TowerSpec, padding: Literal["unmasked", "masked"], num_samples: Int[Array, " B"]
 ) -> Bool[Array, "B T"] | None:
     """Mask of the frames that begin within a clip's first ``num_samples`` samples; None where padding is encoded
     too."""
-    if padding == "heard":
+    if padding == "unmasked":
         return None
     begin = jnp.arange(frontend.num_frames) * frontend.hop_samples
     return begin[None, :] < num_samples[:, None]

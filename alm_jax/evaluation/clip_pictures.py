@@ -33,7 +33,7 @@ def clip_features(frontend: TowerSpec, split: EvaluationSplit, places: np.ndarra
     found: dict[int, np.ndarray] = {}
     for rows in split.rows(places):
         placed = {key: jnp.asarray(rows[key]) for key in (contract.AUDIO, contract.AUDIO_NUM_SAMPLES)}
-        features = np.asarray(one_clip(picture_frontend(frontend), placed, padding="heard").features)
+        features = np.asarray(one_clip(picture_frontend(frontend), placed, padding="unmasked").features)
         found |= dict(zip(rows[contract.INDEX].tolist(), features, strict=True))
     return np.stack([found[int(place)] for place in places])
 

@@ -132,8 +132,8 @@ def _inputs(config: Qwen2AudioConfig, real: RealInputs) -> dict[str, np.ndarray]
 
 
 def _ours(config: Qwen2AudioConfig, variables: Any, given: dict[str, Any], dtype: Any) -> Any:
-    heard = given["features"][:, None], given["frame_mask"][:, None]
-    logits = family.apply(FAMILY, config, variables, given["ids"], given["mask"], *heard, dtype=dtype)
+    encoded = given["features"][:, None], given["frame_mask"][:, None]
+    logits = family.apply(FAMILY, config, variables, given["ids"], given["mask"], *encoded, dtype=dtype)
     return jnp.where(given["mask"][:, :, None], logits, 0)
 
 

@@ -67,9 +67,10 @@ class AudioQFormerConfig:
     """Of the matrix products; parameters, norms, softmax and losses stay float32."""
     remat: Remat = "none"
     """What the backward pass computes again; of the Q-Former a block is a group of ``cross_every``."""
-    padding: Literal["heard", "masked"] = "heard"
-    """What queries make of a clip's filling where the recording is shorter: heard, or masked; that takes a tower that
-    says which of its states are real (Whisper's, wav2vec 2.0, BEATs, CAV-MAE)."""
+    padding: Literal["unmasked", "masked"] = "unmasked"
+    """Treatment of the padding of a clip whose recording is shorter. "unmasked": it is encoded like audio. "masked": no
+    query attends to it; this needs a tower that tells which of its states are of real audio (Whisper's, wav2vec 2.0,
+    BEATs, CAV-MAE)."""
 
     def __post_init__(self) -> None:
         tower.check_features(self.audio, self.frontend.num_frames, self.frontend.num_features)
@@ -82,7 +83,7 @@ class AudioQFormerConfig:
             tower.check_states_mask(self.audio)
 
 
-class Heard(NamedTuple):
+class EncodedAudio(NamedTuple):
     """What the audio tower makes of clips."""
 
     states: Float[Array, "B N A"]
@@ -94,9 +95,9 @@ class Read(NamedTuple):
     """What the Q-Former makes of clips and their texts, each row by itself."""
 
     query_emb: Float[Array, "B K E"]
-    """L2-normalised float32, one a query; text has not been seen."""
+    """L2-normalised float32, one a query; independent of the text."""
     text_emb: Float[Array, "B E"]
-    """L2-normalised float32; audio has not been heard."""
+    """L2-normalised float32; independent of the audio."""
     written: Float[Array, "B L D"]
     """What predicts the token after each; times the embedding, plus ``bias``, the logits."""
 
@@ -140,7 +141,7 @@ class LmHead(nn.Module):
         return LayerNorm(self.dtype, self.epsilon, name="norm")(gelu(y))
 
 
-def hear(
+def encode_audio(
     config: AudioQFormerConfig,
     variables: Variables,
     features: Float[Array, "B *features"],
@@ -149,7 +150,7 @@ def hear(
     train: bool = False,
     key: Array | None = None,
     moments: Moments | None = None,
-) -> tuple[Heard, PyTree]:
+) -> tuple[EncodedAudio, PyTree]:
     """The audio tower's states of clips, and the next ``batch_stats``.
 
     Args:
@@ -172,13 +173,13 @@ def hear(
     )
     whole = jnp.ones(states.shape[:2], bool)
     mask = whole if frame_mask is None else tower.state_mask(config.audio, frame_mask, train=train)
-    return Heard(states, mask), {"audio": batch_stats}
+    return EncodedAudio(states, mask), {"audio": batch_stats}
 
 
 def read(
     config: AudioQFormerConfig,
     params: PyTree,
-    heard: Heard,
+    encoded: EncodedAudio,
     ids: Int[Array, "B L"],
     mask: Bool[Array, "B L"],
     *,
@@ -191,7 +192,7 @@ def read(
     start token, whose state is the text's; ``mask`` is True for real tokens. ``key`` is needed for dropout.
     """
     key_text = None if key is None else jax.random.fold_in(key, TEXT_STREAM)
-    states = _apply(config, params, heard, ids, mask, reading="causal", train=train, key=key)
+    states = _apply(config, params, encoded, ids, mask, reading="causal", train=train, key=key)
     num_queries = config.q_former.num_queries
     written: Any = _lm_head(config).apply({"params": params["lm_head"]}, states[:, num_queries:])
     return Read(
@@ -201,11 +202,11 @@ def read(
     )
 
 
-def embed_audio(config: AudioQFormerConfig, params: PyTree, heard: Heard) -> Float[Array, "B K E"]:
+def embed_audio(config: AudioQFormerConfig, params: PyTree, encoded: EncodedAudio) -> Float[Array, "B K E"]:
     """`Read.query_emb` alone, without noise."""
     dtype = jnp.dtype(config.compute_dtype)
     states = query_audio(
-        config.q_former, params["q_former"], heard.states, heard.mask, dtype=dtype, remat=config.remat
+        config.q_former, params["q_former"], encoded.states, encoded.mask, dtype=dtype, remat=config.remat
     )
     return _project(config, params["audio_projection"], states)
 
@@ -227,7 +228,7 @@ def embed_text(
 def match(
     config: AudioQFormerConfig,
     params: PyTree,
-    heard: Heard,
+    encoded: EncodedAudio,
     ids: Int[Array, "B L"],
     mask: Bool[Array, "B L"],
     *,
@@ -238,7 +239,7 @@ def match(
 
     The head has two logits a query, no match and match; their difference makes the same loss.
     """
-    states = _apply(config, params, heard, ids, mask, reading="both", train=train, key=key)
+    states = _apply(config, params, encoded, ids, mask, reading="both", train=train, key=key)
     logits: Any = _match_head(config).apply(
         {"params": params["match_head"]}, states[:, : config.q_former.num_queries]
     )
@@ -249,7 +250,7 @@ def match(
 def _apply(
     config: AudioQFormerConfig,
     params: PyTree,
-    heard: Heard | None,
+    encoded: EncodedAudio | None,
     ids: Array,
     mask: Array,
     *,
@@ -264,7 +265,7 @@ def _apply(
     )
     states: Any = QFormer(config.q_former, dtype, config.remat).apply(
         {"params": params["q_former"]},
-        *((None, None) if heard is None else heard),
+        *((None, None) if encoded is None else encoded),
         text,
         mask,
         reading=reading,

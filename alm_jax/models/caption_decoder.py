@@ -1,4 +1,4 @@
-"""CoCa's text decoder: its first half reads texts alone, its second half hears the audio too.
+"""CoCa's text decoder: its first half reads only text, its second half attends to the audio too.
 
 Yu et al. 2022, https://arxiv.org/abs/2205.01917, section 3.2. Token ids and a class token behind them -> embeddings
 + learned positions -> causal blocks -> the class token's state is the text's vector; and on from there, causal blocks
@@ -243,21 +243,21 @@ class CaptionDecoder(nn.Module):
         check_source(source, cache)
         text = cache.text if isinstance(cache, Seq2SeqCache) else cache
         if isinstance(cache, Seq2SeqCache):
-            heard = cache.source
+            encoded = cache.source
         else:
             assert source is not None
-            heard = self.cross_key_value(source, jnp.ones(source.shape[:2], bool))
+            encoded = self.cross_key_value(source, jnp.ones(source.shape[:2], bool))
         self._check_length(ids.shape[1] if text is None else text.mask.shape[1])
         text, positions, visible = look_back(text, mask)
         x = (self.token_embed(ids) + self.position_embed(positions)).astype(self.dtype)
         x, text = self._read_blocks(x, text, visible)
-        x, text = self._ground_blocks(x, text, visible, heard)
+        x, text = self._ground_blocks(x, text, visible, encoded)
         x = self.norm(x)
         if output in ("last", "next"):
             x = take_rows(x, find_last(mask))
         if output in ("logits", "next"):
             x = project(x, self.token_embed.embedding, tied=True)
-        return x if text is None else (x, Seq2SeqCache(text, heard))
+        return x if text is None else (x, Seq2SeqCache(text, encoded))
 
     def _read_blocks(
         self, x: Float[Array, "B L D"], cache: KVCache | None, visible: Bool[Array, "B 1 L slots"]

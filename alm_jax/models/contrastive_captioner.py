@@ -69,9 +69,10 @@ class ContrastiveCaptionerConfig:
     """Of the matrix products; parameters, norms, softmax and the losses stay float32."""
     remat: Remat = "none"
     """What the backward pass computes again."""
-    padding: Literal["heard", "masked"] = "heard"
-    """What is made of a clip's filling where the recording is shorter: heard, or masked, so that no query sees it; that
-    takes a trunk that says which of its states are real, as the packed ViT does, whose clips then share rows."""
+    padding: Literal["unmasked", "masked"] = "unmasked"
+    """Treatment of the padding of a clip whose recording is shorter. "unmasked": it is encoded like audio. "masked": no
+    query attends to it; this needs a trunk that tells which of its states are real, as the packed ViT does, whose clips
+    then share rows."""
 
     def __post_init__(self) -> None:
         tower.check_features(self.audio, self.frontend.num_frames, self.frontend.num_features)
@@ -105,15 +106,15 @@ def autoencoder_variables(params: Params) -> Variables:
     return {"params": {"encoder": params["audio"], "decoder": params["patch_decoder"]}, "batch_stats": {}}
 
 
-class Heard(NamedTuple):
-    """Clips as the trunk has heard them, which every head starts from."""
+class EncodedAudio(NamedTuple):
+    """States of clips from the trunk, the input of every head."""
 
     states: Float[Array, "B N A"]
     mask: Bool[Array, "B N"]
     """True where a state is of real audio."""
 
 
-def hear(
+def encode_audio(
     config: ContrastiveCaptionerConfig,
     variables: Variables,
     features: Float[Array, "B *features"],
@@ -122,7 +123,7 @@ def hear(
     train: bool = False,
     key: Array | None = None,
     moments: Moments | None = None,
-) -> tuple[Heard, PyTree]:
+) -> tuple[EncodedAudio, PyTree]:
     """The trunk's states, and the next ``batch_stats`` (unchanged unless training).
 
     Args:
@@ -147,20 +148,22 @@ def hear(
         mask = jnp.ones(states.shape[:2], bool)
     else:
         mask = tower.state_mask(config.audio, frame_mask, train=train)
-    return Heard(states, mask), {"audio": batch_stats}
+    return EncodedAudio(states, mask), {"audio": batch_stats}
 
 
-def embed_audio(config: ContrastiveCaptionerConfig, params: Params, heard: Heard) -> Float[Array, "B E"]:
+def embed_audio(
+    config: ContrastiveCaptionerConfig, params: Params, encoded: EncodedAudio
+) -> Float[Array, "B E"]:
     """The contrastive embedding of clips: L2-normalised, float32."""
-    pooled = _pool(config, params["contrast_pooler"], heard, 1)
+    pooled = _pool(config, params["contrast_pooler"], encoded, 1)
     return _embed(config, params["audio_projection"], pooled[:, 0])
 
 
 def pool_for_captions(
-    config: ContrastiveCaptionerConfig, params: Params, heard: Heard
+    config: ContrastiveCaptionerConfig, params: Params, encoded: EncodedAudio
 ) -> Float[Array, "B n D"]:
     """The vectors that the text decoder attends to."""
-    return _pool(config, params["caption_pooler"], heard, config.caption_queries)
+    return _pool(config, params["caption_pooler"], encoded, config.caption_queries)
 
 
 def read_texts(
@@ -184,7 +187,7 @@ def ground_texts(
     mask: Bool[Array, "B L"],
     vectors: Float[Array, "B n D"],
 ) -> Float[Array, "B tokens D"]:
-    """States of texts that have heard audio: `CaptionDecoder.ground` of `read_texts` and `pool_for_captions`."""
+    """States of texts that attend to audio: `CaptionDecoder.ground` of `read_texts` and `pool_for_captions`."""
     return _apply_decoder(config, params, "ground", states, mask, vectors)
 
 
@@ -201,9 +204,11 @@ def _pooler(config: ContrastiveCaptionerConfig, num_queries: int, dtype: Any) ->
     return AttentionalPooler(num_queries, text.width, text.num_heads, dtype, KERNEL_INITS[text.kernel_init])
 
 
-def _pool(config: ContrastiveCaptionerConfig, params: Params, heard: Heard, num_queries: int) -> Array:
+def _pool(
+    config: ContrastiveCaptionerConfig, params: Params, encoded: EncodedAudio, num_queries: int
+) -> Array:
     pooler = _pooler(config, num_queries, jnp.dtype(config.compute_dtype))
-    pooled: Any = pooler.apply({"params": params}, heard.states, heard.mask)
+    pooled: Any = pooler.apply({"params": params}, encoded.states, encoded.mask)
     return pooled
 
 

@@ -197,7 +197,7 @@ def encode_text(
     train: bool = False,
     key: Array | None = None,
 ) -> Float[Array, "B L D"]:
-    """States of a transcript, which hears nothing; ``key`` is needed when training with dropout."""
+    """States of a transcript, independent of the audio; ``key`` is needed when training with dropout."""
     states: Any = _text(config, _dtype(config)).apply(
         {"params": variables["params"]["text"]}, ids, mask, train=train, rngs=_rngs(key)
     )

@@ -66,7 +66,7 @@ class LabelPredictorConfig:
 
 
 def patch_grid(encoder: BeatsConfig, frontend: FrontendSpec) -> tuple[int, int]:
-    """Patches of a clip along time and along frequency; frames after the last whole patch are not heard."""
+    """Patches of a clip along time and along frequency; frames after the last whole patch are ignored."""
     return frontend.num_frames // encoder.patch_size, encoder.num_mels // encoder.patch_size
 
 

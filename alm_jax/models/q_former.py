@@ -103,7 +103,7 @@ class QFormer(nn.Module):
             queries = declare(self, "queries", truncated_normal, shape, ("queries", "embed"))
             parts.append(jnp.broadcast_to(queries[None], (audio.shape[0], *shape)))
             masks.append(jnp.ones((audio.shape[0], num_queries), bool))
-            heard = LayerNorm(self.dtype, axis="audio_embed", name="audio_norm")(audio)
+            encoded = LayerNorm(self.dtype, axis="audio_embed", name="audio_norm")(audio)
             key_value = CrossKeyValue(
                 config.num_layers // config.cross_every,
                 config.num_heads,
@@ -111,7 +111,7 @@ class QFormer(nn.Module):
                 self.dtype,
                 kernel_init=init,
                 name="key_value",
-            )(heard, audio_mask)
+            )(encoded, audio_mask)
         if text is not None:
             assert text_mask is not None
             parts.append(text)

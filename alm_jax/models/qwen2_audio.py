@@ -153,13 +153,13 @@ class Qwen2Audio(nn.Module):
         embeds = embeds_mask = None
         if features is not None and frame_mask is not None:
             slots = mask & (ids == config.audio_token_id)
-            embeds, agrees = self._hear(features, frame_mask, slots)
+            embeds, agrees = self._embed_audio(features, frame_mask, slots)
             embeds = jnp.where(agrees[:, None, None], embeds, jnp.nan)
             embeds_mask = slots | ~agrees[:, None]
         decoder = Llama(config.language_model, self.dtype, self.remat, name="language_model")
         return decoder(ids, mask, embeds=embeds, embeds_mask=embeds_mask, cache=cache, output=output)
 
-    def _hear(
+    def _embed_audio(
         self, features: Float[Array, "B C T F"], frame_mask: Bool[Array, "B C T"], slots: Bool[Array, "B L"]
     ) -> tuple[Float[Array, "B L D"], Bool[Array, " B"]]:
         """The k-th state of a row's recordings for the k-th of its slots, and whether there are as many."""

@@ -63,9 +63,10 @@ class TwoHeadsConfig:
     """Of the matrix products; parameters, norms, softmax and the loss stay float32."""
     remat: Remat = "none"
     """What the backward pass computes again: nothing, all but the products with weights, or whole blocks."""
-    padding: Literal["heard", "masked"] = "heard"
-    """What is made of a clip's filling where the recording is shorter: heard, or masked, so that it makes no vectors;
-    that takes a tower that says which of its states are real (Whisper's, wav2vec 2.0, BEATs, CAV-MAE)."""
+    padding: Literal["unmasked", "masked"] = "unmasked"
+    """Treatment of the padding of a clip whose recording is shorter. "unmasked": it is encoded like audio. "masked": it
+    makes no vectors; this needs a tower that tells which of its states are of real audio (Whisper's, wav2vec 2.0,
+    BEATs, CAV-MAE)."""
 
     def __post_init__(self) -> None:
         tower.check_features(self.audio, self.frontend.num_frames, self.frontend.num_features)
@@ -95,8 +96,8 @@ class TwoHeadsConfig:
         return model.start_id if isinstance(model, BartConfig) else getattr(model, "pad_id", 0)
 
 
-class Heard(NamedTuple):
-    """Clips as a language model reads them."""
+class EncodedAudio(NamedTuple):
+    """Clips as vectors that a language model reads."""
 
     vectors: Float[Array, "B N D"]
     mask: Bool[Array, "B N"]
@@ -145,7 +146,7 @@ def encode_audio(
     train: bool = False,
     key: Array | None = None,
     moments: Moments | None = None,
-) -> tuple[Heard, PyTree]:
+) -> tuple[EncodedAudio, PyTree]:
     """The features of clips as vectors of the language model's width, and the next ``batch_stats``.
 
     Args:
@@ -178,21 +179,11 @@ def encode_audio(
     vectors: Any = _connector(config, dtype).apply(
         {"params": params}, states, is_real, train=train, rngs=rngs
     )
-    return Heard(*vectors), {"audio": batch_stats}
-
-
-def hear(
-    config: TwoHeadsConfig,
-    variables: Variables,
-    features: Float[Array, "B *features"],
-    frame_mask: Bool[Array, "B T"] | None = None,
-) -> Heard:
-    """The features of clips as vectors of the language model's width, without noise: (vectors, mask)."""
-    return encode_audio(config, variables, features, frame_mask)[0]
+    return EncodedAudio(*vectors), {"audio": batch_stats}
 
 
 def assemble(
-    heard: Heard,
+    encoded: EncodedAudio,
     prompts: Prompts,
     answer_ids: Int[Array, "B L"],
     answer_mask: Bool[Array, "B L"],
@@ -202,7 +193,7 @@ def assemble(
     Padding, wherever it is, goes behind everything, so that a token follows upon the one before it and no padding takes
     a position.
     """
-    num_vectors, num_prompt = heard.mask.shape[1], prompts.mask.shape[1]
+    num_vectors, num_prompt = encoded.mask.shape[1], prompts.mask.shape[1]
     rows, length = answer_ids.shape
     # Tokens of the prompt have even ranks, and the audio the odd one before its token.
     ranks = jnp.concatenate(
@@ -213,14 +204,14 @@ def assemble(
         ],
         axis=1,
     )
-    real = jnp.concatenate([heard.mask, prompts.mask, answer_mask], axis=1)
+    real = jnp.concatenate([encoded.mask, prompts.mask, answer_mask], axis=1)
     order = jnp.argsort(jnp.where(real, ranks, 2 * num_prompt + 2), axis=1, stable=True)
 
     def put(x: Array) -> Array:
         return jnp.take_along_axis(x, order, axis=1)
 
     nothing = jnp.zeros((rows, num_vectors), answer_ids.dtype)
-    embeds = jnp.take_along_axis(heard.vectors, order[:, :, None], axis=1, mode="clip")
+    embeds = jnp.take_along_axis(encoded.vectors, order[:, :, None], axis=1, mode="clip")
     return Sequence(
         ids=put(jnp.concatenate([nothing, prompts.ids.astype(answer_ids.dtype), answer_ids], axis=1)),
         mask=put(real),
@@ -234,7 +225,7 @@ def assemble(
 def predict(
     config: TwoHeadsConfig,
     variables: Variables,
-    heard: Heard,
+    encoded: EncodedAudio,
     prompts: Prompts,
     answer_ids: Int[Array, "B L"],
     answer_mask: Bool[Array, "B L"],
@@ -252,7 +243,7 @@ def predict(
         train: dropout is on, where the language model has it, and needs ``key``.
     """
     if config.has_encoder:
-        source, source_mask = _read_source(config, variables, heard, prompts, train=train, key=key)
+        source, source_mask = _read_source(config, variables, encoded, prompts, train=train, key=key)
         start = jnp.full_like(answer_ids[:, :1], config.start_id)
         ids = jnp.concatenate([start, answer_ids[:, :-1]], axis=1)
         # A token is real where there is one to come after it.
@@ -268,7 +259,7 @@ def predict(
             **_noise(config, train, key, SOURCE_STREAM),
         )
         return Predicted(states, answer_ids, answer_mask)
-    whole = assemble(heard, prompts, answer_ids, answer_mask)
+    whole = assemble(encoded, prompts, answer_ids, answer_mask)
     states = _apply(
         config,
         variables,
@@ -313,7 +304,9 @@ class Opening(NamedTuple):
     options: dict[str, Any]
 
 
-def open_answers(config: TwoHeadsConfig, variables: Variables, heard: Heard, prompts: Prompts) -> Opening:
+def open_answers(
+    config: TwoHeadsConfig, variables: Variables, encoded: EncodedAudio, prompts: Prompts
+) -> Opening:
     """The language model and what it reads before it writes: ``generate(*opening[:5], ..., **opening.options)``.
 
     A causal model reads audio and prompt as vectors in place of tokens; the decoder of an encoder-decoder its first
@@ -321,14 +314,14 @@ def open_answers(config: TwoHeadsConfig, variables: Variables, heard: Heard, pro
     """
     family = family_of(config.language_model)
     params = {"params": variables["params"]["language_model"]}
-    rows = heard.mask.shape[0]
+    rows = encoded.mask.shape[0]
     if config.has_encoder:
-        source, source_mask = _read_source(config, variables, heard, prompts)
+        source, source_mask = _read_source(config, variables, encoded, prompts)
         options: dict[str, Any] = {"method": "decode", "source": source, "source_mask": source_mask}
         ids, mask = jnp.full((rows, 1), config.start_id, jnp.int32), jnp.ones((rows, 1), bool)
         return Opening(family, config.language_model, params, ids, mask, options)
     nothing = jnp.zeros((rows, 0), jnp.int32)
-    whole = assemble(heard, prompts, nothing, nothing.astype(bool))
+    whole = assemble(encoded, prompts, nothing, nothing.astype(bool))
     options = {"embeds": whole.embeds, "embeds_mask": whole.embeds_mask}
     if config.prefix == "bidirectional":
         options["prefix"] = whole.prefix
@@ -338,22 +331,22 @@ def open_answers(config: TwoHeadsConfig, variables: Variables, heard: Heard, pro
 def count_vectors(config: TwoHeadsConfig) -> int:
     """Vectors of a whole clip, which take as many of the language model's positions."""
     features = jax.ShapeDtypeStruct((1, *feature_shape(config.frontend)), jnp.float32)
-    heard = jax.eval_shape(functools.partial(hear, config), TWO_HEADS.abstract(config), features)
-    return heard.mask.shape[1]
+    encoded, _ = jax.eval_shape(functools.partial(encode_audio, config), TWO_HEADS.abstract(config), features)
+    return encoded.mask.shape[1]
 
 
 def _read_source(
     config: TwoHeadsConfig,
     variables: Variables,
-    heard: Heard,
+    encoded: EncodedAudio,
     prompts: Prompts,
     *,
     train: bool = False,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"]]:
     """The encoder's states of audio and prompt, and which are real."""
-    nothing = jnp.zeros((heard.mask.shape[0], 0), jnp.int32)
-    whole = assemble(heard, prompts, nothing, nothing.astype(bool))
+    nothing = jnp.zeros((encoded.mask.shape[0], 0), jnp.int32)
+    whole = assemble(encoded, prompts, nothing, nothing.astype(bool))
     states = _apply(
         config,
         variables,

@@ -62,9 +62,9 @@ class TwoTowersConfig:
     comparisons, of float64 variables under `jax.enable_x64`, and then everything is."""
     remat: Remat = "none"
     """What the backward pass computes again: nothing, all but the products with weights, or whole blocks."""
-    padding: Literal["heard", "masked"] = "heard"
-    """What the audio tower makes of a clip's filling where the recording is shorter: heard, as most systems publish it,
-    or masked, which takes a tower whose clips may differ in length."""
+    padding: Literal["unmasked", "masked"] = "unmasked"
+    """Treatment of the padding of a clip whose recording is shorter. "unmasked": it is encoded like audio, as in most
+    published systems. "masked": it is ignored, which needs a tower whose clips may differ in length."""
 
     def __post_init__(self) -> None:
         tower.check_features(self.audio, self.frontend.num_frames, self.frontend.num_features)
@@ -75,8 +75,8 @@ class TwoTowersConfig:
             )
         if self.padding == "masked" and not tower.takes(self.audio, "mask"):
             raise UserError(
-                f"padding is 'masked', and {type(self.audio).__name__} cannot be told which frames are padding; take "
-                "another tower, or padding 'heard'"
+                f"padding is 'masked', and {type(self.audio).__name__} accepts no mask of frames: use "
+                "another tower, or padding 'unmasked'"
             )
 
 

@@ -66,13 +66,13 @@ class UnitLanguageModelConfig:
         return Vocabulary(self.language_model.vocab_size - num_units - NUM_TAGS, num_units)
 
 
-def listen(
+def encode_units(
     config: UnitLanguageModelConfig,
     variables: Variables,
     features: Float[Array, "B *features"],
     frame_mask: Bool[Array, "B T"],
 ) -> tuple[Int[Array, "B N"], Bool[Array, "B N"]]:
-    """The units of clips, int32 from 0 on, and which of them are said: real, and not the one before them again.
+    """Encodes clips as units, int32 from 0 on, and the mask of those that are kept: real, and not a repetition.
 
     ``frame_mask`` is True for real frames, padding at the end.
     """

@@ -170,7 +170,7 @@ def encode_rows(
     """The model's outputs of each row by itself, and the pixels of every patch that the masked pass draws."""
     model = config.model
     audio, text = Audio(rows.features, rows.patch_mask), Text(rows.text_ids, rows.text_mask)
-    heard, _ = one_head.encode(model, variables, audio, None)
+    encoded, _ = one_head.encode(model, variables, audio, None)
     _, read = one_head.encode(model, variables, None, text)
     patches, tokens = one_head.encode(
         model,
@@ -187,7 +187,7 @@ def encode_rows(
         pixels, target, rows.patch_hidden & rows.patch_mask
     )
     outputs = Outputs(
-        audio_emb=one_head.embed(model, variables, heard, rows.patch_mask),
+        audio_emb=one_head.embed(model, variables, encoded, rows.patch_mask),
         text_emb=one_head.embed(model, variables, read, rows.text_mask),
         words=one_head.predict_words(model, variables, tokens),
         text_chosen=rows.text_chosen,

@@ -24,7 +24,7 @@ from alm_jax.models import two_heads
 from alm_jax.models.capabilities import TextTokens
 from alm_jax.models.generated import Generated, without_end
 from alm_jax.models.generation import GREEDY, Strategy, generate
-from alm_jax.models.two_heads import Prompts, TwoHeadsConfig, hear, open_answers, predict
+from alm_jax.models.two_heads import Prompts, TwoHeadsConfig, encode_audio, open_answers, predict
 from alm_jax.nn.language_model import head_kernel, project
 from alm_jax.objectives.microbatches import check_microbatches
 from alm_jax.objectives.objective import LOSS, DataFacts, Inputs, Loss, Objective, ObjectiveConfig
@@ -134,8 +134,8 @@ def write_answers(
     The likeliest word, one after the other, or as ``strategy`` says, which may draw by ``key``.
     """
     clips = one_clip(config.frontend, batch, padding=config.padding)
-    heard = hear(config, variables, clips.features, clips.frame_mask)
-    opening = open_answers(config, variables, heard, read_prompts(batch))
+    encoded, _ = encode_audio(config, variables, clips.features, clips.frame_mask)
+    opening = open_answers(config, variables, encoded, read_prompts(batch))
     return generate(
         *opening[:5],
         num_new_tokens=num_new_tokens,
@@ -154,9 +154,9 @@ def measure_tokens(
 ) -> dict[str, Loss]:
     """Share of the answers' tokens that are the likeliest after those before them, which are given."""
     clips = one_clip(config.frontend, batch, padding=config.padding)
-    heard = hear(config, variables, clips.features, clips.frame_mask)
+    encoded, _ = encode_audio(config, variables, clips.features, clips.frame_mask)
     predicted = predict(
-        config, variables, heard, read_prompts(batch), batch[contract.TEXT_IDS], batch[contract.TEXT_MASK]
+        config, variables, encoded, read_prompts(batch), batch[contract.TEXT_IDS], batch[contract.TEXT_MASK]
     )
     kernel, tied = head_kernel(config.language_model, variables["params"]["language_model"])
     # Row by row, so that the logits of a batch are never there at once.
@@ -216,7 +216,7 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
         """States of the tokens that count, each row by itself: no logits yet, which would be the most of all."""
         rows: Rows = inputs.rows
         key = key if train else None
-        heard, batch_stats = two_heads.encode_audio(
+        encoded, batch_stats = two_heads.encode_audio(
             model,
             variables,
             rows.clips.features,
@@ -228,7 +228,7 @@ def build_language_modeling(config: LanguageModelingConfig) -> Objective:
         predicted = two_heads.predict(
             model,
             variables,
-            heard,
+            encoded,
             rows.prompts,
             rows.answer_ids,
             rows.answer_mask,

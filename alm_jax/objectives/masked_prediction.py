@@ -116,13 +116,16 @@ class LabelPredictor:
         def encode(clips: Clips) -> Array:
             return encode_clips(model, variables, clips.features)
 
-        return embed_chunks(encode, model.frontend, batch, padding="heard", is_unit=False)
+        return embed_chunks(encode, model.frontend, batch, padding="unmasked", is_unit=False)
 
     @functools.partial(jax.jit, static_argnums=0)
     def label_patches(self, variables: dict[str, Any], batch: dict[str, Array]) -> LabelMaps:
         """Labels and predictions of each recording, with the masks of the validation loss."""
         model = self.config.model
-        features, size = one_clip(model.frontend, batch, padding="heard").features, model.encoder.patch_size
+        features, size = (
+            one_clip(model.frontend, batch, padding="unmasked").features,
+            model.encoder.patch_size,
+        )
         masked = evaluation_masks(self.config.mask, model.grid, batch[contract.INDEX])
         predicted = jnp.argmax(predict_labels(model, variables, features, masked), axis=-1)
         labels = label_clips(model, variables, features)
@@ -133,7 +136,7 @@ class LabelPredictor:
     def count_labels(self, variables: dict[str, Any], batch: dict[str, Array]) -> Int[Array, " V"]:
         """How often each label occurs among the patches of the real rows."""
         model = self.config.model
-        labels = label_clips(model, variables, one_clip(model.frontend, batch, padding="heard").features)
+        labels = label_clips(model, variables, one_clip(model.frontend, batch, padding="unmasked").features)
         return count_real(labels, batch[contract.MASK], model.tokenizer.num_codes)
 
 
@@ -145,7 +148,7 @@ def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
         keys: Any = jax.random.split(key) if train else (None, None)
         key_mask, key_audio = keys
         clips = one_clip(
-            model.frontend, batch, padding="heard", train=train, key=key_audio, augment=config.augment
+            model.frontend, batch, padding="unmasked", train=train, key=key_audio, augment=config.augment
         )
         masked = (
             draw_masks(config.mask, model.grid, jax.random.split(key_mask, len(clips.features)))

@@ -79,7 +79,7 @@ class MaskedAutoencoder:
         def encode(clips: Clips) -> Array:
             return encode_clips(model, variables, clips.features)
 
-        return embed_chunks(encode, model.frontend, batch, padding="heard", is_unit=False)
+        return embed_chunks(encode, model.frontend, batch, padding="unmasked", is_unit=False)
 
     @functools.partial(jax.jit, static_argnums=0)
     def reconstruct(self, variables: dict[str, Any], batch: dict[str, Array]) -> Reconstruction:
@@ -88,7 +88,7 @@ class MaskedAutoencoder:
         Where patches are drawn by their own mean and deviation, these are put back: they are the input's.
         """
         config, model = self.config, self.config.model
-        features = one_clip(model.frontend, batch, padding="heard").features
+        features = one_clip(model.frontend, batch, padding="unmasked").features
         masked = evaluation_masks(config.mask, model.grid, batch[contract.INDEX])
         pixels = reconstruct(model, variables, features, masked)
         return to_maps(
@@ -108,7 +108,7 @@ def build_masked_spectrogram(config: MaskedSpectrogramConfig) -> Objective:
         keys: Any = jax.random.split(key) if train else (None, None)
         key_mask, key_audio = keys
         clips = one_clip(
-            model.frontend, batch, padding="heard", train=train, key=key_audio, augment=config.augment
+            model.frontend, batch, padding="unmasked", train=train, key=key_audio, augment=config.augment
         )
         masked = (
             draw_masks(config.mask, model.grid, jax.random.split(key_mask, len(clips.features)))

@@ -24,7 +24,7 @@ from alm_jax.losses.reconstruction import masked_reconstruction
 from alm_jax.models import contrastive_captioner
 from alm_jax.models.capabilities import Reconstruction, TextTokens
 from alm_jax.models.caption_decoder import FAMILY
-from alm_jax.models.contrastive_captioner import ContrastiveCaptionerConfig, Heard
+from alm_jax.models.contrastive_captioner import ContrastiveCaptionerConfig, EncodedAudio
 from alm_jax.models.generated import Generated, without_end
 from alm_jax.models.generation import generate
 from alm_jax.models.masked_autoencoder import reconstruct
@@ -185,7 +185,7 @@ class Rows(NamedTuple):
 
     features: Float[Array, "B T F"]
     frame_mask: Bool[Array, "B T"] | None
-    """True where a frame is real; None where padding is heard."""
+    """True where a frame is real; None where padding is not masked."""
     text_ids: Int[Array, "B L"]
     text_mask: Bool[Array, "B L"]
     masked: PatchMask | None
@@ -244,7 +244,7 @@ def encode_rows(
     """The model's outputs of each row by itself, and the next ``batch_stats``."""
     model, params = config.model, variables["params"]
     key_trunk, key_draw = jax.random.split(key) if train else (None, None)
-    heard, batch_stats = contrastive_captioner.hear(
+    encoded, batch_stats = contrastive_captioner.encode_audio(
         model,
         variables,
         rows.features,
@@ -253,7 +253,7 @@ def encode_rows(
         key=key_trunk,
         moments=moments,
     )
-    vectors = contrastive_captioner.pool_for_captions(model, params, heard)
+    vectors = contrastive_captioner.pool_for_captions(model, params, encoded)
     text_states = contrastive_captioner.read_texts(model, params, rows.text_ids, rows.text_mask)
     reconstruction = None
     if rows.masked is not None:
@@ -274,7 +274,7 @@ def encode_rows(
         )
     matches = model.matching_head
     return Outputs(
-        audio_emb=contrastive_captioner.embed_audio(model, params, heard),
+        audio_emb=contrastive_captioner.embed_audio(model, params, encoded),
         text_emb=contrastive_captioner.embed_texts(model, params, text_states),
         grounded=contrastive_captioner.ground_texts(model, params, text_states, rows.text_mask, vectors),
         text_states=text_states if matches else None,
@@ -377,9 +377,11 @@ class Captioner:
 
     config: MultiTaskConfig
 
-    def encode(self, variables: dict[str, Any], clips: Clips) -> Heard:
+    def encode(self, variables: dict[str, Any], clips: Clips) -> EncodedAudio:
         """The trunk's states of clips."""
-        return contrastive_captioner.hear(self.config.model, variables, clips.features, clips.frame_mask)[0]
+        return contrastive_captioner.encode_audio(
+            self.config.model, variables, clips.features, clips.frame_mask
+        )[0]
 
     @functools.partial(jax.jit, static_argnums=0)
     def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B E"]:
@@ -387,8 +389,8 @@ class Captioner:
         model = self.config.model
 
         def encode(clips: Clips) -> Array:
-            heard = self.encode(variables, clips)
-            return contrastive_captioner.embed_audio(model, variables["params"], heard)
+            encoded = self.encode(variables, clips)
+            return contrastive_captioner.embed_audio(model, variables["params"], encoded)
 
         return embed_chunks(encode, model.frontend, batch, padding=model.padding, is_unit=True)
 
@@ -407,8 +409,8 @@ class Captioner:
     ) -> Generated:
         """The likeliest caption of each recording, token by token."""
         model, params = self.config.model, variables["params"]
-        heard = self.encode(variables, one_clip(model.frontend, batch, padding=model.padding))
-        vectors = contrastive_captioner.pool_for_captions(model, params, heard)
+        encoded = self.encode(variables, one_clip(model.frontend, batch, padding=model.padding))
+        vectors = contrastive_captioner.pool_for_captions(model, params, encoded)
         ids = jnp.full((vectors.shape[0], 1), tokens.begin[0], jnp.int32)
         written = generate(
             FAMILY,

@@ -27,7 +27,7 @@ from alm_jax.losses.language_modeling import next_token_loss
 from alm_jax.losses.late_interaction import max_similarity, max_similarity_infonce
 from alm_jax.losses.matching import audio_text_matching, matching_pairs_by_scores
 from alm_jax.models import audio_q_former
-from alm_jax.models.audio_q_former import AudioQFormerConfig, Heard, Read
+from alm_jax.models.audio_q_former import AudioQFormerConfig, EncodedAudio, Read
 from alm_jax.models.capabilities import AudioStates
 from alm_jax.objectives.contrastive_losses import GROUP_KEYS
 from alm_jax.objectives.microbatches import check_microbatches
@@ -127,7 +127,9 @@ def matching_loss(
     logits = audio_q_former.match(
         config.model,
         params,
-        Heard(take(outputs.audio_states, pairs.audio_index), take(outputs.audio_mask, pairs.audio_index)),
+        EncodedAudio(
+            take(outputs.audio_states, pairs.audio_index), take(outputs.audio_mask, pairs.audio_index)
+        ),
         take(batch[contract.TEXT_IDS], pairs.text_index),
         take(batch[contract.TEXT_MASK], pairs.text_index),
         train=key is not None,
@@ -155,9 +157,9 @@ class AudioQFormer:
 
     config: AudioQFormerConfig
 
-    def encode(self, variables: dict[str, Any], clips: Clips) -> Heard:
+    def encode(self, variables: dict[str, Any], clips: Clips) -> EncodedAudio:
         """The audio tower's states of clips."""
-        return audio_q_former.hear(self.config, variables, clips.features, clips.frame_mask)[0]
+        return audio_q_former.encode_audio(self.config, variables, clips.features, clips.frame_mask)[0]
 
     @functools.partial(jax.jit, static_argnums=0)
     def embed_audio(self, variables: dict[str, Any], batch: dict[str, Array]) -> Float[Array, "B K E"]:
@@ -180,16 +182,16 @@ class AudioQFormer:
     def encode_states(self, variables: dict[str, Any], batch: dict[str, Array]) -> AudioStates:
         """The audio tower's states of one clip of each recording, float32."""
         config = self.config
-        heard = self.encode(variables, one_clip(config.frontend, batch, padding=config.padding))
-        return AudioStates(heard.states.astype(jnp.float32), heard.mask)
+        encoded = self.encode(variables, one_clip(config.frontend, batch, padding=config.padding))
+        return AudioStates(encoded.states.astype(jnp.float32), encoded.mask)
 
     @functools.partial(jax.jit, static_argnums=0)
     def match(
         self, variables: dict[str, Any], audio: AudioStates, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]
     ) -> Float[Array, " B"]:
         """The logit that each text belongs to the recording in its row."""
-        heard = Heard(audio.states, audio.mask)
-        return audio_q_former.match(self.config, variables["params"], heard, ids, mask)
+        encoded = EncodedAudio(audio.states, audio.mask)
+        return audio_q_former.match(self.config, variables["params"], encoded, ids, mask)
 
 
 def build_query_transformer(config: QueryTransformerConfig) -> Objective:
@@ -208,7 +210,7 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
     def encode(variables: dict[str, Any], inputs: Inputs, key: Any, *, train: bool) -> tuple[Outputs, Params]:
         rows: Rows = inputs.rows
         key_audio, key_read = jax.random.split(key) if train else (None, None)
-        heard, batch_stats = audio_q_former.hear(
+        encoded, batch_stats = audio_q_former.encode_audio(
             model,
             variables,
             rows.clips.features,
@@ -218,9 +220,9 @@ def build_query_transformer(config: QueryTransformerConfig) -> Objective:
             moments=inputs.shared,
         )
         read = audio_q_former.read(
-            model, variables["params"], heard, rows.text_ids, rows.text_mask, train=train, key=key_read
+            model, variables["params"], encoded, rows.text_ids, rows.text_mask, train=train, key=key_read
         )
-        return Outputs(read, heard.states, heard.mask), batch_stats
+        return Outputs(read, encoded.states, encoded.mask), batch_stats
 
     def combine(params: Params, outputs: Outputs, batch: dict[str, Any], key: Any) -> tuple[Loss, Metrics]:
         real, group = batch[contract.MASK], group_rows(config.group, batch)

@@ -34,8 +34,8 @@ class WaveformAugmentConfig:
     """Rotate each recording in time by a random amount."""
 
 
-Padding: TypeAlias = Literal["heard", "masked"]
-"""What an encoder makes of the filling of a short recording: sound like any other, or nothing, by a mask."""
+Padding: TypeAlias = Literal["unmasked", "masked"]
+"""Treatment of the padding of a short recording by an encoder: encoded like audio, or masked."""
 GAIN, ROLL, CROP, FUSION = range(4)
 """Streams of a clip's PRNG key: each draw folds in the number of its own."""
 
@@ -87,7 +87,7 @@ def make_clips(
     num_real = jnp.repeat(jnp.where(num_samples > 0, filled, 0), chunks)
     clips = cut.reshape(rows * chunks, samples)
     if augment is not None:
-        clips = augment_waveform(clips, key, augment, None if padding == "heard" else num_real)
+        clips = augment_waveform(clips, key, augment, None if padding == "unmasked" else num_real)
     features: Array = (
         compute_waveform(clips, frontend, num_real)
         if isinstance(frontend, WaveformSpec)

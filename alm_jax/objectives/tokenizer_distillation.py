@@ -126,14 +126,14 @@ class DistilledTokenizer:
         def encode(clips: Clips) -> Array:
             return encode_clips(self.config, variables, clips.features)
 
-        return embed_chunks(encode, self.config.frontend, batch, padding="heard", is_unit=False)
+        return embed_chunks(encode, self.config.frontend, batch, padding="unmasked", is_unit=False)
 
     @functools.partial(jax.jit, static_argnums=0)
     def label_patches(self, variables: dict[str, Any], batch: dict[str, Array]) -> LabelMaps:
         """The labels of each recording."""
         config, grid = self.config, self.config.grid
         features, size = (
-            one_clip(config.frontend, batch, padding="heard").features,
+            one_clip(config.frontend, batch, padding="unmasked").features,
             config.tokenizer.encoder.patch_size,
         )
         labels = self.label(variables, features)
@@ -142,7 +142,7 @@ class DistilledTokenizer:
     @functools.partial(jax.jit, static_argnums=0)
     def count_labels(self, variables: dict[str, Any], batch: dict[str, Array]) -> Int[Array, " V"]:
         """How often each label occurs among the patches of the real rows."""
-        labels = self.label(variables, one_clip(self.config.frontend, batch, padding="heard").features)
+        labels = self.label(variables, one_clip(self.config.frontend, batch, padding="unmasked").features)
         return count_real(labels, batch[contract.MASK], self.config.tokenizer.num_codes)
 
     def label(self, variables: dict[str, Any], features: Float[Array, "B T F"]) -> Int[Array, "B N"]:
@@ -157,7 +157,9 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
     model = config.model
 
     def prepare(batch: dict[str, Any], key: Any, *, train: bool) -> Inputs:
-        clips = one_clip(model.frontend, batch, padding="heard", train=train, key=key, augment=config.augment)
+        clips = one_clip(
+            model.frontend, batch, padding="unmasked", train=train, key=key, augment=config.augment
+        )
         return Inputs(clips.features, None)
 
     def encode(

@@ -24,7 +24,7 @@ from alm_jax.models.generated import Generated, without_end
 from alm_jax.models.unit_language_model import (
     UNIT_LANGUAGE_MODEL,
     UnitLanguageModelConfig,
-    listen,
+    encode_units,
     predict,
     write,
 )
@@ -175,9 +175,9 @@ def read_examples(
 ) -> Sequences:
     """Examples as rows of ``length`` tokens, their recordings as units."""
     clips, *rest = examples
-    units, said = listen(model, variables, clips.features, clips.frame_mask)
+    units, unit_mask = encode_units(model, variables, clips.features, clips.frame_mask)
     return build_sequences(
-        Spoken(units, said, *rest),
+        Spoken(units, unit_mask, *rest),
         model.vocabulary,
         length=length,
         num_together=num_together,
@@ -354,7 +354,7 @@ class UnitLanguageModel:
     ) -> tuple[Int[Array, "B N"], Bool[Array, "B N"]]:
         """The units of each recording, and which of them are real and not the one before them again."""
         clips = evaluation_clips(self.config, batch)
-        return listen(self.config, variables, clips.features, clips.frame_mask)
+        return encode_units(self.config, variables, clips.features, clips.frame_mask)
 
     @functools.partial(jax.jit, static_argnums=(0, 3), static_argnames=("tokens", "num_new_tokens"))
     def generate_text(
@@ -367,7 +367,7 @@ class UnitLanguageModel:
         """
         config = self.config
         clips = evaluation_clips(config, batch)
-        units, said = listen(config, variables, clips.features, clips.frame_mask)
+        units, unit_mask = encode_units(config, variables, clips.features, clips.frame_mask)
         everything = jnp.ones_like(batch[contract.MASK])
         examples = make_examples(batch, clips, jnp.full(len(units), UNITS_TO_TEXT, jnp.int32))
         num_text, num_prompt = examples.text_ids.shape[1], examples.prompt_ids.shape[1]
@@ -377,7 +377,7 @@ class UnitLanguageModel:
         room = config.language_model.max_positions - around - max(num_text, num_new_tokens)
         length = around + min(units.shape[1], room)
         _, *rest = examples._replace(text_mask=given, mask=everything)
-        prompts = build_sequences(Spoken(units, said, *rest), config.vocabulary, length=length)
+        prompts = build_sequences(Spoken(units, unit_mask, *rest), config.vocabulary, length=length)
         written = write(config, variables, prompts, num_new_tokens=num_new_tokens, end_id=tokens.end[0])
         return without_end(written, tokens.end[0])
 

@@ -200,10 +200,10 @@ def _write_imported(
     **options: Any,
 ) -> Generated:
     features = compute_features(waveforms, spec)
-    heard = features[:, None], frame_mask[:, None]
+    encoded = features[:, None], frame_mask[:, None]
     # In the precision that the weights are stored in.
     dtype = variables["params"]["projector"]["kernel"].dtype
-    return generate(qwen2_audio.FAMILY, config, variables, ids, mask, *heard, dtype=dtype, **options)
+    return generate(qwen2_audio.FAMILY, config, variables, ids, mask, *encoded, dtype=dtype, **options)
 
 
 def read_recordings(

@@ -71,6 +71,11 @@ def rename_field(kind: str, old: str, new: str) -> Migration:
     return each(kind, lambda value: {new if key == old else key: item for key, item in value.items()})
 
 
+def rename_value(kind: str, field: str, old: str, new: str) -> Migration:
+    """The value ``old`` of the field ``field`` of the type ``kind`` is called ``new``."""
+    return each(kind, lambda value: value | {field: new} if value.get(field) == old else value)
+
+
 def drop_field(kind: str, field: str) -> Migration:
     """The field ``field`` of the type ``kind`` is gone: it is derived now, or had no effect."""
     return each(kind, lambda value: {key: item for key, item in value.items() if key != field})
@@ -114,6 +119,17 @@ def name_evaluators(experiment: Object) -> Object:
 MIGRATIONS: tuple[Migration, ...] = (
     rename_type("TogetherConfig", "MultiTaskConfig"),
     each("ExperimentConfig", name_evaluators),
+    chain(
+        *(
+            rename_value(kind, "padding", "heard", "unmasked")
+            for kind in (
+                "TwoTowersConfig",
+                "TwoHeadsConfig",
+                "AudioQFormerConfig",
+                "ContrastiveCaptionerConfig",
+            )
+        )
+    ),
 )
 """Item i turns version i + 1 into version i + 2. Append only."""
 

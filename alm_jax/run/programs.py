@@ -44,11 +44,11 @@ def export_programs(config: Any, variables: PyTree, folder: str | Path) -> None:
 
 
 def _export_two_towers(config: TwoTowersConfig, variables: PyTree, folder: str | Path) -> None:
-    def hear(variables: PyTree, waveforms: Array, num_samples: Array) -> Array:
+    def embed_audio(variables: PyTree, waveforms: Array, num_samples: Array) -> Array:
         given = {contract.AUDIO: waveforms, contract.AUDIO_NUM_SAMPLES: num_samples}
         return TwoTowers(config).embed_audio(variables, given)
 
-    def read(variables: PyTree, ids: Array, mask: Array) -> Array:
+    def embed_text(variables: PyTree, ids: Array, mask: Array) -> Array:
         return TwoTowers(config).embed_text(variables, ids, mask)
 
     _, longest = text_limits(config.text)
@@ -65,7 +65,7 @@ def _export_two_towers(config: TwoTowersConfig, variables: PyTree, folder: str |
     }
     programs = {
         name: export_function(function, variables, inputs[name])
-        for name, function in (("audio", hear), ("text", read))
+        for name, function in (("audio", embed_audio), ("text", embed_text))
     }
     notes = {
         "sample_rate_hz": config.frontend.sample_rate_hz,

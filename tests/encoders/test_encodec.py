@@ -100,9 +100,9 @@ def test_codes_are_those_of_the_reference():
     # Many entries are in use, or equality says little.
     assert len(np.unique(codes)) > 32
     with torch.no_grad():
-        heard = reference.decode(expected, scales, return_dict=False)[0]
+        encoded = reference.decode(expected, scales, return_dict=False)[0]
     decode = jax.jit(functools.partial(family.apply, FAMILY, config, method="decode"))
-    np.testing.assert_allclose(decode(given, codes), heard[:, 0], atol=1e-5)
+    np.testing.assert_allclose(decode(given, codes), encoded[:, 0], atol=1e-5)
 
 
 def test_latents_know_nothing_of_what_follows(variables, waveforms):

@@ -104,11 +104,11 @@ def test_frames_of_padding_are_counted_from_samples():
     mask = np.asarray(tower.frame_mask(config.frontend, config.padding, jnp.asarray([0, 1, 160, 161, 16000])))
     assert mask.shape == (5, 101)
     np.testing.assert_array_equal(mask.sum(axis=1), [0, 1, 1, 2, 100])
-    assert tower.frame_mask(config.frontend, "heard", jnp.asarray([1])) is None
+    assert tower.frame_mask(config.frontend, "unmasked", jnp.asarray([1])) is None
 
 
 def test_parts_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="HtsatConfig cannot be told which frames are padding"):
+    with pytest.raises(UserError, match="HtsatConfig accepts no mask of frames"):
         dataclasses.replace(two_towers(htsat.NANO, bert.NANO), padding="masked")
     spec = FusionSpec(sample_rate_hz=16000, fmax_hz=8000.0, clip=CLIP)
     with pytest.raises(UserError, match="FusionSpec does not feed HtsatConfig"):

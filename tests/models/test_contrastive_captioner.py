@@ -158,8 +158,8 @@ def test_the_pooler_equals_pytorch_s_attention():
     with torch.no_grad():
         reference.in_proj_bias.copy_(to_torch(np.concatenate([bias.reshape(-1) for bias in biases])))
         query = norms["query_norm"](to_torch(params["queries"])).expand(ROWS, -1, -1)
-        heard = norms["states_norm"](to_torch(states))
-        expected, _ = reference(query, heard, heard, key_padding_mask=~torch.tensor(np.asarray(mask)))
+        encoded = norms["states_norm"](to_torch(states))
+        expected, _ = reference(query, encoded, encoded, key_padding_mask=~torch.tensor(np.asarray(mask)))
         expected = norms["norm"](expected)
     actual = jax.jit(pooler.apply)({"params": params}, states, mask)
     np.testing.assert_allclose(actual, expected.numpy(), atol=1e-5)

@@ -187,6 +187,6 @@ def test_qwen2_audio_writes_what_transformers_does():
     write = jax.jit(
         lambda *inputs: generate(qwen2_audio.FAMILY, config, *inputs, num_new_tokens=20, end_id=-1).ids
     )
-    heard = jnp.asarray(features)[:, None], jnp.asarray(frame_mask)[:, None]
-    actual = write(variables, jnp.asarray(ids), jnp.asarray(mask), *heard)
+    encoded = jnp.asarray(features)[:, None], jnp.asarray(frame_mask)[:, None]
+    actual = write(variables, jnp.asarray(ids), jnp.asarray(mask), *encoded)
     np.testing.assert_array_equal(actual, expected[:, length:])

@@ -68,9 +68,9 @@ def run(variables):
     @jax.jit
     def compute(audio, text):
         joint = one_head.encode(CONFIG, variables, audio, text, together=jnp.asarray(TOGETHER))
-        heard, _ = one_head.encode(CONFIG, variables, audio, None)
+        encoded, _ = one_head.encode(CONFIG, variables, audio, None)
         _, read = one_head.encode(CONFIG, variables, None, text)
-        return joint, (heard, read), one_head.embed(CONFIG, variables, heard, audio.mask)
+        return joint, (encoded, read), one_head.embed(CONFIG, variables, encoded, audio.mask)
 
     return lambda audio, text: jax.device_get(compute(audio, text))
 
@@ -143,12 +143,12 @@ def test_both_modalities_are_one_sequence_of_pytorchs_encoder(variables, inputs,
 
 def test_hidden_patches_and_padding_have_no_influence(inputs, run):
     audio, text = inputs
-    (heard, read), _, emb = run(audio, text)
+    (encoded, read), _, emb = run(audio, text)
     unseen = np.repeat(np.repeat((audio.hidden | ~audio.mask).reshape(ROWS, 4, 2), 4, 1), 4, 2)
     louder = audio._replace(features=np.where(unseen, 99, audio.features).astype(np.float32))
     other = text._replace(ids=np.where(text.mask, text.ids, 7).astype(np.int32))
-    (heard_again, read_again), _, emb_again = run(louder, other)
-    np.testing.assert_array_equal(heard_again[audio.mask], heard[audio.mask])
+    (encoded_again, read_again), _, emb_again = run(louder, other)
+    np.testing.assert_array_equal(encoded_again[audio.mask], encoded[audio.mask])
     np.testing.assert_array_equal(read_again[text.mask], read[text.mask])
     np.testing.assert_array_equal(emb_again, emb)
     np.testing.assert_allclose(np.linalg.norm(emb, axis=-1), 1, rtol=1e-6)

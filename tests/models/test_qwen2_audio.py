@@ -100,10 +100,10 @@ def test_each_slot_holds_the_state_of_its_recording(variables, features, texts, 
     states = states @ np.asarray(projector["kernel"]) + np.asarray(projector["bias"])
     embeds = np.zeros((*ids.shape, 16), np.float32)
     for row in range(2):
-        heard = [
+        encoded = [
             states[2 * row + clip, : count_audio_tokens(MICRO, int(FRAMES[row, clip]))] for clip in range(2)
         ]
-        embeds[row][np.asarray(ids[row] == AUDIO)] = np.concatenate(heard)
+        embeds[row][np.asarray(ids[row] == AUDIO)] = np.concatenate(encoded)
     read = jax.jit(
         lambda x, m: family.apply(
             llama.QWEN2, MICRO.language_model, {"params": decoder}, ids, mask, embeds=x, embeds_mask=m

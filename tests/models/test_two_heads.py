@@ -22,12 +22,12 @@ from alm_jax.models.connectors import (
 from alm_jax.models.generation import generate
 from alm_jax.models.two_heads import (
     TWO_HEADS,
-    Heard,
+    EncodedAudio,
     Prompts,
     TwoHeadsConfig,
     assemble,
     count_vectors,
-    hear,
+    encode_audio,
     open_answers,
     predict,
 )
@@ -63,7 +63,7 @@ CONFIG = TwoHeadsConfig(
 def test_audio_stands_where_the_prompt_says_and_padding_behind_everything():
     """By lists, in the order in which they are read; -1 to -3 are the three vectors of a clip."""
     vectors = -np.arange(1.0, 4.0)[None, :, None] * np.ones((3, 1, 2))
-    heard = Heard(
+    encoded = EncodedAudio(
         jnp.asarray(vectors, jnp.float32), jnp.asarray([[True] * 3, [True, True, False], [False] * 3])
     )
     prompts = Prompts(
@@ -73,7 +73,7 @@ def test_audio_stands_where_the_prompt_says_and_padding_behind_everything():
     )
     answer = jnp.asarray([[20, 21], [22, 0], [23, 24]], jnp.int32)
     answer_mask = jnp.asarray([[True, True], [True, False], [True, True]])
-    whole = assemble(heard, prompts, answer, answer_mask)
+    whole = assemble(encoded, prompts, answer, answer_mask)
     expected = [[10, -1, -2, -3, 11, 12, 20, 21], [13, 14, -1, -2, 22], [23, 24]]
     for row, right in enumerate(expected):
         real = np.asarray(whole.mask[row])
@@ -132,15 +132,15 @@ def test_what_is_written_is_what_is_predicted(name):
 
     @jax.jit
     def write(variables):
-        heard = hear(config, variables, features, frame_mask)
-        opening = open_answers(config, variables, heard, prompts)
+        encoded, _ = encode_audio(config, variables, features, frame_mask)
+        opening = open_answers(config, variables, encoded, prompts)
         written = generate(*opening[:5], num_new_tokens=5, end_id=-1, **opening.options)
-        found = predict(config, variables, heard, prompts, written.ids, written.mask)
+        found = predict(config, variables, encoded, prompts, written.ids, written.mask)
         kernel, tied = head_kernel(config.language_model, variables["params"]["language_model"])
-        return heard, written, project(found.states, kernel, tied=tied), found.mask
+        return encoded, written, project(found.states, kernel, tied=tied), found.mask
 
-    heard, written, logits, counts = write(variables)
-    assert heard.mask.sum(axis=1).tolist() == [4, 2, 4]
+    encoded, written, logits, counts = write(variables)
+    assert encoded.mask.sum(axis=1).tolist() == [4, 2, 4]
     assert counts.all()
     chosen = np.take_along_axis(np.asarray(logits), np.asarray(written.ids)[:, :, None], axis=-1)[..., 0]
     np.testing.assert_allclose(chosen, logits.max(axis=-1), atol=1e-4)
@@ -155,8 +155,8 @@ def test_padding_of_audio_prompt_and_answer_changes_nothing():
 
     @functools.partial(jax.jit, static_argnames="loss_on")
     def read(features, frame_mask, prompts, answers, answer_mask, loss_on="all"):
-        heard = hear(config, variables, features, frame_mask)
-        return predict(config, variables, heard, prompts, answers, answer_mask, loss_on=loss_on)
+        encoded, _ = encode_audio(config, variables, features, frame_mask)
+        return predict(config, variables, encoded, prompts, answers, answer_mask, loss_on=loss_on)
 
     features, frame_mask, prompts, answers, answer_mask = make_inputs()
     found = read(features, frame_mask, prompts, answers, answer_mask)
@@ -234,8 +234,8 @@ def test_qwen2_audio_is_a_model_of_two_heads():
             features[:, None],
             frame_mask[:, None],
         )
-        heard = hear(config, variables, features, frame_mask)
-        found = predict(config, variables, heard, prompts, answers, answer_mask)
+        encoded, _ = encode_audio(config, variables, features, frame_mask)
+        found = predict(config, variables, encoded, prompts, answers, answer_mask)
         kernel, tied = head_kernel(config.language_model, variables["params"]["language_model"])
         return logits, project(found.states, kernel, tied=tied)
 

@@ -67,7 +67,7 @@ def test_vectors_of_chunks_are_averaged_over_those_that_are_real(is_unit, load_t
         return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True) if is_unit else vectors
 
     batch = jax.tree.map(jnp.asarray, batch)
-    found = embed_chunks(encode, frontend, batch, padding="heard", is_unit=is_unit)
+    found = embed_chunks(encode, frontend, batch, padding="unmasked", is_unit=is_unit)
     chunks = [
         np.asarray(
             encode(
@@ -77,7 +77,7 @@ def test_vectors_of_chunks_are_averaged_over_those_that_are_real(is_unit, load_t
                         "audio": batch["audio"][:, start : start + clip],
                         "audio_num_samples": jnp.full(len(lengths), clip, jnp.int32),
                     },
-                    padding="heard",
+                    padding="unmasked",
                 )
             )
         )

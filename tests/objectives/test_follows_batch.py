@@ -72,8 +72,8 @@ def test_clips_of_evaluation_and_of_encoders_of_one_length_stay_whole(case, obje
     clips = one_clip(model.frontend, placed, padding="masked", follows_batch=True)
     assert clips.features.shape[1] == model.frontend.num_frames
     assert not objective_config.follows_batch
-    heard = dataclasses.replace(model, padding="heard")
-    assert not dataclasses.replace(config, model=heard).follows_batch
+    unmasked = dataclasses.replace(model, padding="unmasked")
+    assert not dataclasses.replace(config, model=unmasked).follows_batch
 
 
 def test_a_budget_of_samples_is_refused_where_the_model_computes_whole_clips(load_tiny):

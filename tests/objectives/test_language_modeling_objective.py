@@ -14,7 +14,7 @@ from alm_jax.encoders.text.llama import Qwen2Config
 from alm_jax.encoders.text.t5 import T5Config
 from alm_jax.errors import UserError
 from alm_jax.models.connectors import LinearConnectorConfig
-from alm_jax.models.two_heads import TwoHeadsConfig, hear, predict
+from alm_jax.models.two_heads import TwoHeadsConfig, encode_audio, predict
 from alm_jax.nn.language_model import head_kernel
 from alm_jax.objectives import build_objective
 from alm_jax.objectives.language_modeling import LanguageModelingConfig, read_prompts
@@ -121,11 +121,11 @@ def test_the_loss_is_its_formula():
     def compute(variables, batch):
         model = CONFIG.model
         clips = one_clip(model.frontend, batch, padding=model.padding)
-        heard = hear(model, variables, clips.features, clips.frame_mask)
+        encoded, _ = encode_audio(model, variables, clips.features, clips.frame_mask)
         found = predict(
             CONFIG.model,
             variables,
-            heard,
+            encoded,
             read_prompts(batch),
             batch["text_ids"],
             batch["text_mask"],

@@ -91,7 +91,7 @@ def test_towers_whose_norms_couple_rows_are_refused_under_pmap(objective_config)
 
     def with_tower(config, audio):
         frontend = dataclasses.replace(config.model.frontend, num_mels=audio.num_mels)
-        model = dataclasses.replace(config.model, frontend=frontend, audio=audio, padding="heard")
+        model = dataclasses.replace(config.model, frontend=frontend, audio=audio, padding="unmasked")
         return build_objective(dataclasses.replace(config, model=model))
 
     check_parallelism(with_tower(objective_config, HTSAT["nano"]), training)

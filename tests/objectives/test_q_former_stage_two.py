@@ -50,14 +50,14 @@ def test_two_heads_begin_with_a_q_former_and_hear_as_it_does():
 
     @jax.jit
     def query(variables, features):
-        heard, _ = audio_q_former.hear(first, variables, features)
-        return query_audio(Q_FORMER, variables["params"]["q_former"], *heard)
+        encoded, _ = audio_q_former.encode_audio(first, variables, features)
+        return query_audio(Q_FORMER, variables["params"]["q_former"], *encoded)
 
     queried = np.asarray(query(variables, features), np.float64)
     linear = state.params["connector"]["linear"]
     want = queried @ np.asarray(linear["kernel"], np.float64) + np.asarray(linear["bias"])
     taken = {"params": state.params, "batch_stats": state.batch_stats}
-    found = jax.jit(functools.partial(two_heads.hear, second))(taken, features)
+    found = jax.jit(functools.partial(two_heads.encode_audio, second))(taken, features)[0]
     assert found.vectors.shape == (2, 3, 16)
     assert found.mask.all()
     np.testing.assert_allclose(found.vectors, want, atol=1e-5)

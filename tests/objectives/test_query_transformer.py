@@ -13,7 +13,7 @@ from alm_jax.encoders.audio.whisper import WhisperEncoderConfig
 from alm_jax.errors import UserError
 from alm_jax.losses.matching import matching_pairs_by_scores
 from alm_jax.models import audio_q_former
-from alm_jax.models.audio_q_former import AudioQFormerConfig, Heard
+from alm_jax.models.audio_q_former import AudioQFormerConfig, EncodedAudio
 from alm_jax.models.q_former import QFormerConfig
 from alm_jax.objectives import build_objective
 from alm_jax.objectives.query_transformer import QueryTransformerConfig
@@ -137,9 +137,11 @@ def test_the_losses_are_their_formulas(objective, variables):
         )
         rows = jnp.arange(ROWS)
         audio, text = (x.reshape(-1) for x in jnp.meshgrid(rows, rows, indexing="ij"))
-        heard = Heard(outputs.audio_states[audio], outputs.audio_mask[audio] > 0)
+        encoded = EncodedAudio(outputs.audio_states[audio], outputs.audio_mask[audio] > 0)
         params = variables["params"]
-        logits = audio_q_former.match(MODEL, params, heard, batch["text_ids"][text], batch["text_mask"][text])
+        logits = audio_q_former.match(
+            MODEL, params, encoded, batch["text_ids"][text], batch["text_mask"][text]
+        )
         loss, metrics = objective.combine(params, outputs, batch, None)
         return outputs.read, logits.reshape(ROWS, ROWS), loss, metrics
 

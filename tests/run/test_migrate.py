@@ -41,7 +41,8 @@ def test_types_and_fields_get_their_new_names_wherever_they_are(monkeypatch):
         migrate.chain(migrate.rename_type("Part", "Inner"), migrate.rename_type("Old", "Outer")),
         migrate.rename_field("Inner", "length", "size"),
         migrate.drop_field("Inner", "unused"),
-        migrate.set_default("Inner", "mode", "old"),
+        migrate.set_default("Inner", "mode", "early"),
+        migrate.rename_value("Inner", "mode", "early", "old"),
         migrate.derive_field("Outer", "total", lambda outer: sum(part["size"] for part in outer["parts"])),
     )
     old = {"size": 5, "mode": "old"}
