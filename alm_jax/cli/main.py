@@ -69,9 +69,9 @@ ACCELERATOR_FILES = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/dxg", "
 
 
 def is_compiler_only(device_files: Sequence[str]) -> bool:
-    """Whether libtpu is here for its compiler alone: installed, and no accelerator among ``device_files``.
+    """Whether libtpu serves only as a compiler: it is installed, and ``device_files`` has no accelerator.
 
-    JAX would look for a TPU then, take its time, and complain.
+    JAX would otherwise look for a TPU, which takes time and prints warnings.
     """
     return importlib.util.find_spec("libtpu") is not None and not any(map(glob.glob, device_files))
 
@@ -81,7 +81,7 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def start_with_huge_pages() -> None:
-    """Starts this program again with huge pages for malloc, where Linux offers them and the environment is silent.
+    """Restarts this program with huge pages for malloc, where Linux offers them and the environment does not set them.
 
     XLA on a CPU allocates its temporary buffer anew in every step; in pages of 4 KB handing it out is a sixth of the
     time of a large step (docs/performance.md). The C library reads the setting once, when a process starts; the new

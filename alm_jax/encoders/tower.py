@@ -72,8 +72,8 @@ def takes(config: Any, option: Option) -> bool:
 
 
 def follows_batch(config: Any, frontend: TowerSpec, padding: Literal["unmasked", "masked"]) -> bool:
-    """Whether clips may be as short as the longest recording of their batch: what is left out is padding alone, which
-    the audio tower does not look at."""
+    """Whether clips may be as short as the longest recording of their batch: only padding is left out, which the audio
+    tower ignores."""
     return family_of(config).any_length and padding == "masked" and frontend.clip.pad == "zero"
 
 
