@@ -7,7 +7,7 @@
 The probe on the 80 clips of fold 4, in per cent (chance 10), of the untrained encoder and after 1,200 steps:
 
     seed        0       1       2       mean
-    drawn       65.0    70.0    67.5    67.5
+    untrained   65.0    70.0    67.5    67.5
     trained     78.8    78.8    86.2    81.2
 
 After 300, 600 and 900 steps 76.2, 75.0 and 78.8 (seed 0). One clip is 1.25 points, and neighbouring evaluations of a

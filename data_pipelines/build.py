@@ -2,7 +2,7 @@
 
 The rows of a source are cut into shards of `ROWS_PER_SHARD`, in order. `write_shard` writes a shard from its rows
 alone: a file of records, a piece of the index, and and last a report. To continue a build that was killed, make the
-same call: shards that have a report are kept, the others are written anew. `build` then joins the pieces of the index
+same call: shards that have a report are kept, the others are written again. `build` then joins the pieces of the index
 and writes the manifest; until then the folder is not complete.
 
     FOLDER/building/train-00003.plan       rows of the shard, pickled
@@ -411,7 +411,7 @@ def _run_on_beam(spec: BuildSpec, shards: Sequence[Shard], options: str) -> None
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise UserError(
-            "--beam needs Apache Beam, which is not installed; in an environment of its own: "
+            "--beam needs Apache Beam, which is not installed; in a separate environment: "
             "pip install 'alm_jax[beam]'"
         ) from error
     with apache_beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:

@@ -84,18 +84,18 @@ class FilterConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DurationBucketsConfig:
-    """Training batches of recordings of about one length, padded to a length of a short list.
+    """Duration buckets: training batches of recordings of similar length, each padded to one of a few lengths.
 
-    Every batch is of one bucket, and the buckets take turns in shares that read all recordings equally often, to a part
-    in a thousand; each has its own permutations and epochs. The shapes of batches are those of the list and no others.
+    Every batch is of one bucket. Buckets alternate in shares that read all recordings equally often, to one part in a
+    thousand; each has its own permutations and epochs. Batches have only the shapes of this list.
     """
 
     longest_sec: tuple[float, ...] = ()
-    """Lengths beside ``source_sec``, seconds, in rising order and below it; a recording is padded to the shortest that
-    holds it. Each compiles the step once more. The empty tuple pads every recording to ``source_sec``."""
+    """Padded lengths besides ``source_sec``, seconds, ascending and below it; a recording is padded to the shortest
+    that holds it. Each length compiles the step once more. The empty tuple pads every recording to ``source_sec``."""
     fill: bool = False
-    """Whether batches have a budget of samples in place of rows: the rows of a batch are ``training.batch_size`` times
-    as many as its length goes into ``source_sec``, rounded down. For models that compute no more than a batch's length
+    """Whether a batch has a fixed number of samples instead of rows: a batch of length L has ``training.batch_size``
+    times ``source_sec`` / L rows, the quotient rounded down. For models whose work depends on the batch's length
     (packed_vit)."""
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class DurationBucketsConfig:
         )
 
     def shapes(self, window_sec: float, batch_size: int) -> list[tuple[float, int]]:
-        """(seconds, rows) of the batches of each bucket, the last of which is ``source_sec`` long.
+        """Returns (seconds, rows) of the batches of each bucket; the last is ``source_sec`` long.
 
         Raises UserError where a bucket is not shorter than that.
         """
@@ -129,16 +129,17 @@ class DurationBucketsConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MadeCaptionsConfig:
-    """Captions of training that are made from the names of a recording's classes, beside those that it has."""
+    """Training captions made from the names of a recording's classes, in addition to its own captions."""
 
     templates: tuple[str, ...] = ()
-    """Sentences with ``{}`` where the names stand, ``the sounds of {}``: one is drawn for an example and epoch, and the
-    names come in an order that is drawn too (``rain, wind and thunder``). The empty tuple makes no captions."""
+    """Sentences with ``{}`` for the class names: ``the sounds of {}``. One is chosen at random for each example and
+    epoch, with the names in random order (``rain, wind and thunder``). The empty tuple makes no captions."""
     fraction: float = 0.5
-    """Share of the draws that take a made caption; a recording without a class always shows its own."""
+    """Probability that a recording with classes shows a made caption in an epoch; one without classes always shows its
+    own."""
     negatives: bool = False
-    """Whether wrong captions are made as well, from classes that the recording has not, where ``num_negatives`` asks
-    for more than the data set has."""
+    """Whether to also make wrong captions, from classes that the recording does not have, where ``num_negatives``
+    asks for more than the data set has."""
 
     def __post_init__(self) -> None:
         good = all(template.count("{}") == 1 for template in self.templates)
@@ -297,7 +298,7 @@ class DataConfig:
     (``audio_num_samples`` is the real length); longer ones are cut, at random in training and to the centre in
     evaluation. None: the length of the model's clips, or 10 s where there is no model."""
     duration_buckets: DurationBucketsConfig = DurationBucketsConfig()
-    """Lengths beside ``source_sec`` that training batches are padded to."""
+    """Lengths besides ``source_sec`` that training batches are padded to."""
     made_captions: MadeCaptionsConfig = MadeCaptionsConfig()
     """Training captions made from class names."""
     train_split: str = "train"

@@ -34,7 +34,7 @@ class Stream:
     sizes: Int[np.ndarray, " P"]
     """Number of examples of each."""
     num_samples: int
-    """Samples of its recordings in a batch, S of the batch contract."""
+    """Samples of a recording in its batches, S of the batch contract."""
     members: Sequence[Int[np.ndarray, " N"]] | None = None
     """Places in each stretch of the stream's examples; None: all places."""
 

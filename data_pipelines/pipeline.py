@@ -185,7 +185,7 @@ class _Reader:
             for place in np.flatnonzero(room).tolist():
                 row = int(wanted[place])
                 rng = example_rng(self.seed, int(epochs[real[place]]), row)
-                rng.integers(len(self.split.captions(row)))  # the caption is drawn first
+                rng.integers(len(self.split.captions(row)))  # the caption is chosen first
                 starts[place] = rng.integers(int(room[place]) + 1)
         for row, pcm in zip(real.tolist(), self.split.read_windows(wanted, starts, size), strict=True):
             audio[row, : len(pcm)] = pcm
@@ -280,7 +280,7 @@ class _Reader:
                 if self.seed is not None:
                     texts[place] = make_caption(rng, caption, names, made.templates, made.fraction)
                 if made.negatives and len(wrong) < most:
-                    # Classes of its own data set: what others call theirs may be heard in it, and is not said.
+                    # Only classes of its own data set: those of others may occur in the recording unlabelled.
                     known = [all_names[label] for label in stretch.label_of.tolist()]
                     wrong += make_negatives(rng, names, known, made.templates, most - len(wrong))
             texts[place + 1 : place + 1 + len(wrong[:most])] = wrong[:most]

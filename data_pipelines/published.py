@@ -21,7 +21,7 @@ class PublishedClip:
     id: str
     """Id of the clip; rows with the same id are captions of one clip."""
     names: tuple[str, ...]
-    """Possible names of its recording, the likeliest first; a name without an ending matches any ending."""
+    """Possible names of its recording, the most likely first; a name without an ending matches any ending."""
     captions: tuple[str, ...]
     labels: tuple[str, ...] = ()
     licence: str = ""

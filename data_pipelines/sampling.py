@@ -64,7 +64,7 @@ def draw_question(seed: int, epoch: int, index: int, count: int) -> int:
 
 
 def caption_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Generator of the captions that are made for an example, a stream of its own."""
+    """Returns the generator of the captions made for an example, from its own random stream."""
     return example_rng(seed, epoch, index).spawn(3)[2]
 
 

@@ -79,7 +79,7 @@ class Audio(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AudioFile:
-    """A recording in a file of its own."""
+    """A recording in its own file."""
 
     path: Path
 

@@ -1,6 +1,6 @@
 """``alm bench full-size``: the configs of published size on absent slices, one row a case, kept on disk.
 
-A case is one ``alm compile`` in a process of its own, and what it prints is a file. A case whose file is there, made
+A case is one ``alm compile`` in its own process, and its output is a file. A case whose file is there, made
 by the same command, is not run again: the table may be made over several nights, and by several machines.
 """
 

@@ -2,7 +2,7 @@
 
 The index is written here, its recordings are virtual: every row points into one small shard. Up to `MAX_WRITTEN_ROWS`
 rows are on disk; of a longer index one batch of rows is, and the footer of the file names it again and again, so that
-hundreds of millions of rows need no room. Each measurement is a process of its own.
+hundreds of millions of rows need no room. Each measurement runs in its own process.
 """
 
 import dataclasses

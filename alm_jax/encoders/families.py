@@ -28,7 +28,7 @@ def register(family: Family) -> Family:
         if other is not family and (other.name == family.name or other.config_type is family.config_type):
             raise UserError(
                 f"the family {family.name!r} of {family.config_type.__name__} cannot be registered: there is "
-                f"{other.name!r} of {other.config_type.__name__}; give it a name and a config type of its own"
+                f"{other.name!r} of {other.config_type.__name__}; give it its own name and config type"
             )
     return FAMILIES.setdefault(family.name, family)
 

@@ -24,7 +24,7 @@ PARITY: list[Parity] = []
 def register(layout: Format) -> Format:
     """Registers a layout, and returns it. Raises UserError where another one has its name."""
     if FORMATS.setdefault(layout.name, layout) is not layout:
-        raise UserError(f"there is a format {layout.name!r} already; give the new one a name of its own")
+        raise UserError(f"there is a format {layout.name!r} already; give the new one another name")
     return layout
 
 

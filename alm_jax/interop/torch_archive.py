@@ -230,11 +230,11 @@ class _Maker:
     def load(self, where: Any) -> _Storage:
         """Returns the storage that a tensor views."""
         if not (isinstance(where, tuple) and len(where) >= 5 and where[0] == "storage"):
-            raise UserError("the archive refers to something that is no storage; save its state dict anew")
+            raise UserError("the archive refers to something that is no storage; save its state dict again")
         _, kind, key, _, size = where[:5]
         kinds = _STORAGES | _OTHER_STORAGES
         if not isinstance(kind, Name) or kind.name not in kinds or (len(where) > 5 and where[5] is not None):
-            raise UserError("the archive has a storage of a kind that is not read; save its state dict anew")
+            raise UserError("the archive has a storage of an unsupported kind; save its state dict again")
         dtype = np.dtype(kinds[kind.name])
         if not 0 <= int(size) * dtype.itemsize <= self._file_bytes:
             raise UserError(
@@ -302,7 +302,7 @@ def _read_member(
         return b""
     if member.compress_type != zipfile.ZIP_STORED or member.file_size > file_bytes:
         raise UserError(
-            f"{name} is compressed, or larger than the file; torch.save stores everything as it is: save it anew"
+            f"{name} is compressed, or larger than the file; torch.save does not compress: save it again"
         )
     return archive.read(member)
 
@@ -323,7 +323,7 @@ def _read_legacy(path: Path) -> Any:
         if read() != _LEGACY_MAGIC or read() != _LEGACY_PROTOCOL:
             raise UserError("not an archive of torch.save")
         if not read().get("little_endian", True):
-            raise UserError("written on a big-endian machine; load it with PyTorch and save it anew")
+            raise UserError("written on a big-endian machine; load it with PyTorch and save it again")
         result = read()
         for key in read():
             size = int.from_bytes(content.read(8), "little")

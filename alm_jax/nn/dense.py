@@ -97,7 +97,7 @@ class Embed(nn.Module):
 
     def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
         vectors = jnp.take(self.embedding, ids, axis=0, mode="clip")
-        # One axis alone is not that of a batch: positions, say.
+        # A single axis is not that of a batch, for example positions.
         return (
             constrain(vectors, "batch", *[None] * (ids.ndim - 1), self.axes[1]) if ids.ndim > 1 else vectors
         )

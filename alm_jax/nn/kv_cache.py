@@ -1,6 +1,6 @@
 """Cache of the keys and values of earlier tokens, for generation: one stack for all layers, of static shape.
 
-A cache has as many slots a row as the longest text wants. `reserve` gives the next slots, the same for every row, to
+A cache has as many slots a row as the longest text needs. `reserve` gives the next slots, the same for every row, to
 new tokens, many (a prompt) or one (a step); each layer then `append`s its keys and values there, in place where the
 cache is carried through a scan over layers and donated to jit, and attends to all the slots that `reserve` says are
 visible. Padding, left, right or between, takes slots that are never attended to, and no positions.

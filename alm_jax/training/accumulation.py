@@ -40,7 +40,7 @@ def loss_and_gradients(
     key_prepare, key_encode = jax.random.split(key)
     key_stats, key_loss = (jax.random.fold_in(key, stream) for stream in (STATS_STREAM, LOSS_STREAM))
     if axis_name is not None:
-        # Each device draws its own noise for its own rows.
+        # Each device has its own noise for its own rows.
         index = jax.lax.axis_index(axis_name)
         key_prepare, key_encode = (
             jax.random.fold_in(key_prepare, index),

@@ -95,7 +95,7 @@ class JitParallel:
         """
         abstract = jax.eval_shape(init_state)
         self.objective = objective
-        # `init` and `step` want a mesh of devices; `abstract` does not.
+        # `init` and `step` need a mesh of devices; `abstract` does not.
         self.mesh: Any = mesh
         self.shardings = state_shardings(objective, optimizer, abstract, mesh)
         sharding.check_sharded(objective.axes(), abstract.params, self.shardings.params, mesh)

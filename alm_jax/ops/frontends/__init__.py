@@ -94,6 +94,4 @@ def compute_features(
         case CtalSpec():
             return compute_ctal(waveform, spec)
         case _:
-            raise UserError(
-                f"{type(spec).__name__} makes no [T F] map of a clip; it has a function of its own"
-            )
+            raise UserError(f"{type(spec).__name__} makes no [T F] map of a clip; it has its own function")
