@@ -51,22 +51,22 @@ class AudioQFormerConfig:
     """A front-end, an audio tower, and a Q-Former that reads its states and text."""
 
     frontend: FrontendSpec | WaveformSpec
-    """Waveform to features; travels with the weights."""
+    """Front-end, from waveform to features; stored with the weights."""
     audio: tower.AudioTowerConfig
     """The audio tower: the config of any audio encoder of the zoo, but for those with feature fusion. Published
     systems keep it as it was released: ``optimizer.frozen`` (^audio/)."""
     q_former: QFormerConfig = QFormerConfig()
     """The Q-Former."""
     vocab_size: int = 30522
-    """Entries of the tokenizer."""
+    """Vocabulary size: entries of the tokenizer."""
     max_positions: int = 512
-    """Tokens of the longest text."""
+    """Maximum tokens of a text."""
     embed_dim: int = 256
-    """Size of the joint space."""
+    """Size of the joint embedding space."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; parameters, norms, softmax and losses stay float32."""
     remat: Remat = "none"
-    """What the backward pass computes again; of the Q-Former a block is a group of ``cross_every``."""
+    """What the backward pass recomputes; in the Q-Former a block is a group of ``cross_every`` blocks."""
     padding: Literal["unmasked", "masked"] = "unmasked"
     """Treatment of the padding of a clip whose recording is shorter. "unmasked": it is encoded like audio. "masked": no
     query attends to it; this needs a tower that tells which of its states are of real audio (Whisper's, wav2vec 2.0,
@@ -84,7 +84,7 @@ class AudioQFormerConfig:
 
 
 class EncodedAudio(NamedTuple):
-    """What the audio tower makes of clips."""
+    """Output of the audio tower for clips."""
 
     states: Float[Array, "B N A"]
     mask: Bool[Array, "B N"]
@@ -92,14 +92,14 @@ class EncodedAudio(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What the Q-Former makes of clips and their texts, each row by itself."""
+    """Output of the Q-Former for clips and their texts, each row separately."""
 
     query_emb: Float[Array, "B K E"]
     """L2-normalised float32, one a query; independent of the text."""
     text_emb: Float[Array, "B E"]
     """L2-normalised float32; independent of the audio."""
     written: Float[Array, "B L D"]
-    """What predicts the token after each; times the embedding, plus ``bias``, the logits."""
+    """Vectors that predict the next token: their products with the embeddings, plus ``bias``, are the logits."""
 
 
 class TextEmbed(nn.Module):

@@ -29,10 +29,10 @@ Variables: TypeAlias = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomProjectionConfig:
-    """Patches through a matrix that was drawn once, then the nearest of vectors that were drawn once."""
+    """Random projection of patches, then the nearest code of a random codebook; both are fixed from the start."""
 
     num_codes: int = 1024
-    """Labels."""
+    """Number of labels."""
     code_dim: int = 256
     """Size of a code."""
 
@@ -45,11 +45,11 @@ class LearnedTokenizerConfig:
     """An encoder whose states are quantised, trained by `alm_jax/objectives/tokenizer_distillation.py`."""
 
     encoder: BeatsConfig = BeatsConfig()
-    """Patches to states."""
+    """Encoder from patches to states."""
     num_codes: int = 1024
-    """Labels."""
+    """Number of labels."""
     code_dim: int = 256
-    """Size of a code, to which two linear layers with a tanh between them bring a state."""
+    """Size of a code; two linear layers with a tanh between them project a state to it."""
 
     def __post_init__(self) -> None:
         _check(self.num_codes, self.code_dim)

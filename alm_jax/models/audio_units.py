@@ -36,7 +36,7 @@ class CepstraConfig:
     """Cepstra of the front-end's log-mel with their first and second slopes, as for HuBERT's first units."""
 
     num_cepstra: int = 13
-    """Cepstra of a frame, which becomes three times as many numbers."""
+    """Number of cepstra of a frame; with their slopes a frame has three times as many numbers."""
 
 
 FrameEncoderConfig: TypeAlias = AudioMaeConfig | BeatsConfig | Wav2Vec2Config | WhisperEncoderConfig
@@ -45,16 +45,16 @@ FrameEncoderConfig: TypeAlias = AudioMaeConfig | BeatsConfig | Wav2Vec2Config | 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterUnitsConfig:
-    """The nearest of some centroids, after every number of a frame is brought to mean 0 and deviation 1."""
+    """Units as the nearest centroids, after each number of a frame is normalised to mean 0 and deviation 1."""
 
     num_units: int = 1000
-    """Centroids."""
+    """Number of centroids."""
     frames: CepstraConfig | FrameEncoderConfig = CepstraConfig()
-    """What is clustered."""
+    """Frames to cluster: cepstra, or the states of an encoder."""
     layer: int | None = None
     """Of a wav2vec 2.0 or HuBERT, the block whose states are clustered; None for the last."""
     num_fit_clips: int = 10000
-    """Clips of the training split that the centroids are fitted to when a run begins, unless ``init_from`` brings
+    """Number of training clips that the centroids are fitted to when a run begins, unless ``init_from`` provides
     them."""
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class ClusterUnitsConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecUnitsConfig:
-    """The codes of the first codebook."""
+    """Units as the codes of a codec's first codebook."""
 
     codec: EncodecConfig = EncodecConfig()
     """The codec; its front-end is a WaveformSpec of its sample rate that does not normalise."""

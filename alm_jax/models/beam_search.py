@@ -32,10 +32,10 @@ NEVER = -1e9
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Beam:
-    """The likeliest text that a beam search finds."""
+    """Beam search: the most likely text found."""
 
     num_beams: int = 4
-    """Texts kept open a row."""
+    """Number of beams a row."""
     length_penalty: float = 1.0
     """Log-probabilities are divided by length to this power: 0 for their sum, 1 for their mean; above, longer texts
     win."""

@@ -28,29 +28,29 @@ from alm_jax.nn.rematerialise import Remat, rematerialise
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionDecoderConfig:
-    """Shape of a decoder in two halves. Defaults are CoCa-Base's."""
+    """Shape of a text decoder in two halves. Defaults are those of CoCa-Base."""
 
     vocab_size: int = 64000
-    """Entries of the tokenizer."""
+    """Vocabulary size: entries of the tokenizer."""
     width: int = 768
-    """Size of a token's state."""
+    """Width: size of a token's hidden state."""
     num_unimodal_layers: int = 12
-    """Blocks that see text alone."""
+    """Number of blocks that attend only to text."""
     num_multimodal_layers: int = 12
-    """Blocks that see the audio too."""
+    """Number of blocks that also attend to the audio."""
     num_heads: int = 12
     """Attention heads; divides the width."""
     mlp_dim: int = 3072
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     max_positions: int = 65
-    """Rows of the position table: tokens of the longest text, and one for the class token."""
+    """Rows of the position table: the maximum tokens of a text, plus one for the class token."""
     layer_norm_eps: float = 1e-5
-    """Added to the variance in LayerNorm."""
+    """Epsilon of LayerNorm."""
     kernel_init: Literal["normal", "fan_in"] = "normal"
-    """How kernels start: N(0, 0.02^2), or N(0, 1 / fan-in), from which a narrow model learns faster."""
+    """Initialisation of kernels: N(0, 0.02^2), or N(0, 1 / fan-in), with which a narrow model learns faster."""
 
     tied_head: ClassVar[bool] = True
-    """Logits come of the table of embeddings."""
+    """The output head is the table of embeddings."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:

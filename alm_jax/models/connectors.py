@@ -33,13 +33,14 @@ from alm_jax.ops.window_mask import window_mask
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _PoolingConfig:
-    """What connectors share that take states as they come."""
+    """Fields shared by connectors that map the tower's states one group at a time."""
 
     pool_size: int = 1
-    """Neighbouring states, in the tower's order, whose mean is one; a group with padding in it is none."""
+    """Number of neighbouring states, in the tower's order, averaged into one vector; a group with padding gives
+    none."""
 
     reads: ClassVar[Output] = "states"
-    """What of the audio tower goes in."""
+    """Output of the audio tower that the connector reads."""
 
     def __post_init__(self) -> None:
         if self.pool_size < 1:
@@ -56,51 +57,52 @@ class MlpConnectorConfig(_PoolingConfig):
     """W2 gelu(W1 x + b1) + b2."""
 
     mlp_dim: int = 4096
-    """Size between the two layers."""
+    """Hidden size between the two layers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DirectConnectorConfig:
-    """The tower's own vectors."""
+    """No connector: the tower's own vectors, which have the language model's width."""
 
     reads: ClassVar[Output] = "states"
-    """What of the audio tower goes in."""
+    """Output of the audio tower that the connector reads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MapperConnectorConfig:
-    """A transformer that turns a clip's vector into a prefix. Defaults are ClapCap's; Pengi's has 4 layers.
+    """A transformer that maps a clip's vector to a prefix. Defaults are ClapCap's; Pengi's has 4 layers.
 
-    Linear layer to ``num_inputs`` vectors, ``num_vectors`` learned ones behind them, blocks, and of these last the
-    states.
+    A linear layer makes ``num_inputs`` vectors, ``num_vectors`` learned ones follow them, and the blocks' states of
+    the learned ones are the prefix.
     """
 
     num_vectors: int = 40
-    """Vectors of the prefix."""
+    """Number of vectors of the prefix."""
     num_inputs: int = 40
-    """Vectors that the clip's is spread over."""
+    """Number of vectors that the clip's vector is projected to."""
     num_layers: int = 8
     """Transformer blocks."""
     num_heads: int = 8
     """Attention heads; divides the language model's width."""
     mlp_dim: int = 1536
-    """Hidden size of the feed-forward half: twice the language model's width, as published."""
+    """Hidden size of the feed-forward layers: twice the language model's width, as published."""
     normalize: bool = True
-    """Divide the clip's vector by its norm first, as published."""
+    """Whether to divide the clip's vector by its norm first, as published."""
 
     reads: ClassVar[Output] = "clip"
-    """What of the audio tower goes in."""
+    """Output of the audio tower that the connector reads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QFormerConnectorConfig:
-    """As many vectors of any clip as there are queries; its parameters may begin with a Q-Former's that was trained."""
+    """A Q-Former: as many vectors for any clip as there are queries. Its parameters may be initialised from a trained
+    one."""
 
     q_former: QFormerConfig = QFormerConfig()
     """The Q-Former."""
 
     reads: ClassVar[Output] = "states"
-    """What of the audio tower goes in."""
+    """Output of the audio tower that the connector reads."""
 
 
 ConnectorConfig: TypeAlias = (

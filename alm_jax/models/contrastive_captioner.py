@@ -51,24 +51,24 @@ class ContrastiveCaptionerConfig:
     """A front-end, a trunk, a text decoder, and the heads over them."""
 
     frontend: FrontendSpec
-    """Waveform to features; travels with the weights."""
+    """Front-end, from waveform to features; stored with the weights."""
     audio: tower.AudioTowerConfig
     """The trunk: the config of any audio encoder of the zoo; of one that makes a single vector, that is the only
     state. What is to be drawn from a part of the clip takes an AudioMaeConfig."""
     text: CaptionDecoderConfig
     """The text decoder."""
     caption_queries: int = 256
-    """Vectors of a clip that the text decoder attends to."""
+    """Number of vectors of a clip that the text decoder attends to."""
     embed_dim: int = 512
-    """Size of the joint space."""
+    """Size of the joint embedding space."""
     matching_head: bool = False
-    """Whether there is a head that judges if a text is of an audio; a MatchingTerm trains it."""
+    """Whether there is a head that decides if a text matches an audio; a MatchingTerm trains it."""
     patch_decoder: DecoderConfig | None = None
-    """What draws hidden patches; a ReconstructionTerm trains it."""
+    """Decoder of hidden patches; a ReconstructionTerm trains it."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; parameters, norms, softmax and the losses stay float32."""
     remat: Remat = "none"
-    """What the backward pass computes again."""
+    """What the backward pass recomputes."""
     padding: Literal["unmasked", "masked"] = "unmasked"
     """Treatment of the padding of a clip whose recording is shorter. "unmasked": it is encoded like audio. "masked": no
     query attends to it; this needs a trunk that tells which of its states are real, as the packed ViT does, whose clips

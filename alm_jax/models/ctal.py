@@ -41,21 +41,22 @@ class CtalModelConfig:
     """A front-end and both encoders. Defaults are the published base size."""
 
     frontend: FrontendSpec = CtalSpec(clip=ClipSpec(clip_sec=37.4875, pad="zero"))
-    """Waveform to features; travels with the weights. The default makes clips of the published 3,000 frames."""
+    """Front-end, from waveform to features; stored with the weights. The default makes clips of the published 3,000
+    frames."""
     text: BertConfig = BertConfig(vocab_size=30000, num_layers=6)
     """The text encoder, of which every state is read and no pooling. The audio encoder has its width, heads, MLP width,
     epsilon, dropout and initialisation."""
     num_audio_layers: int = 6
-    """Blocks of the audio encoder: 3, 6 and 12 of each in the published sizes."""
+    """Number of blocks of the audio encoder; the published sizes have 3, 6 and 12 in each encoder."""
     max_frames: int = 3000
-    """Rows of the audio encoder's position table."""
+    """Rows of the audio encoder's position table: maximum frames of a clip."""
     compat: bool = False
     """Frames see no later ones: the pinned version of the published code's library masks so whatever is_decoder is set
     on, which is what made cross-attention possible. Nothing in the paper asks for it; False sees both ways."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; parameters, norms, softmax and the losses stay float32."""
     remat: Remat = "none"
-    """What the backward pass computes again."""
+    """What the backward pass recomputes."""
 
     def __post_init__(self) -> None:
         if self.frontend.num_frames > self.max_frames:

@@ -40,17 +40,17 @@ class DistilledTokenizerConfig:
     """A front-end, a tokenizer, a teacher and an estimator. Defaults are of BEATs' size."""
 
     frontend: FrontendSpec = BeatsSpec(clip=ClipSpec(clip_sec=10.0))
-    """Waveform to features; the teacher's."""
+    """Front-end of the teacher, from waveform to features."""
     tokenizer: LearnedTokenizerConfig = LearnedTokenizerConfig()
-    """What is trained and kept."""
+    """The tokenizer, which is trained and kept."""
     teacher: BeatsConfig = BeatsConfig()
-    """The encoder of an iteration before, whose weights the experiment's ``init_from`` names."""
+    """The teacher: the encoder of the previous iteration; ``init_from`` names its weights."""
     estimator: DecoderConfig = GlobalDecoderConfig(width=768, num_layers=3, num_heads=12, mlp_dim=3072)
-    """What makes the teacher's states of the codes; only this training needs it."""
+    """Estimator of the teacher's states from the codes; only this training needs it."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; parameters, norms, softmax, codes and the loss stay float32."""
     remat: Remat = "none"
-    """What the backward pass of the estimator computes again."""
+    """What the backward pass of the estimator recomputes."""
 
     def __post_init__(self) -> None:
         check_patches(self.tokenizer.encoder, self.frontend)

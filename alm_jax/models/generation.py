@@ -22,12 +22,12 @@ from alm_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Greedy:
-    """The likeliest token, again and again."""
+    """Greedy decoding: the most likely token at every step."""
 
 
 GREEDY = Greedy()
 Strategy: TypeAlias = Greedy | Sample | Beam
-"""How tokens are chosen."""
+"""Strategy that chooses tokens."""
 
 
 def generate(

@@ -37,21 +37,22 @@ TOKENIZER = "tokenizer"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelPredictorConfig:
-    """A front-end, an encoder, what labels its patches, and what predicts the labels. Defaults are of BEATs' size."""
+    """A front-end, an encoder, a tokenizer that labels its patches, and a predictor of the labels. Defaults have
+    BEATs' size."""
 
     frontend: FrontendSpec = BeatsSpec(clip=ClipSpec(clip_sec=10.0))
-    """Waveform to features; travels with the weights."""
+    """Front-end, from waveform to features; stored with the weights."""
     encoder: BeatsConfig = BeatsConfig()
     """The encoder, which is kept."""
     tokenizer: AudioTokenizerConfig = RandomProjectionConfig()
-    """What makes the labels: a random projection in the first iteration, a learned tokenizer in later ones, whose
-    weights the experiment's ``init_from`` names."""
+    """Tokenizer that makes the labels: a random projection in the first iteration, a learned tokenizer in later ones,
+    whose weights ``init_from`` names."""
     predictor: DecoderConfig = GlobalDecoderConfig(width=768, num_layers=3, num_heads=12, mlp_dim=3072)
-    """What is asked for the labels of the hidden patches; only pre-training needs it."""
+    """Predictor of the labels of hidden patches; only pre-training needs it."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; parameters, norms, softmax and the loss stay float32."""
     remat: Remat = "none"
-    """What the backward pass computes again."""
+    """What the backward pass recomputes."""
 
     def __post_init__(self) -> None:
         check_patches(self.encoder, self.frontend)

@@ -27,10 +27,11 @@ Variables: TypeAlias = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedAutoencoderConfig:
-    """A front-end, an encoder that may see some patches alone, and a decoder. Defaults are the released ViT-B."""
+    """A front-end, an encoder that reads only the visible patches, and a decoder. Defaults are those of the released
+    ViT-B."""
 
     frontend: FrontendSpec = AstSpec(clip=ClipSpec(clip_sec=10.0))
-    """Waveform to features; travels with the weights."""
+    """Front-end, from waveform to features; stored with the weights."""
     encoder: AudioMaeConfig = AudioMaeConfig()
     """The encoder, which is kept."""
     decoder: DecoderConfig = LocalDecoderConfig()
@@ -38,7 +39,7 @@ class MaskedAutoencoderConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; parameters, norms, softmax and the loss stay float32."""
     remat: Remat = "none"
-    """What the backward pass computes again; in the local decoder a block is a pair of Swin blocks."""
+    """What the backward pass recomputes; in the local decoder a block is a pair of Swin blocks."""
 
     def __post_init__(self) -> None:
         tower.check_features(self.encoder, self.frontend.num_frames, self.frontend.num_features)

@@ -48,31 +48,31 @@ class OneHeadConfig:
     """A front-end and a trunk for both modalities. Defaults have the size of BERT and ViT-B."""
 
     frontend: FrontendSpec
-    """Waveform to features; travels with the weights."""
+    """Front-end, from waveform to features; stored with the weights."""
     patch_size: int = 16
     """Side of a square patch, in frames and in bins; divides both numbers of the front-end."""
     vocab_size: int = 30000
-    """Entries of the tokenizer."""
+    """Vocabulary size: entries of the tokenizer."""
     max_length: int = 512
-    """Tokens of the longest text."""
+    """Maximum tokens of a text."""
     width: int = 768
-    """Size of a token's state."""
+    """Width: size of a token's hidden state."""
     num_layers: int = 12
     """Transformer blocks."""
     num_heads: int = 12
     """Attention heads; divides the width."""
     mlp_dim: int = 3072
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     embed_dim: int = 512
     """Size of the contrastive space."""
     layer_norm_eps: float = 1e-6
-    """Added to the variance in LayerNorm."""
+    """Epsilon of LayerNorm."""
     kernel_init: Literal["normal", "fan_in"] = "fan_in"
-    """How kernels start: N(0, 0.02^2), or N(0, 1 / fan-in), from which a narrow trunk learns faster."""
+    """Initialisation of kernels: N(0, 0.02^2), or N(0, 1 / fan-in), with which a narrow trunk learns faster."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; parameters, norms, softmax and the losses stay float32."""
     remat: Remat = "none"
-    """What the backward pass computes again."""
+    """What the backward pass recomputes."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:

@@ -36,15 +36,15 @@ class GlobalDecoderConfig:
     """A ViT over all patches, and the class token where there is one. Defaults are MAE's, AudioMAE's decoder_mode 0."""
 
     width: int = 512
-    """Size of a token's state, a multiple of 4."""
+    """Width: size of a token's hidden state, a multiple of 4."""
     num_layers: int = 8
     """Transformer blocks."""
     num_heads: int = 16
     """Attention heads; divides the width."""
     mlp_dim: int = 2048
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     layer_norm_eps: float = 1e-6
-    """Added to the variance in LayerNorm."""
+    """Epsilon of LayerNorm."""
 
     def __post_init__(self) -> None:
         _check(self.width, self.num_heads)
@@ -55,21 +55,21 @@ class LocalDecoderConfig:
     """Swin v2 blocks in windows of patches. Defaults are AudioMAE's released ones, decoder_mode 1."""
 
     width: int = 512
-    """Size of a token's state, a multiple of 4."""
+    """Width: size of a token's hidden state, a multiple of 4."""
     num_layers: int = 16
-    """Blocks, an even number: every second one is shifted."""
+    """Number of blocks, even: the windows of every second block are shifted."""
     num_heads: int = 16
     """Attention heads; divides the width."""
     mlp_dim: int = 2048
-    """Hidden size of the feed-forward half."""
+    """Hidden size of the feed-forward layers."""
     window_size: int = 4
-    """Side of a window, in patches; divides both sides of the grid that are longer."""
+    """Side of a window, in patches; divides each side of the grid that is longer."""
     bias_dim: int = 384
-    """Hidden size of the network that makes the bias of two tokens from their distance."""
+    """Hidden size of the network that computes the bias of two tokens from their distance."""
     bias_dropout: float = 0.1
-    """Dropout of that network in training."""
+    """Dropout rate in training of the network that computes the bias."""
     layer_norm_eps: float = 1e-6
-    """Added to the variance in LayerNorm."""
+    """Epsilon of LayerNorm."""
 
     def __post_init__(self) -> None:
         _check(self.width, self.num_heads)

@@ -30,23 +30,25 @@ class QFormerConfig:
     """Shape of a Q-Former. Defaults are BLIP-2's, of BERT-base."""
 
     num_queries: int = 32
-    """Learned queries: vectors that come out of a clip."""
+    """Number of learned queries: vectors that a clip is mapped to."""
     width: int = 768
-    """Size of a state."""
+    """Width: size of a state."""
     num_layers: int = 12
     """Transformer blocks."""
     num_heads: int = 12
     """Attention heads; divides the width."""
     mlp_dim: int = 3072
-    """Hidden size of the feed-forward halves, that of queries and that of text."""
+    """Hidden size of the feed-forward layers, for queries and for text."""
     cross_every: int = 2
-    """Queries attend to audio in the first block and in every so-manieth after it; divides num_layers."""
+    """Interval of cross-attention: queries attend to audio in the first block and in every ``cross_every``-th after
+    it; divides num_layers."""
     layer_norm_eps: float = 1e-12
-    """Added to the variance in LayerNorm."""
+    """Epsilon of LayerNorm."""
     dropout: float = 0.1
-    """Rate for embeddings, attention weights and residual branches in training."""
+    """Dropout rate of embeddings, attention weights and residual branches in training."""
     kernel_init: Literal["normal", "fan_in"] = "normal"
-    """How kernels start: N(0, 0.02^2) as published, or N(0, 1 / fan-in), from which a narrow one learns faster."""
+    """Initialisation of kernels: N(0, 0.02^2) as published, or N(0, 1 / fan-in), with which a narrow model learns
+    faster."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:

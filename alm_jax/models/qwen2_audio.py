@@ -60,7 +60,7 @@ class Qwen2AudioConfig:
 
     @property
     def cache_shape(self) -> CacheShape:
-        """For `alm_jax.nn.kv_cache.make_cache`."""
+        """Sizes of the key-value cache, for `alm_jax.nn.kv_cache.make_cache`."""
         return self.language_model.cache_shape
 
 

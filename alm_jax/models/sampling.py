@@ -16,14 +16,15 @@ from alm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Each token is drawn."""
+    """Sampling: each token is chosen at random from the model's distribution."""
 
     temperature: float = 1.0
-    """Logits are divided by it: below 1 likely tokens become likelier."""
+    """Divisor of the logits: below 1 likely tokens become more likely."""
     top_k: int | None = None
-    """So many of the likeliest tokens can be drawn; None: all."""
+    """Number of most likely tokens that can be sampled; None: all."""
     top_p: float | None = None
-    """The fewest of the likeliest tokens that together have this probability can be drawn; None: all."""
+    """Total probability: only the smallest set of most likely tokens that reaches it can be sampled; None: all
+    tokens."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:

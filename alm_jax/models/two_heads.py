@@ -49,20 +49,20 @@ class TwoHeadsConfig:
     """A front-end, an audio tower, a connector and a language model."""
 
     frontend: FrontendSpec | WaveformSpec
-    """Waveform to features; travels with the weights."""
+    """Front-end, from waveform to features; stored with the weights."""
     audio: tower.AudioTowerConfig
     """The audio tower: the config of any audio encoder of the zoo, but for those with feature fusion."""
     connector: ConnectorConfig
-    """From what the audio tower makes of a clip to vectors of the language model's width."""
+    """Connector from the audio tower's output to vectors of the language model's width."""
     language_model: LanguageModelConfig
     """The language model: causal, or an encoder with a decoder."""
     prefix: Literal["causal", "bidirectional"] = "causal"
-    """How a causal language model reads what stands before the answer: from left to right, as published, or audio and
-    prompt in both directions (a prefix LM: Raffel et al. 2020, section 3.2.1)."""
+    """How a causal language model reads audio and prompt: from left to right, as published, or in both directions (a
+    prefix LM: Raffel et al. 2020, section 3.2.1)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; parameters, norms, softmax and the loss stay float32."""
     remat: Remat = "none"
-    """What the backward pass computes again: nothing, all but the products with weights, or whole blocks."""
+    """What the backward pass recomputes: nothing, all but the products with weights, or whole blocks."""
     padding: Literal["unmasked", "masked"] = "unmasked"
     """Treatment of the padding of a clip whose recording is shorter. "unmasked": it is encoded like audio. "masked": it
     makes no vectors; this needs a tower that tells which of its states are of real audio (Whisper's, wav2vec 2.0,

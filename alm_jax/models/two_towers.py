@@ -48,20 +48,21 @@ class TwoTowersConfig:
     """An audio tower, a text tower, the front-end that the audio tower is fed by, and the joint space."""
 
     frontend: TowerSpec
-    """Waveform to features; travels with the weights."""
+    """Front-end, from waveform to features; stored with the weights."""
     audio: tower.AudioTowerConfig
     """The audio tower: the config of any audio encoder of the zoo."""
     text: tower.TextTowerConfig
     """The text tower: the config of any encoder or language model of the zoo that reads token ids."""
     embed_dim: int = 512
-    """Size of the joint space."""
+    """Size of the joint embedding space."""
     projection: Literal["mlp", "residual"] = "mlp"
-    """From a tower's output to the joint space: LAION-CLAP's two layers, or MS-CLAP's layer with a residual one."""
+    """Projection from a tower's output to the joint space: "mlp", LAION-CLAP's two layers, or "residual", MS-CLAP's
+    layer with a residual one."""
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of the towers' matrix products; parameters, norms, softmax and the joint space stay float32. float64 is for
     comparisons, of float64 variables under `jax.enable_x64`, and then everything is."""
     remat: Remat = "none"
-    """What the backward pass computes again: nothing, all but the products with weights, or whole blocks."""
+    """What the backward pass recomputes: nothing, all but the products with weights, or whole blocks."""
     padding: Literal["unmasked", "masked"] = "unmasked"
     """Treatment of the padding of a clip whose recording is shorter. "unmasked": it is encoded like audio, as in most
     published systems. "masked": it is ignored, which needs a tower whose clips may differ in length."""

@@ -38,18 +38,18 @@ their columns of a head of its own."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnitLanguageModelConfig:
-    """A front-end, what makes units of its features, and a language model of words and units."""
+    """A front-end, a model of audio units, and a language model of words and units."""
 
     frontend: TowerSpec
-    """Waveform to features; travels with the weights."""
+    """Front-end, from waveform to features; stored with the weights."""
     units: UnitsConfig = ClusterUnitsConfig()
-    """Features to units."""
+    """Model from features to units."""
     language_model: LlamaConfig | Qwen2Config | Gpt2Config
-    """``vocab_size`` is that of the tokenizer, and the units and two tags: 32000 + 1000 + 2 of SpeechGPT."""
+    """The language model. Its ``vocab_size`` counts words, units and two tags: 32000 + 1000 + 2 in SpeechGPT."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; parameters, norms, softmax, the loss and the distances to centroids stay float32."""
     remat: Remat = "none"
-    """What the backward pass computes again."""
+    """What the backward pass recomputes."""
 
     def __post_init__(self) -> None:
         check_units(self.units, self.frontend)

@@ -73,11 +73,11 @@ class CalmConfig(ObjectiveConfig):
     normalize_target: bool = True
     """Each patch is drawn by its own mean and deviation, as in MaskedSpectrogramConfig."""
     contrastive_weight: float = 1.0
-    """Factor of the contrastive loss's mean in the sum."""
+    """Weight of the contrastive loss in the sum."""
     text_weight: float = 1.0
-    """Factor of the masked language model's mean in the sum."""
+    """Weight of the masked language model's loss in the sum."""
     audio_weight: float = 1.0
-    """Factor of the reconstruction's mean in the sum."""
+    """Weight of the reconstruction loss in the sum."""
     alone_rate: float = 0.25
     """Share of the rows whose modalities do not see each other in the masked pass, so that the trunk knows what to do
     without either, and what one gives to the other can be measured. None at 0; attention is then without a mask of

@@ -48,9 +48,9 @@ class Computation:
     """How a loss over all pairs of a batch is computed; every choice gives the same loss."""
 
     impl: contrastive.Impl = "auto"
-    """The form (docs/losses.md); auto picks by batch size, devices and platform, and logs what it picked."""
+    """Implementation (docs/losses.md); auto chooses by batch size, devices and platform, and logs its choice."""
     tile: int | None = None
-    """Rows and columns of a tile in the tiled forms; None takes the table's."""
+    """Rows and columns of a tile in the tiled implementations; None: from the table."""
     products: Literal["float32", "bfloat16"] = "float32"
     """What embeddings are rounded to for their products, which add up in float32 either way."""
 
@@ -61,50 +61,50 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfoNceConfig:
-    """Symmetric InfoNCE: each audio is to find its text among all texts, and the other way round."""
+    """Symmetric InfoNCE: each audio must match its text among all texts, and each text its audio."""
 
     temperature: ExpTemperature | TauTemperature = ExpTemperature()
-    """What is trained of the temperature."""
+    """Form of the temperature: which parameter is trained."""
     computation: Computation = Computation()
-    """The form that runs."""
+    """How the loss is computed; no choice changes it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultiPositiveConfig:
-    """InfoNCE where all rows of a group are positives of each other, with equal weight."""
+    """InfoNCE in which all rows of a group are positives of each other, with equal weight."""
 
     group: Group = "recording"
-    """recording: rows of one example, whatever their captions (WavCaps, ML-CLAP). label: rows of one class (supervised
-    contrastive); rows without a class are alone."""
+    """Groups of rows. "recording": rows of one example, whatever their captions (WavCaps, ML-CLAP). "label": rows of
+    one class (supervised contrastive); a row without a class has no group."""
     temperature: ExpTemperature | TauTemperature = ExpTemperature()
-    """What is trained of the temperature."""
+    """Form of the temperature: which parameter is trained."""
     computation: Computation = Computation()
-    """The form that runs."""
+    """How the loss is computed; no choice changes it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SigmoidConfig:
-    """The sigmoid loss of SigLIP, with a trained scale and bias: every pair by itself is a match or none."""
+    """The sigmoid loss of SigLIP, with a trained scale and bias: every pair is classified separately."""
 
     group: Literal["none", "recording", "label"] = "none"
     """Rows of a group match each other; none: a row matches only itself."""
     computation: Computation = Computation()
-    """The form that runs."""
+    """How the loss is computed; no choice changes it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HardNegativesConfig:
-    """InfoNCE where each audio has wrong captions of its own besides the texts of the batch (CompA).
+    """InfoNCE in which each audio also has its own wrong captions (CompA).
 
-    ``data.num_negatives`` says how many, and the data set must have such captions.
+    ``data.num_negatives`` sets their number, and the data set must have them.
     """
 
     group: Literal["none", "recording", "label"] = "none"
     """Rows of a group are positives of each other, as in MultiPositiveConfig; none: a row matches only itself."""
     temperature: ExpTemperature | TauTemperature = ExpTemperature()
-    """What is trained of the temperature."""
+    """Form of the temperature: which parameter is trained."""
     computation: Computation = Computation()
-    """The form that runs."""
+    """How the loss is computed; no choice changes it."""
 
 
 LossConfig: TypeAlias = InfoNceConfig | MultiPositiveConfig | SigmoidConfig | HardNegativesConfig

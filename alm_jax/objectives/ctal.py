@@ -48,7 +48,7 @@ class MaskedFramesConfig:
     """Spans of frames that are zeroed (80 %), replaced by others of the clip (10 %), or left (10 %)."""
 
     proportion: float = 0.15
-    """Largest share of a clip's frames that is chosen."""
+    """Largest fraction of a clip's frames that is chosen."""
     min_span: int = 20
     """Frames of the shortest span. A clip with less than one span's share of frames has none."""
     max_span: int = 50
@@ -73,9 +73,9 @@ class CtalConfig(ObjectiveConfig):
     masked_frames: MaskedFramesConfig = MaskedFramesConfig()
     """Which frames are hidden."""
     text_weight: float = 1.0
-    """Factor of the masked language model's mean in the sum."""
+    """Weight of the masked language model's loss in the sum."""
     audio_weight: float = 1.0
-    """Factor of the acoustic model's mean in the sum."""
+    """Weight of the acoustic model's loss in the sum."""
     augment: WaveformAugmentConfig = WaveformAugmentConfig()
     """Waveform augmentation."""
 

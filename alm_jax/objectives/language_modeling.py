@@ -39,11 +39,11 @@ class LanguageModelingConfig(ObjectiveConfig):
     model: TwoHeadsConfig
     """Front-end, audio tower, connector and language model."""
     loss_on: Literal["answer", "all"] = "answer"
-    """Tokens that are predicted: those of the answer, or those of the prompt too (LTU); audio never is."""
+    """Tokens that are predicted: those of the answer, or also those of the prompt (LTU); audio is never predicted."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread evenly over the vocabulary."""
+    """Label smoothing: fraction of the target that is spread evenly over the vocabulary."""
     z_loss: float = 0.0
-    """Weight of the squared log-sum-exp of the logits."""
+    """Weight of the z-loss, the squared log-sum-exp of the logits."""
     augment: WaveformAugmentConfig = WaveformAugmentConfig()
     """Waveform augmentation; SpecAugment belongs to the audio tower."""
 

@@ -59,7 +59,7 @@ class MaskedPredictionConfig(ObjectiveConfig):
     model: LabelPredictorConfig
     """Front-end, encoder, tokenizer and label predictor."""
     mask: MaskConfig = UnstructuredMaskConfig(ratio=0.75)
-    """What is hidden, drawn anew for every clip and step."""
+    """Which patches are hidden, chosen at random for every clip and step."""
     augment: WaveformAugmentConfig = WaveformAugmentConfig()
     """Waveform augmentation; labels are those of the augmented clip."""
 

@@ -36,7 +36,7 @@ class MaskedSpectrogramConfig(ObjectiveConfig):
     model: MaskedAutoencoderConfig
     """Front-end, encoder and decoder."""
     mask: MaskConfig = UnstructuredMaskConfig()
-    """What is hidden, drawn anew for every clip and step."""
+    """Which patches are hidden, chosen at random for every clip and step."""
     normalize_target: bool = True
     """Each patch is drawn by its own mean and deviation (AudioMAE's recipe); False draws the features as they are."""
     augment: WaveformAugmentConfig = WaveformAugmentConfig()

@@ -22,7 +22,7 @@ class MaskedTextConfig:
     """BERT's masking: of the chosen tokens 80 % are hidden, 10 % replaced by any other, 10 % left as they are."""
 
     proportion: float = 0.15
-    """Share of the words' tokens that is chosen, drawn anew for every text and step."""
+    """Fraction of the words' tokens that are chosen, at random for every text and step."""
     mask_id: int = 4
     """Id of the token that hides another: 4 where the tokenizer is wordpiece, the last id where it is bpe."""
     special_ids: tuple[int, ...] = (0, 1, 2, 3)

@@ -68,9 +68,9 @@ class ContrastiveTerm:
 
     name: ClassVar[str] = "contrastive"
     weight: float = 1.0
-    """Factor of this term's mean in the sum; CoCa's is 1."""
+    """Weight of this term in the sum; CoCa's is 1."""
     sources: tuple[Annotated[int, Range(0)], ...] = ()
-    """The parts of a mixture, by their place in it, whose rows count; the empty tuple for all rows."""
+    """Parts of a mixture, by position, whose rows this term uses; the empty tuple: all rows."""
     loss: InfoNceConfig | MultiPositiveConfig | SigmoidConfig = InfoNceConfig()
     """The loss, and how it is computed."""
 
@@ -81,11 +81,11 @@ class CaptioningTerm:
 
     name: ClassVar[str] = "captioning"
     weight: float = 2.0
-    """Factor of this term's mean in the sum; CoCa's is 2."""
+    """Weight of this term in the sum; CoCa's is 2."""
     sources: tuple[Annotated[int, Range(0)], ...] = ()
-    """The parts of a mixture, by their place in it, whose rows count; the empty tuple for all rows."""
+    """Parts of a mixture, by position, whose rows this term uses; the empty tuple: all rows."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over the vocabulary."""
+    """Label smoothing: fraction of the target that is spread evenly over the vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,9 +94,9 @@ class MatchingTerm:
 
     name: ClassVar[str] = "matching"
     weight: float = 1.0
-    """Factor of this term's mean in the sum; ALBEF's is 1."""
+    """Weight of this term in the sum; ALBEF's is 1."""
     sources: tuple[Annotated[int, Range(0)], ...] = ()
-    """The parts of a mixture, by their place in it, whose rows count; the empty tuple for all rows."""
+    """Parts of a mixture, by position, whose rows this term uses; the empty tuple: all rows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,11 +105,11 @@ class ReconstructionTerm:
 
     name: ClassVar[str] = "reconstruction"
     weight: float = 1.0
-    """Factor of this term's mean in the sum."""
+    """Weight of this term in the sum."""
     sources: tuple[Annotated[int, Range(0)], ...] = ()
-    """The parts of a mixture, by their place in it, whose rows count; the empty tuple for all rows."""
+    """Parts of a mixture, by position, whose rows this term uses; the empty tuple: all rows."""
     mask: MaskConfig = UnstructuredMaskConfig()
-    """What is hidden, drawn anew for every clip and step."""
+    """Which patches are hidden, chosen at random for every clip and step."""
     normalize_target: bool = True
     """As in MaskedSpectrogramConfig."""
 

@@ -12,10 +12,10 @@ from alm_jax.ops.patch_masking import PatchMask, mask_structured, mask_unstructu
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnstructuredMaskConfig:
-    """Any patches alike are hidden."""
+    """Hides patches chosen uniformly at random."""
 
     ratio: float = 0.8
-    """Share of the patches that is hidden; AudioMAE pre-trains with 0.8."""
+    """Fraction of the patches that are hidden; AudioMAE pre-trains with 0.8."""
 
     def check(self, grid: tuple[int, int]) -> None:
         """Raises UserError where nothing of a (time, frequency) grid would be left."""
@@ -24,12 +24,12 @@ class UnstructuredMaskConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StructuredMaskConfig:
-    """Whole steps of time and whole bands of frequency are hidden."""
+    """Hides whole time steps and whole frequency bands."""
 
     time_ratio: float = 0.7
-    """Share of the steps that is hidden."""
+    """Fraction of the time steps that are hidden."""
     freq_ratio: float = 0.3
-    """Share of the bands that is hidden."""
+    """Fraction of the frequency bands that are hidden."""
 
     def check(self, grid: tuple[int, int]) -> None:
         """Raises UserError where nothing of a (time, frequency) grid would be left."""

@@ -59,7 +59,8 @@ class QueryTransformerConfig(ObjectiveConfig):
     """Rows of a group are positives of each other in contrast and no negatives in matching: those of one recording, or
     of one class (rows without a class are alone)."""
     label_smoothing: float = 0.1
-    """Share of the target that is spread evenly, over the candidates in contrast, over the words in generation."""
+    """Label smoothing: fraction of the target that is spread evenly over the candidates (contrast) or the words
+    (generation)."""
     augment: WaveformAugmentConfig = WaveformAugmentConfig()
     """Waveform augmentation; SpecAugment belongs to the audio tower."""
 

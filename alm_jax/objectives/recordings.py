@@ -26,12 +26,12 @@ from alm_jax.ops.similarity import unit_vectors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WaveformAugmentConfig:
-    """Augmentation of the waveform in training; each is drawn anew for every clip and step."""
+    """Augmentation of the waveform in training, random for every clip and step."""
 
     gain_db: float = 0.0
-    """Largest gain in decibels, drawn uniformly between minus and plus this value; 0 changes no level."""
+    """Largest gain, decibels: the gain is uniform between minus and plus this value; 0: no change."""
     roll: bool = False
-    """Rotate each recording in time by a random amount."""
+    """Whether to rotate each recording in time by a random amount."""
 
 
 Padding: TypeAlias = Literal["unmasked", "masked"]

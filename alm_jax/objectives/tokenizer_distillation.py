@@ -61,11 +61,11 @@ class TokenizerDistillationConfig(ObjectiveConfig):
     model: DistilledTokenizerConfig
     """Front-end, tokenizer, teacher and estimator."""
     beta: float = 1.0
-    """Weight of the mean square of a latent's difference from its code, which keeps latents where codes are."""
+    """Weight of the mean square of a latent's difference from its code, which keeps latents close to their codes."""
     codebook_decay: float = 0.99
     """Decay of the moving average by which codes follow latents."""
     revive_below: float = 0.1
-    """A code that is taken less often than this, in shares of the average code, is put on a latent of the batch."""
+    """Usage, as a fraction of the average code's, below which a code is replaced by a latent of the batch."""
     augment: WaveformAugmentConfig = WaveformAugmentConfig()
     """Waveform augmentation; tokenizer and teacher are given the same clip."""
 

@@ -60,7 +60,7 @@ LossOn: TypeAlias = Literal["all", "answer"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnitTasksConfig:
-    """How often an example is each task, relative to the others; drawn anew for every example and step."""
+    """Relative frequencies of the tasks; the task is chosen at random for every example and step."""
 
     speech: float = 1.0
     """Units alone (SpeechGPT's first stage)."""
@@ -86,13 +86,13 @@ class UnitLanguageModelingConfig(ObjectiveConfig):
     model: UnitLanguageModelConfig
     """Front-end, units and language model."""
     tasks: UnitTasksConfig = UnitTasksConfig()
-    """What an example is made into."""
+    """Frequencies of the tasks."""
     loss_on: LossOn = "all"
-    """What is to be predicted: every token but an example's first (SpeechGPT), or what the task asks for alone, the
-    text after units or the units after <sosp> (AudioPaLM)."""
+    """Tokens that are predicted: "all", every token except an example's first (SpeechGPT), or only the task's target,
+    the text after units or the units after <sosp> (AudioPaLM)."""
     row_tokens: int
-    """Tokens of a row of the language model. Texts and prompts always have room; of units that have none the end is
-    left out, of a row's longest example first."""
+    """Tokens of a row of the language model. Texts and prompts always fit; units that do not fit are left out at the
+    end, of a row's longest example first."""
     examples_per_row: int = 1
     """Neighbouring examples that share a row without seeing each other; divides the rows of a micro-batch on a
     device. Where units find no room, how many do depends on the neighbours, and these on the micro-batches."""
