@@ -16,7 +16,7 @@ SplitOf = Callable[[Evaluator], EvaluationSplit]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """What all evaluators of one evaluation found."""
+    """Results of all evaluators of one evaluation."""
 
     figures: dict[str, float | int]
     """Flat, each behind its evaluator's name: ``retrieval/text_to_audio/r@1``."""

@@ -23,13 +23,13 @@ class Suite:
     """One protocol: what is measured on which split of which data set."""
 
     about: str
-    """What it measures, in a line."""
+    """Description in one line."""
     dataset: Callable[[str], DatasetConfig]
     """(folder of the data set) -> its config."""
     splits: tuple[str, ...]
     """Splits that are measured, together; those that a copy of the data set lacks are left out."""
     evaluators: tuple[Evaluator, ...] = ()
-    """What is measured; empty for everything that model and data allow."""
+    """Evaluators of the suite; empty: all that model and data allow."""
     leaves_out: LinearProbe | None = None
     """A probe of each split that is fitted on the others; None for none."""
 

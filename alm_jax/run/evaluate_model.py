@@ -35,7 +35,7 @@ from data_pipelines.prepare import prepare
 
 SCORES = "scores.parquet"
 BATCH_SIZE = 64
-"""Recordings, and texts, that are encoded at a time."""
+"""Number of recordings, and of texts, that are encoded at a time."""
 
 
 def evaluate_model(
@@ -94,7 +94,7 @@ def evaluate_model(
 
 
 class _Measured(NamedTuple):
-    """What one suite found."""
+    """Result of one suite."""
 
     record: Record
     """Figures with their protocol."""

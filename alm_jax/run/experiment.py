@@ -30,9 +30,9 @@ class ExperimentConfig:
     """Data, model, loss, optimizer and schedule of one pre-training run."""
 
     name: str
-    """What the run is called in reports and model cards."""
+    """Name of the run in reports and model cards."""
     seed: int = 0
-    """Decides the initial weights, the order of the data, and every draw of noise."""
+    """Seed of the initial weights, the order of the data, and all noise."""
     data: DataConfig
     """Recordings, captions and tokenizer."""
     objective: ObjectiveConfig
@@ -40,16 +40,16 @@ class ExperimentConfig:
     optimizer: AdamWConfig = AdamWConfig()
     """The optimizer and its schedule."""
     init_from: tuple[InitFromConfig, ...] = ()
-    """Models that a run begins with, in this order; the rest is drawn from the seed. Set in the config file: the
-    command line changes fields of one object."""
+    """Models whose parameters a run starts from, in this order; other parameters are initialised from the seed. Set
+    in the config file: the command line changes only single fields."""
     lora: LoraConfig = LoraConfig()
     """Low-rank adapters in place of whole kernels."""
     training: TrainingConfig
     """Steps, batch, devices, and how often to save and look."""
     eval_batch_size: int = 64
-    """Recordings, and captions, that an evaluation encodes at a time."""
+    """Number of recordings, and of captions, that an evaluation encodes at a time."""
     evaluations: tuple[Evaluator, ...] = ()
-    """What is measured during and after training, each on its own data set and split. Empty: everything in
+    """Evaluators that run during and after training, each on its own data set and split. Empty: all in
     `alm_jax.evaluation.evaluators` that the model and the run's data allow."""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a model writes about recordings, greedily, and how much of it is right."""
+"""Evaluator of generated text: answers or captions by greedy decoding, and the share of them that is right."""
 
 import dataclasses
 from typing import ClassVar
@@ -15,17 +15,17 @@ from alm_jax.figures import Figure
 from alm_jax.models.capabilities import GeneratesText
 
 NUM_WRITTEN = 24
-"""Recordings whose texts are shown."""
+"""Number of recordings whose texts are shown."""
 PANEL = "What is written of held-out clips"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answers(Evaluator):
-    """Answers or captions that a model writes, against the captions of the recordings."""
+    """Compares answers or captions that a model generates with the captions of the recordings."""
 
     name: str = "answers"
     sources: tuple[int, ...] = ()
-    """Parts of a mixture, by their place in it, whose recordings count; empty for those that the objective captions, or
+    """Parts of a mixture, by position, whose recordings are used; empty: those that the objective captions, or
     all."""
 
     declared: ClassVar[tuple[Figure, ...]] = (
@@ -53,7 +53,7 @@ class Answers(Evaluator):
     )
 
     def obstacle(self, model: EvaluatedModel, split: EvaluationSplit) -> str:
-        """Needs a model that writes."""
+        """Needs a model that generates text."""
         return "" if model.can(GeneratesText) else "the model writes no text"
 
     def evaluate(self, model: EvaluatedModel, split: EvaluationSplit) -> Evaluation:
@@ -91,7 +91,7 @@ class Answers(Evaluator):
 
 
 def write_split(model: EvaluatedModel, split: EvaluationSplit) -> list[str]:
-    """What the model writes about each recording of a split, in its order."""
+    """Generates the text about each recording of a split, in its order."""
     tokens = model.tokens
     length = split.data.config.tokenizer.max_length - len(tokens.begin)
     written: list[str] = []

@@ -22,7 +22,7 @@ class LinearProbe(Evaluator):
 
     name: str = "linear_probe"
     fit_split: str = ""
-    """Split(s) that the classifier is fitted on; empty for the run's training split."""
+    """Split(s) that the classifier is fitted on; empty: the run's training split."""
 
     declared: ClassVar[tuple[Figure, ...]] = (
         Figure(

@@ -42,7 +42,7 @@ class ValidationLoss(Evaluator):
         return "" if model.objective else "what the model was trained for is not known"
 
     def figures(self, objective: Objective | None) -> dict[str, Figure]:
-        """Those of the objective, beside its loss."""
+        """Figures of the objective, in addition to its loss."""
         trained = [] if objective is None else objective.figures
         own = {
             f"{self.name}/{figure.name}": dataclasses.replace(

@@ -17,7 +17,7 @@ from alm_jax.figures import Figure
 from alm_jax.models.capabilities import LabelsPatches
 
 NUM_PICTURES = 6
-"""Recordings that are shown with their labels."""
+"""Number of recordings shown with their labels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

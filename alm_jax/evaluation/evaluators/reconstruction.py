@@ -1,4 +1,5 @@
-"""Pictures of what a model draws of hidden parts of recordings; its loss is the validation loss's."""
+"""Evaluator that shows a model's reconstructions of hidden parts of recordings; their loss is part of the validation
+loss."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +14,7 @@ from alm_jax.evaluation.split import EvaluationSplit
 from alm_jax.models.capabilities import Reconstructs
 
 NUM_PICTURES = 6
-"""Recordings that are shown with their reconstruction."""
+"""Number of recordings shown with their reconstruction."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

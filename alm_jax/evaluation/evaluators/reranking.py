@@ -22,7 +22,7 @@ class Reranking(Evaluator):
 
     name: str = "reranked"
     num_candidates: int = 16
-    """Candidates of each recording, and of each caption, that the matching head reads."""
+    """Number of candidates of each recording, and of each caption, that the matching head scores."""
 
     declared: ClassVar[tuple[Figure, ...]] = retrieval_figures(
         "ranked again by matching, ", "R@1 of the nearest, ranked again by matching", is_shown=False
@@ -62,7 +62,7 @@ class Reranking(Evaluator):
 
 
 def encode_split(model: EvaluatedModel, split: EvaluationSplit) -> Any:
-    """What the matching head reads of the recordings of a split, in their order, on the host."""
+    """Encodes the recordings of a split for the matching head, in their order, on the host."""
     found = []
     for batch in split.batches():
         real = batch[contract.MASK]

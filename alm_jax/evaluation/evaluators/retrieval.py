@@ -18,9 +18,9 @@ from alm_jax.models.capabilities import EmbedsAudio, EmbedsText
 NUM_PAIRS = 24
 """Pairs in the similarity matrix: as many as one can read."""
 NUM_CARDS = 6
-"""Recordings that are shown with what the model retrieves for them."""
+"""Number of recordings shown with their retrieved captions."""
 NUM_RETRIEVED = 3
-"""Captions that are shown for a recording."""
+"""Number of captions shown for a recording."""
 
 
 def retrieval_figures(label: str, panel: str, *, is_shown: bool) -> tuple[Figure, ...]:
@@ -61,8 +61,8 @@ class Retrieval(Evaluator):
 
     name: str = "retrieval"
     sources: tuple[int, ...] = ()
-    """Parts of a mixture, by their place in it, whose recordings and captions are candidates; empty for those that the
-    objective contrasts, or all."""
+    """Parts of a mixture, by position, whose recordings and captions are candidates; empty: those that the
+    contrastive loss uses, or all."""
 
     declared: ClassVar[tuple[Figure, ...]] = retrieval_figures(
         "", "Retrieval R@1 on held-out pairs", is_shown=True

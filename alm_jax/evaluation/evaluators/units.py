@@ -15,7 +15,7 @@ from alm_jax.figures import Figure
 from alm_jax.models.capabilities import EncodesUnits
 
 NUM_SHOWN = 12
-"""Recordings whose units are shown."""
+"""Number of recordings whose units are shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

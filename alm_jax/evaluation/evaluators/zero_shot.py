@@ -30,8 +30,8 @@ class ZeroShot(Evaluator):
 
     name: str = "zero_shot"
     templates: tuple[str, ...] = ()
-    """Prompts of a class, ``{}`` for its name. Of several, a class is the mean of its prompts' vectors. Empty: those
-    that the data set's captions are made of, or LAION-CLAP's where there are none."""
+    """Prompt templates of a class, with ``{}`` for its name. With several, a class is the mean of its prompts'
+    vectors. Empty: the templates of the data set's captions, or LAION-CLAP's where there are none."""
 
     declared: ClassVar[tuple[Figure, ...]] = (
         Figure(
