@@ -182,10 +182,11 @@ class _Reader:
         room = np.maximum(0, self.split.lengths(wanted) - size)
         starts = room // 2
         if self.seed is not None:
-            for place in np.flatnonzero(room).tolist():
-                row = int(wanted[place])
-                rng = example_rng(self.seed, int(epochs[real[place]]), row)
-                rng.integers(len(self.split.captions(row)))  # the caption is chosen first
+            longer = np.flatnonzero(room)
+            rows = self.split.find_rows(wanted[longer])
+            for place, (stretch, row) in zip(longer.tolist(), rows, strict=True):
+                rng = example_rng(self.seed, int(epochs[real[place]]), int(wanted[place]))
+                rng.integers(len(stretch.captions(row)))  # the caption is chosen first
                 starts[place] = rng.integers(int(room[place]) + 1)
         for row, pcm in zip(real.tolist(), self.split.read_windows(wanted, starts, size), strict=True):
             audio[row, : len(pcm)] = pcm

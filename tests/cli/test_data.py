@@ -97,12 +97,13 @@ def beam_arguments(own, cache: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_beam_by_the_command_line_writes_the_same_bytes(own, tmp_path, capsys):
+def test_beam_by_the_command_line_writes_the_same_bytes(own, tmp_path, caplog):
     """`pip install alm_jax[beam]` in an environment of its own runs this."""
     pytest.importorskip("apache_beam")
+    caplog.set_level("INFO", "data_pipelines")
     args = beam_arguments(own, tmp_path / "beam")
     assert dispatch(args) == 0
-    assert "Apache Beam wrote: record bytes" in capsys.readouterr().err
+    assert "Apache Beam wrote: record bytes" in caplog.text
     args[args.index(str(tmp_path / "beam"))] = str(tmp_path / "threads")
     assert dispatch(args[:-2]) == 0
     beam, threads = (digests(tmp_path / name / "recordings") for name in ("beam", "threads"))
