@@ -9,8 +9,8 @@ from jax.sharding import SingleDeviceSharding
 from alm_jax.bench.topology import resolve
 from alm_jax.errors import UserError
 from alm_jax.losses.contrastive import kernel_tpu
-from alm_jax.losses.contrastive.sums import LogSumExp
 from alm_jax.losses.contrastive.tile_table import GENERATIONS, Kernel, Tiling, find_tiling
+from alm_jax.losses.sums import LogSumExp
 
 
 def compile_kernel(

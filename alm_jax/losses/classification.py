@@ -1,4 +1,4 @@
-"""Classification: cross-entropy, multi-label cross-entropy, class balance, and the soft targets of mixup.
+"""Classification: cross-entropy with labels, with soft targets, and with several labels a row.
 
 The survey's L_cls = -(1/B) sum_i sum_c y_ic log p_ic (arXiv 2501.15177, "Discriminative Objectives"), with the
 softmax taken here. Every loss is computed in float32 and returns (sum, weight), both float32: the mean is
@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from alm_jax.losses.sums import add_up
+
 
 def cross_entropy(
     logits: Float[Array, "*B C"],
@@ -16,11 +18,13 @@ def cross_entropy(
     *,
     mask: Bool[Array, "*B"] | None = None,
     class_weights: Float[Array, " C"] | None = None,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    by_row: bool = False,
+) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
     """-log softmax(logits)[label], summed over the real rows; the weight is their number.
 
     With ``class_weights`` a row is weighted by its label's weight, in the sum and in the weight, as in
-    `torch.nn.CrossEntropyLoss(weight=...)`. Labels of real rows lie in [0, C).
+    `torch.nn.CrossEntropyLoss(weight=...)`. Labels of real rows lie in [0, C). With ``by_row`` both are of each index
+    of the first axis.
     """
     mask = jnp.ones(labels.shape, bool) if mask is None else mask
     logits = jnp.where(mask[..., None], logits, 0).astype(jnp.float32)
@@ -31,7 +35,7 @@ def cross_entropy(
     if class_weights is not None:
         row_weight = row_weight * jnp.take(class_weights.astype(jnp.float32), labels, mode="clip")
     loss = jax.nn.logsumexp(logits, axis=-1) - chosen
-    return jnp.sum(row_weight * loss), jnp.sum(row_weight)
+    return add_up(row_weight * loss, by_row=by_row), add_up(row_weight, by_row=by_row)
 
 
 def soft_cross_entropy(
@@ -42,7 +46,7 @@ def soft_cross_entropy(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """-sum_c y_c log softmax(logits)_c, summed over the real rows; the weight is their number.
 
-    ``targets`` are probabilities: one-hot labels mixed by `mix_targets`, or a teacher's.
+    ``targets`` are probabilities: mixed one-hot labels, or a teacher's.
     """
     mask = jnp.ones(logits.shape[:-1], bool) if mask is None else mask
     logits = jnp.where(mask[..., None], logits, 0).astype(jnp.float32)

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.losses.classification import soft_cross_entropy
-from alm_jax.losses.contrastive.reference import MASKED_LOGIT
+from alm_jax.losses.sums import MASKED_LOGIT
 
 
 def max_similarity(query_emb: Float[Array, "b K E"], text_emb: Float[Array, "c E"]) -> Float[Array, "b c"]:

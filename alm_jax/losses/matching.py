@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.losses.classification import binary_cross_entropy
-from alm_jax.losses.contrastive.reference import MASKED_LOGIT
+from alm_jax.losses.sums import MASKED_LOGIT
 
 _FLOOR = 1e-4
 """Added to every candidate's probability by ALBEF and BLIP, so that a very sharp softmax still explores."""

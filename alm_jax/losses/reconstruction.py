@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.losses.absolute import absolute
 from alm_jax.losses.classification import cross_entropy
+from alm_jax.losses.sums import add_up
 
 _EPSILON = 1e-6
 
@@ -33,8 +34,11 @@ def masked_reconstruction(
     mask: Bool[Array, "B N"],
     *,
     distance: Literal["mse", "l1", "norm"] = "mse",
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    by_row: bool = False,
+) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
     """Distance of each counted patch from its target, summed; the weight is the number of counted patches.
+
+    With ``by_row`` both are of each row, [B].
 
     ``distance`` of one patch:
 
@@ -56,14 +60,20 @@ def masked_reconstruction(
         square = jnp.sum(jnp.square(error), axis=-1)
         # The root has no gradient at 0, where a patch is exact or does not count.
         loss = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-    return jnp.sum(loss), jnp.sum(mask, dtype=jnp.float32)
+    return add_up(loss, by_row=by_row), add_up(mask, by_row=by_row)
 
 
 def masked_label_prediction(
-    logits: Float[Array, "B N V"], labels: Int[Array, "B N"], mask: Bool[Array, "B N"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    logits: Float[Array, "B N V"],
+    labels: Int[Array, "B N"],
+    mask: Bool[Array, "B N"],
+    *,
+    by_row: bool = False,
+) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
     """Cross-entropy of the tokenizer's label of each counted patch, V the size of the codebook.
+
+    With ``by_row`` sum and weight are of each row, [B].
 
     BEATs, Chen et al. 2023 (arXiv 2212.09058), equation 1.
     """
-    return cross_entropy(logits, labels, mask=mask)
+    return cross_entropy(logits, labels, mask=mask, by_row=by_row)

@@ -5,6 +5,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from alm_jax.losses.absolute import absolute
+from alm_jax.losses.sums import add_up
 
 _TINY = 1e-24
 """Lower bound of the product of two squared lengths under the root that a cosine is divided by."""
@@ -38,8 +39,11 @@ def cosine_distance(
     target: Float[Array, "B N D"],
     *,
     mask: Bool[Array, "B N"] | None = None,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    by_row: bool = False,
+) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
     """1 - cos(z^, z), summed over the real tokens; the weight is their number. In float32.
+
+    With ``by_row`` both are of each row, [B].
 
     The loss with which BEATs' tokenizer learns from its teacher (Chen et al. 2022, https://arxiv.org/abs/2212.09058,
     equation 6). For vectors of length 1 it is half of their squared distance. A vector of length 0 has the cosine 0.
@@ -52,4 +56,4 @@ def cosine_distance(
     product = jnp.sum(prediction * target, axis=-1)
     squares = jnp.sum(jnp.square(prediction), axis=-1) * jnp.sum(jnp.square(target), axis=-1)
     cosine = product * lax.rsqrt(jnp.maximum(squares, _TINY))
-    return jnp.sum(jnp.where(mask, 1 - cosine, 0)), jnp.sum(mask, dtype=jnp.float32)
+    return add_up(jnp.where(mask, 1 - cosine, 0), by_row=by_row), add_up(mask, by_row=by_row)

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.losses.classification import cross_entropy
-from alm_jax.losses.contrastive.reference import MASKED_LOGIT
+from alm_jax.losses.sums import MASKED_LOGIT
 
 _BLOCK_ROWS = 256
 

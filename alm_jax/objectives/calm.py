@@ -183,9 +183,7 @@ def encode_rows(
     target = patchify(rows.features, model.patch_size)
     if config.normalize_target:
         target = normalize_patches(target)
-    reconstruction = jax.vmap(lambda *row: masked_reconstruction(*(x[None] for x in row)))(
-        pixels, target, rows.patch_hidden & rows.patch_mask
-    )
+    reconstruction = masked_reconstruction(pixels, target, rows.patch_hidden & rows.patch_mask, by_row=True)
     outputs = Outputs(
         audio_emb=one_head.embed(model, variables, encoded, rows.patch_mask),
         text_emb=one_head.embed(model, variables, read, rows.text_mask),

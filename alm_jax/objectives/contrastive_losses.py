@@ -107,7 +107,19 @@ class HardNegativesConfig:
     """How the loss is computed; no choice changes it."""
 
 
-LossConfig: TypeAlias = InfoNceConfig | MultiPositiveConfig | SigmoidConfig | HardNegativesConfig
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """Audio-text retrieval, L_atr of the survey: InfoNCE in one direction, for a system that is queried in one."""
+
+    direction: Literal["text_to_audio", "audio_to_text"] = "text_to_audio"
+    """What searches for what: text_to_audio, each text is to find its audio among all audios of the batch."""
+    temperature: ExpTemperature | TauTemperature = ExpTemperature()
+    """What is trained of the temperature."""
+
+
+LossConfig: TypeAlias = (
+    InfoNceConfig | MultiPositiveConfig | SigmoidConfig | HardNegativesConfig | RetrievalConfig
+)
 
 
 class Negatives(NamedTuple):
@@ -152,6 +164,13 @@ def check_negatives(config: LossConfig, batch: Mapping[str, Any]) -> None:
         )
 
 
+def softmax_scale(config: ExpTemperature | TauTemperature, params: Params) -> Array:
+    """The factor of cosines in a softmax."""
+    if isinstance(config, TauTemperature):
+        return temperature.inverse_tau(params["tau"])
+    return temperature.logit_scale(params["log_logit_scale"])
+
+
 def contrastive_loss(
     config: LossConfig,
     params: Params,
@@ -167,6 +186,11 @@ def contrastive_loss(
     Of ``batch`` it reads ``mask``, and ``index`` or ``label`` where the loss groups by them. ``negatives`` are read by
     HardNegativesConfig alone; None, where no row has any.
     """
+    if isinstance(config, RetrievalConfig):
+        scale = softmax_scale(config.temperature, params)
+        pair = (text_emb, audio_emb) if config.direction == "text_to_audio" else (audio_emb, text_emb)
+        found = contrastive.one_way_infonce(*pair, scale, mask=batch[contract.MASK], axis_name=axis_name)
+        return Loss(*found), scale
     dtype = jnp.dtype(config.computation.products)
     audio_emb, text_emb = audio_emb.astype(dtype), text_emb.astype(dtype)
     options = config.computation.options(batch[contract.MASK], axis_name)
@@ -174,10 +198,7 @@ def contrastive_loss(
         scale, bias = temperature.scale_and_bias(params["log_logit_scale"], params["logit_bias"])
         groups = None if config.group == "none" else batch[GROUP_KEYS[config.group]]
         return Loss(*contrastive.sigmoid_loss(audio_emb, text_emb, scale, bias, groups, **options)), scale
-    if isinstance(config.temperature, TauTemperature):
-        scale = temperature.inverse_tau(params["tau"])
-    else:
-        scale = temperature.logit_scale(params["log_logit_scale"])
+    scale = softmax_scale(config.temperature, params)
     group = "none" if isinstance(config, InfoNceConfig) else config.group
     groups = None if group == "none" else batch[GROUP_KEYS[group]]
     if isinstance(config, HardNegativesConfig) and negatives is not None:

@@ -177,9 +177,7 @@ def encode_rows(
         key=key_audio,
     )
     drawn = ctal.draw_frames(model, variables, audio)
-    acoustic = jax.vmap(lambda *row: masked_reconstruction(*(x[None] for x in row), distance="l1"))(
-        drawn, rows.features, rows.frames.chosen
-    )
+    acoustic = masked_reconstruction(drawn, rows.features, rows.frames.chosen, distance="l1", by_row=True)
     words = ctal.predict_words(model, variables, text)
     return Outputs(words, rows.text_chosen, Loss(*acoustic)), drawn
 

@@ -166,9 +166,7 @@ def build_masked_prediction(config: MaskedPredictionConfig) -> Objective:
             model, variables, clips.features, clips.masked, train=train, key=key if train else None
         )
         hidden = clips.masked.hidden
-        loss, weight = jax.vmap(lambda *row: masked_label_prediction(*(x[None] for x in row)))(
-            logits, labels, hidden
-        )
+        loss, weight = masked_label_prediction(logits, labels, hidden, by_row=True)
         correct = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & hidden, axis=-1, dtype=jnp.float32)
         counts = count_codes(labels, model.tokenizer.num_codes)
         return LabelledClips(loss, weight, correct, counts), variables["batch_stats"]

@@ -124,10 +124,8 @@ def build_masked_spectrogram(config: MaskedSpectrogramConfig) -> Objective:
             model, variables, clips.features, clips.masked, train=train, key=key if train else None
         )
         target = reconstruction_target(config, clips.features)
-        loss = jax.vmap(lambda *row: masked_reconstruction(*(x[None] for x in row)))(
-            pixels, target, clips.masked.hidden
-        )
-        return Loss(*loss), variables["batch_stats"]
+        loss = Loss(*masked_reconstruction(pixels, target, clips.masked.hidden, by_row=True))
+        return loss, variables["batch_stats"]
 
     def combine(params: Params, outputs: Loss, batch: dict[str, Any], key: Any) -> tuple[Loss, Metrics]:
         real = batch[contract.MASK]

@@ -267,11 +267,7 @@ def encode_rows(
             key=key_draw,
         )
         target = reconstruction_target(drawn, rows.features)
-        reconstruction = Loss(
-            *jax.vmap(lambda *row: masked_reconstruction(*(x[None] for x in row)))(
-                pixels, target, rows.masked.hidden
-            )
-        )
+        reconstruction = Loss(*masked_reconstruction(pixels, target, rows.masked.hidden, by_row=True))
     matches = model.matching_head
     return Outputs(
         audio_emb=contrastive_captioner.embed_audio(model, params, encoded),

@@ -169,8 +169,7 @@ def build_tokenizer_distillation(config: TokenizerDistillationConfig) -> Objecti
         chosen, codes = quantize(variables, latents)
         target = teacher_states(model, variables, inputs.rows)
         estimated = estimate(model, variables, codes, train=train, key=key if train else None)
-        by_row = jax.vmap(lambda a, b: cosine_distance(a[None], b[None]))
-        distance, num_patches = by_row(estimated, target)
+        distance, num_patches = cosine_distance(estimated, target, by_row=True)
         commitment = jnp.sum(jnp.mean(jnp.square(latents - chosen), axis=-1), axis=-1)
         vectors = read_codebook(tokenizer_variables(variables)).vectors
         kept = lax.stop_gradient(latents)

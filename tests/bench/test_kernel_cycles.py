@@ -13,8 +13,8 @@ from alm_jax.bench import loss as bench
 from alm_jax.bench.bundles import MACS_PER_CYCLE
 from alm_jax.bench.counting import Counts, count
 from alm_jax.losses.contrastive import kernel_tpu
-from alm_jax.losses.contrastive.sums import LogSumExp
 from alm_jax.losses.contrastive.tile_table import GENERATIONS, find_tiling
+from alm_jax.losses.sums import LogSumExp
 
 ROWS, COLS, DIM, CALLS, BUNDLES = 1024, 4096, 512, 3, 1000
 DEVICE = "TPU v5 lite"

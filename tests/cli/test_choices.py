@@ -7,7 +7,12 @@ import pytest
 from alm_jax.cli.arguments import override
 from alm_jax.encoders.audio.whisper import WhisperEncoderConfig
 from alm_jax.errors import UserError
-from alm_jax.objectives.contrastive_losses import HardNegativesConfig, SigmoidConfig, TauTemperature
+from alm_jax.objectives.contrastive_losses import (
+    HardNegativesConfig,
+    RetrievalConfig,
+    SigmoidConfig,
+    TauTemperature,
+)
 from alm_jax.objectives.masked_spectrogram import MaskedSpectrogramConfig
 from alm_jax.objectives.patch_masks import StructuredMaskConfig
 from alm_jax.ops.frontends import WhisperSpec
@@ -26,6 +31,8 @@ def test_a_loss_is_chosen_and_its_fields_are_options():
     assert config.objective.model == CONFIG.objective.model
     assert changed("--objective.loss:SigmoidConfig").objective.loss == SigmoidConfig()
     assert changed("--objective.loss:sigmoid").objective.loss == SigmoidConfig()
+    one_way = changed("--objective.loss:retrieval", "--objective.loss.direction", "audio_to_text")
+    assert one_way.objective.loss == RetrievalConfig(direction="audio_to_text")
 
 
 def test_what_types_have_in_common_is_kept():

@@ -25,7 +25,6 @@ from alm_jax.losses.contrastive import (
     symmetric_infonce,
     tiles,
 )
-from alm_jax.losses.contrastive.sums import LogSumExp
 from alm_jax.losses.contrastive.tile_table import (
     GENERATIONS,
     Generation,
@@ -34,6 +33,7 @@ from alm_jax.losses.contrastive.tile_table import (
     find_tiling,
     fit_tiling,
 )
+from alm_jax.losses.sums import LogSumExp
 
 WIDTH = 128
 KERNELS: tuple[Any, ...] = ("statistics", "gradients")

@@ -15,7 +15,7 @@ from jax.sharding import SingleDeviceSharding
 
 from alm_jax.bench.topology import compile_for, resolve
 from alm_jax.losses.contrastive import kernel, kernel_gpu, tiles
-from alm_jax.losses.contrastive.sums import LogSumExp
+from alm_jax.losses.sums import LogSumExp
 
 H100 = "NVIDIA H100 80GB HBM3"
 

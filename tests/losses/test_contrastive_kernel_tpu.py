@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 from alm_jax.bench.contrastive_kernel import compile_tiling
 from alm_jax.bench.topology import resolve
 from alm_jax.losses.contrastive import kernel, symmetric_infonce
-from alm_jax.losses.contrastive.sums import LogSumExp, vary
 from alm_jax.losses.contrastive.tile_table import GENERATIONS, Tiling, find_tiling, vmem_bytes
+from alm_jax.losses.sums import LogSumExp, vary
 
 pytestmark = [
     pytest.mark.slow,

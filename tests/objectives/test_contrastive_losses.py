@@ -20,8 +20,10 @@ from alm_jax.objectives.contrastive_losses import (
     HardNegativesConfig,
     InfoNceConfig,
     MultiPositiveConfig,
+    RetrievalConfig,
     SigmoidConfig,
     TauTemperature,
+    contrastive_loss,
     init_scalars,
 )
 from alm_jax.objectives.objective import Inputs
@@ -43,6 +45,7 @@ LOSSES = {
     "hard negatives by recording": HardNegativesConfig(
         group="recording", computation=Computation(impl="grid", tile=2)
     ),
+    "retrieval": RetrievalConfig(direction="audio_to_text"),
     "sigmoid": SigmoidConfig(computation=RING),
     "sigmoid by label": SigmoidConfig(group="label", computation=Computation(impl="grid", tile=2)),
 }
@@ -105,9 +108,10 @@ def test_training_lowers_the_loss_and_microbatches_equal_the_whole(name, objecti
     objective = two_matrices(objective_config, LOSSES[name])
     optimizer = optax.sgd(RATE)
     state = init_state(objective, optimizer, 0, with_ema=False)
-    plain = two_matrices(
-        objective_config, dataclasses.replace(LOSSES[name], computation=Computation(impl="reference"))
-    )
+    loss = LOSSES[name]
+    if not isinstance(loss, RetrievalConfig):  # which has one form
+        loss = dataclasses.replace(loss, computation=Computation(impl="reference"))
+    plain = two_matrices(objective_config, loss)
     batch = make_batch()
     whole = jax.jit(functools.partial(loss_and_gradients, plain))
     want_loss, want_grads, _, _ = whole(state.variables, batch, jax.random.key(1))
@@ -128,6 +132,22 @@ def test_training_lowers_the_loss_and_microbatches_equal_the_whole(name, objecti
         np.testing.assert_allclose(grad, want_grads[key], atol=2 * tolerance * largest, err_msg=key)
     assert np.isfinite(later["loss"])
     assert later["loss"] < metrics["loss"]
+
+
+@pytest.mark.parametrize("direction", ["text_to_audio", "audio_to_text"])
+def test_retrieval_is_the_survey_s_formula_in_one_direction(direction):
+    """L_atr = -sum_i log( exp S(i, p_i) / sum_k exp S(i, k) ) in float64, i the queries of one side."""
+    rng, real = np.random.default_rng(0), np.arange(9) != 4
+    audio, text = rng.normal(size=(2, 9, WIDTH)).astype(np.float32)
+    params = {"log_logit_scale": jnp.float32(0.7)}
+    loss = functools.partial(contrastive_loss, RetrievalConfig(direction=direction), params)
+    (found, weight), scale = jax.jit(loss)(audio, text, {"mask": real})
+    scores = np.exp(0.7) * (audio[real].astype(np.float64) @ text[real].astype(np.float64).T)
+    by_query = scores if direction == "audio_to_text" else scores.T
+    expected = np.sum(np.log(np.exp(by_query).sum(axis=1)) - np.diag(by_query))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert weight == 8
+    np.testing.assert_allclose(scale, np.exp(0.7), rtol=1e-6)
 
 
 def test_tau_is_kept_in_its_bounds_and_log_logit_scale_follows(objective_config):

@@ -1,4 +1,4 @@
-"""Contrastive losses: four losses, each in a plain form and in forms for large batches and many devices.
+"""Contrastive losses: symmetric ones, each in a plain form and in forms for large batches and many devices, and L_atr.
 
 All return (sum, weight), whose quotient is the loss, and share these arguments:
 
@@ -28,7 +28,8 @@ from jaxtyping import Array, Bool, Float, Int
 from alm_jax.batch import BATCH_AXES
 from alm_jax.losses.contrastive import onesided, reference, sigmoid, softmax
 from alm_jax.losses.contrastive.plan import Impl, Plan, pick_plan
-from alm_jax.losses.contrastive.sums import AxisName, vary
+from alm_jax.losses.retrieval import in_batch_retrieval
+from alm_jax.losses.sums import AxisName, vary
 from alm_jax.types import PyTree
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Plan",
     "hard_negative_infonce",
     "multi_positive_infonce",
+    "one_way_infonce",
     "pick_plan",
     "sigmoid_loss",
     "symmetric_infonce",
@@ -126,7 +128,7 @@ def hard_negative_infonce(
         logits = scalars["scale"] * jnp.einsum(
             "be,bke->bk", audio, negatives, precision=lax.Precision.HIGHEST
         )
-        extra = jax.nn.logsumexp(jnp.where(keep, logits, reference.MASKED_LOGIT), axis=1)
+        extra = jax.nn.logsumexp(jnp.where(keep, logits, MASKED_LOGIT), axis=1)
         return _softmax_sum(plan, "group" in rows, rows, scalars, extra)
 
     if negative_mask is None:
@@ -168,6 +170,29 @@ def sigmoid_loss(
     if group_ids is not None:
         rows["group"] = group_ids
     return _spread(body, rows, {"scale": logit_scale, "bias": logit_bias}, mask, axis_name, impl, tile)
+
+
+def one_way_infonce(
+    query_emb: Float[Array, "b E"],
+    candidate_emb: Float[Array, "b E"],
+    logit_scale: Float[Array, ""],
+    *,
+    mask: Bool[Array, " b"] | None = None,
+    axis_name: AxisName | None = None,
+) -> SumAndWeight:
+    """`in_batch_retrieval`: each query is to find its candidate among those of the batch, and not the other way round.
+
+    It has one form, which holds 256 rows of scores at a time; on a mesh each device computes its own queries.
+    """
+
+    def body(rows: dict[str, Array], scalars: dict[str, Array], plan: Plan) -> Array:
+        scale = vary(scalars["scale"].astype(jnp.float32), rows["audio"])
+        return in_batch_retrieval(
+            rows["audio"], rows["text"], scale, mask=rows["mask"], axis_name=plan.axis_name
+        )[0]
+
+    rows = {"audio": query_emb, "text": candidate_emb}
+    return _spread(body, rows, {"scale": logit_scale}, mask, axis_name, "onesided", None)
 
 
 def _softmax_sum(

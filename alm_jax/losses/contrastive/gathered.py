@@ -12,8 +12,8 @@ van de Geijn and Watts 1997).
 import jax
 from jax import lax
 
-from alm_jax.losses.contrastive.sums import AxisName, reduce_scatter, vary
 from alm_jax.losses.contrastive.visits import Empty, Finish, Visit
+from alm_jax.losses.sums import AxisName, reduce_scatter, vary
 from alm_jax.types import PyTree
 
 

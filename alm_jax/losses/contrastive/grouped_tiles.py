@@ -3,9 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from alm_jax.losses.contrastive.reference import MASKED_LOGIT
-from alm_jax.losses.contrastive.sums import LogSumExp, merge
 from alm_jax.losses.contrastive.tiles import PADDING, multiply, visit_tiles
+from alm_jax.losses.sums import MASKED_LOGIT, LogSumExp, merge
 from alm_jax.types import PyTree
 
 

@@ -12,8 +12,8 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from alm_jax.losses.contrastive import tiles
-from alm_jax.losses.contrastive.sums import LogSumExp
 from alm_jax.losses.contrastive.tile_table import GENERATIONS, find_tiling
+from alm_jax.losses.sums import LogSumExp
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import ManualAxisType
 from jaxtyping import Array, Float, Int
 
-from alm_jax.losses.contrastive.reference import MASKED_LOGIT
-from alm_jax.losses.contrastive.sums import LogSumExp, merge, vary
+from alm_jax.losses.sums import MASKED_LOGIT, LogSumExp, merge, vary
 
 TILE = 128
 """Rows and columns of a tile: its float32 products take 128 of a thread's 255 registers."""

@@ -26,10 +26,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import ManualAxisType
 from jaxtyping import Array, Float, Int
 
-from alm_jax.losses.contrastive.reference import MASKED_LOGIT
-from alm_jax.losses.contrastive.sums import LogSumExp, merge, vary
 from alm_jax.losses.contrastive.tile_table import LANES, SUBLANES, Tiling
-from alm_jax.losses.contrastive.tiles import multiply
+from alm_jax.losses.sums import MASKED_LOGIT, LogSumExp, merge, multiply, vary
 
 LOG2_E = math.log2(math.e)
 PADDING_ID = -1

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from alm_jax.losses.contrastive.reference import MASKED_LOGIT, products
-from alm_jax.losses.contrastive.sums import AxisName
+from alm_jax.losses.contrastive.reference import products
+from alm_jax.losses.sums import MASKED_LOGIT, AxisName
 
 
 def softmax_sum(

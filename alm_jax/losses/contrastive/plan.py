@@ -24,8 +24,8 @@ from jax import lax
 
 from alm_jax.errors import UserError
 from alm_jax.losses.contrastive import gathered, ring
-from alm_jax.losses.contrastive.sums import AxisName, vary
 from alm_jax.losses.contrastive.visits import Empty, Finish, Visit
+from alm_jax.losses.sums import AxisName, vary
 from alm_jax.types import PyTree
 
 logger = logging.getLogger(__name__)

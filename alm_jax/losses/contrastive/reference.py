@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Stands for -inf in the float32 logits: half of the lowest number, so that differences of two stay finite,
-# and a softmax over nothing but padding has a value and a zero gradient where -inf would give NaN.
-MASKED_LOGIT = float(jnp.finfo(jnp.float32).min) / 2
+from alm_jax.losses.sums import MASKED_LOGIT
 
 
 def products(audio_emb: Float[Array, "b E"], text_emb: Float[Array, "c E"]) -> Float[Array, "b c"]:

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from alm_jax.losses.contrastive.gathered import grid_shape
-from alm_jax.losses.contrastive.sums import AxisName, merge, vary
 from alm_jax.losses.contrastive.tiles import LANES, cut_into_tiles, join_tiles
 from alm_jax.losses.contrastive.visits import Empty, Finish, Visit
+from alm_jax.losses.sums import AxisName, merge, vary
 from alm_jax.types import PyTree
 
 MIN_PIECE = 512

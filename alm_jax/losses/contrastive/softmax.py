@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from alm_jax.losses.contrastive import grouped_tiles, kernel, tiles
 from alm_jax.losses.contrastive.plan import Plan
-from alm_jax.losses.contrastive.sums import LogSumExp
+from alm_jax.losses.sums import LogSumExp
 from alm_jax.types import PyTree
 
 

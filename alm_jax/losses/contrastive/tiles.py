@@ -20,9 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from alm_jax.losses.contrastive.reference import MASKED_LOGIT
-from alm_jax.losses.contrastive.sums import LogSumExp
 from alm_jax.losses.contrastive.visits import Visit
+from alm_jax.losses.sums import MASKED_LOGIT, LogSumExp, multiply
 from alm_jax.types import PyTree
 
 PADDING = -1
@@ -30,16 +29,6 @@ PADDING = -1
 
 LANES = 128
 """Tiles larger than this are multiples of it, which is how wide the vector registers of a TPU are."""
-
-
-def multiply(x: Array, y: Array, contract: tuple[int, int]) -> Array:
-    """Product of two matrices over dimension ``contract[0]`` of x and ``contract[1]`` of y, float32.
-
-    bfloat16 factors are multiplied as such, float32 ones to float32's precision.
-    """
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 def tile_statistics(

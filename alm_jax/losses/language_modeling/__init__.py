@@ -35,9 +35,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from alm_jax.batch import BATCH_AXES
 from alm_jax.errors import UserError
-from alm_jax.losses.contrastive.sums import AxisName, vary
 from alm_jax.losses.language_modeling import chunked, one_pass, reference
 from alm_jax.losses.language_modeling.plan import Impl, Plan, pick_plan
+from alm_jax.losses.sums import AxisName, vary
 
 __all__ = ["Impl", "Plan", "next_token_loss", "pick_plan", "token_loss"]
 

@@ -18,8 +18,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.losses.contrastive.sums import vary
-from alm_jax.losses.contrastive.tiles import multiply
 from alm_jax.losses.language_modeling.blocks import Rows, Words
 from alm_jax.losses.language_modeling.plan import Plan
 from alm_jax.losses.language_modeling.terms import (
@@ -33,6 +31,7 @@ from alm_jax.losses.language_modeling.terms import (
     take_in,
     token_losses,
 )
+from alm_jax.losses.sums import multiply, vary
 from alm_jax.types import PyTree
 
 

@@ -14,8 +14,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.losses.contrastive.sums import vary
-from alm_jax.losses.contrastive.tiles import multiply
 from alm_jax.losses.language_modeling import chunked
 from alm_jax.losses.language_modeling.blocks import Rows
 from alm_jax.losses.language_modeling.plan import Plan
@@ -27,6 +25,7 @@ from alm_jax.losses.language_modeling.terms import (
     take_in,
     token_losses,
 )
+from alm_jax.losses.sums import multiply, vary
 from alm_jax.types import PyTree
 
 

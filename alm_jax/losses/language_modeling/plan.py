@@ -20,7 +20,7 @@ import logging
 from typing import Literal
 
 from alm_jax.errors import UserError
-from alm_jax.losses.contrastive.sums import AxisName
+from alm_jax.losses.sums import AxisName
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from alm_jax.losses.contrastive.reference import MASKED_LOGIT
-from alm_jax.losses.contrastive.sums import AxisName
-from alm_jax.losses.contrastive.tiles import multiply
 from alm_jax.losses.language_modeling.plan import Plan
+from alm_jax.losses.sums import MASKED_LOGIT, AxisName, multiply
 
 
 class Statistics(NamedTuple):

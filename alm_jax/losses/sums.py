@@ -1,6 +1,7 @@
-"""Accumulators over the pairs of a row or a column, and how those of several blocks are merged.
+"""Sums that losses share: of rows that count, of products, and log-sum-exps that grow block by block.
 
-A tree of accumulators has two kinds of leaves: a ``LogSumExp`` is merged as one, any other array is added.
+What a loss adds up over the pairs of a row or a column is a tree of accumulators with leaves of two kinds: a
+``LogSumExp`` is merged as one, any other array is added.
 """
 
 from typing import Any, NamedTuple
@@ -8,12 +9,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
-from alm_jax.losses.contrastive.reference import MASKED_LOGIT
 from alm_jax.types import PyTree
 
 AxisName = str | tuple[str, ...]
+MASKED_LOGIT = float(jnp.finfo(jnp.float32).min) / 2
+"""Stands for -inf among float32 logits: half of the lowest number, so that differences of two stay finite, and a
+softmax over nothing but padding has a value and a zero gradient where -inf would give NaN."""
+
+
+def add_up(x: Shaped[Array, "*dims"], *, by_row: bool) -> Float[Array, "*rows"]:
+    """The sum of ``x`` in float32; with ``by_row`` that of each index of its first axis."""
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)) if by_row else None, dtype=jnp.float32)
+
+
+def multiply(x: Array, y: Array, contract: tuple[int, int]) -> Array:
+    """Product of two matrices over dimension ``contract[0]`` of x and ``contract[1]`` of y, float32.
+
+    bfloat16 factors are multiplied as such, float32 ones to float32's precision.
+    """
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
+    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 class LogSumExp(NamedTuple):
