@@ -19,9 +19,9 @@ class EvaluationResult:
     """Results of all evaluators of one evaluation."""
 
     figures: dict[str, float | int]
-    """Flat, each behind its evaluator's name: ``retrieval/text_to_audio/r@1``."""
+    """Figures by full name, which begins with the evaluator's: ``retrieval/text_to_audio/r@1``."""
     evaluations: Mapping[str, Evaluation]
-    """By the evaluator's name."""
+    """What each evaluator found, by its name."""
 
     def sections(self) -> list[Section]:
         """The parts of a report, drawn now."""

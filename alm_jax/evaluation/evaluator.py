@@ -44,13 +44,13 @@ class Evaluator:
     """The fields that every evaluator has. A subclass has defaults for all of its fields."""
 
     name: str
-    """What its figures are called by, ``NAME/accuracy``; each evaluator of a run has a name of its own."""
+    """Prefix of its figures, as in ``NAME/accuracy``; unique among the evaluators of a run."""
     data: DataConfig | None = None
     """The data set that is measured, with the run's tokenizer; None for the run's own."""
     split: str = ""
     """Split(s) of the data set, joined with ``+``; empty for its ``eval_split``."""
     every: int = 1
-    """It takes part in each ``every``-th evaluation of a run, and always in the last; costly ones need not in all."""
+    """Measured in each ``every``-th evaluation of a run, and always in the last; raise it for a costly evaluator."""
 
     declared: ClassVar[tuple[Figure, ...]] = ()
     """Declarations of the figures that it measures, by their names without its own."""

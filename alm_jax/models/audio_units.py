@@ -52,7 +52,8 @@ class ClusterUnitsConfig:
     frames: CepstraConfig | FrameEncoderConfig = CepstraConfig()
     """Frames to cluster: cepstra, or the states of an encoder."""
     layer: int | None = None
-    """Of a wav2vec 2.0 or HuBERT, the block whose states are clustered; None for the last."""
+    """Block of a wav2vec 2.0 or HuBERT whose output is clustered, from 1; 0 for the input of the first, None for the
+    end."""
     num_fit_clips: int = 10000
     """Number of training clips that the centroids are fitted to when a run begins, unless ``init_from`` provides
     them."""

@@ -71,7 +71,8 @@ class CalmConfig(ObjectiveConfig):
     masked_audio: MaskConfig = UnstructuredMaskConfig()
     """Which patches are hidden."""
     normalize_target: bool = True
-    """Each patch is drawn by its own mean and deviation, as in MaskedSpectrogramConfig."""
+    """Whether each patch is standardised by its own mean and deviation before it is predicted, as in
+    MaskedSpectrogramConfig."""
     contrastive_weight: float = 1.0
     """Weight of the contrastive loss in the sum."""
     text_weight: float = 1.0
@@ -79,9 +80,9 @@ class CalmConfig(ObjectiveConfig):
     audio_weight: float = 1.0
     """Weight of the reconstruction loss in the sum."""
     alone_rate: float = 0.25
-    """Share of the rows whose modalities do not see each other in the masked pass, so that the trunk knows what to do
-    without either, and what one gives to the other can be measured. None at 0; attention is then without a mask of
-    pairs, which fused kernels do not take."""
+    """Share of the rows whose modalities are masked from each other in the masked pass: the trunk then works with one
+    of them alone, and what the other adds can be measured. At 0 attention has no mask of pairs, which fused kernels do
+    not take."""
     augment: WaveformAugmentConfig = WaveformAugmentConfig()
     """Waveform augmentation."""
 
@@ -123,7 +124,7 @@ class Rows(NamedTuple):
     """The ids with the chosen tokens altered."""
     text_chosen: Bool[Array, "B L"]
     together: Bool[Array, " B"] | None
-    """Which rows' modalities see each other in the masked pass; None for all."""
+    """True where a row's modalities see each other in the masked pass; None for all."""
 
 
 class Outputs(NamedTuple):
@@ -132,7 +133,7 @@ class Outputs(NamedTuple):
     audio_emb: Float[Array, "B E"]
     text_emb: Float[Array, "B E"]
     words: Float[Array, "B L D"]
-    """What logits of words are made of."""
+    """States that are multiplied with the table of word embeddings to give logits."""
     text_chosen: Bool[Array, "B L"]
     """True where a token counts."""
     reconstruction: Loss

@@ -33,7 +33,7 @@ class TauTemperature:
     """The scale is 1 / tau and tau is trained (WavCaps, ML-CLAP, BLIP)."""
 
     bounds: tuple[float, float] = (1e-4, 10.0)
-    """tau is put back between these after every step. BLIP: (0.001, 0.5); the default only keeps it positive."""
+    """Bounds of tau, which is clamped after every step. BLIP: (0.001, 0.5); the default only keeps it positive."""
 
     def __post_init__(self) -> None:
         lowest, highest = self.bounds
@@ -52,7 +52,7 @@ class Computation:
     tile: int | None = None
     """Rows and columns of a tile in the tiled implementations; None: from the table."""
     products: Literal["float32", "bfloat16"] = "float32"
-    """What embeddings are rounded to for their products, which add up in float32 either way."""
+    """Dtype that embeddings are rounded to before they are multiplied; sums are float32 either way."""
 
     def options(self, mask: Array, axis_name: str | None) -> dict[str, Any]:
         """Keyword arguments of the losses."""
@@ -114,7 +114,7 @@ class RetrievalConfig:
     direction: Literal["text_to_audio", "audio_to_text"] = "text_to_audio"
     """What searches for what: text_to_audio, each text is to find its audio among all audios of the batch."""
     temperature: ExpTemperature | TauTemperature = ExpTemperature()
-    """What is trained of the temperature."""
+    """Form of the temperature: which parameter is trained."""
 
 
 LossConfig: TypeAlias = (

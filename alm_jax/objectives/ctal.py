@@ -112,11 +112,11 @@ class Rows(NamedTuple):
     """Rows of the objective's inputs."""
 
     features: Float[Array, "B T F"]
-    """As they are, which the spans are to become again."""
+    """Features before spans are hidden, the target."""
     frame_mask: Bool[Array, "B T"]
     frames: MaskedFrames
     text_ids: Int[Array, "B L"]
-    """With the chosen tokens altered."""
+    """Token ids, the chosen ones altered."""
     text_mask: Bool[Array, "B L"]
     text_chosen: Bool[Array, "B L"]
 
@@ -125,7 +125,7 @@ class Outputs(NamedTuple):
     """What the encoders make of each row by itself."""
 
     words: Float[Array, "B L D"]
-    """What logits of words are made of."""
+    """States that are multiplied with the table of word embeddings to give logits."""
     text_chosen: Bool[Array, "B L"]
     """True where a token counts."""
     acoustic: Loss

@@ -38,7 +38,8 @@ class MaskedSpectrogramConfig(ObjectiveConfig):
     mask: MaskConfig = UnstructuredMaskConfig()
     """Which patches are hidden, chosen at random for every clip and step."""
     normalize_target: bool = True
-    """Each patch is drawn by its own mean and deviation (AudioMAE's recipe); False draws the features as they are."""
+    """Whether each patch is standardised by its own mean and deviation before it is predicted (AudioMAE's recipe);
+    False predicts the features as they are."""
     augment: WaveformAugmentConfig = WaveformAugmentConfig()
     """Waveform augmentation."""
 

@@ -111,7 +111,7 @@ class ReconstructionTerm:
     mask: MaskConfig = UnstructuredMaskConfig()
     """Which patches are hidden, chosen at random for every clip and step."""
     normalize_target: bool = True
-    """As in MaskedSpectrogramConfig."""
+    """Whether each patch is standardised by its own mean and deviation before it is predicted."""
 
 
 Term: TypeAlias = ContrastiveTerm | CaptioningTerm | MatchingTerm | ReconstructionTerm

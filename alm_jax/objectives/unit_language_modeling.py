@@ -94,8 +94,9 @@ class UnitLanguageModelingConfig(ObjectiveConfig):
     """Tokens of a row of the language model. Texts and prompts always fit; units that do not fit are left out at the
     end, of a row's longest example first."""
     examples_per_row: int = 1
-    """Neighbouring examples that share a row without seeing each other; divides the rows of a micro-batch on a
-    device. Where units find no room, how many do depends on the neighbours, and these on the micro-batches."""
+    """Neighbouring examples that share a row without seeing each other; divides the rows of a micro-batch. Where a row
+    is too short for all units, how many are cut depends on the neighbours, and so on the division into
+    micro-batches."""
     augment: WaveformAugmentConfig = WaveformAugmentConfig()
     """Waveform augmentation."""
 

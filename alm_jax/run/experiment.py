@@ -45,7 +45,7 @@ class ExperimentConfig:
     lora: LoraConfig = LoraConfig()
     """Low-rank adapters in place of whole kernels."""
     training: TrainingConfig
-    """Steps, batch, devices, and how often to save and look."""
+    """Steps, batch, devices, and how often to save and to evaluate."""
     eval_batch_size: int = 64
     """Number of recordings, and of captions, that an evaluation encodes at a time."""
     evaluations: tuple[Evaluator, ...] = ()

@@ -64,9 +64,9 @@ class Answer:
     prompt: str
     text: str
     num_tokens: int
-    """The end among them, where there is one."""
+    """Tokens that were written, an end token included."""
     score: float
-    """As `alm_jax.models.generated.Generated` has it."""
+    """Log-probability of the text, as `alm_jax.models.generated.Generated` defines it."""
 
 
 def choose_strategy(

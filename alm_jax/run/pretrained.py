@@ -71,7 +71,7 @@ class PretrainedEncoder:
     variables: PyTree
     """``{"params": ...}``, and ``"batch_stats"`` where there are any."""
     tokenizer: Tokenizer | None
-    """Where one came with the weights."""
+    """The tokenizer that came with the weights; None where none did."""
 
     def __init__(self, config: Any, variables: PyTree, tokenizer: Tokenizer | None = None):
         self.config = config
