@@ -33,15 +33,15 @@ def run(args: Sequence[str]) -> None:
         print(USAGE)
         return
     if not args or args[0] not in commands:
-        said = f"there is no `alm data {args[0]}`" if args else "say what to do"
+        message = f"there is no `alm data {args[0]}`" if args else "nothing to do was named"
         is_config = bool(args) and args[0].endswith(".py")
         hint = f"; `alm data build {args[0]}` builds a config's data set" if is_config else ""
-        raise UserError(f"{said}{hint}\n{USAGE}")
+        raise UserError(f"{message}{hint}\n{USAGE}")
     commands[args[0]](args[1:])
 
 
 def check(args: Sequence[str]) -> None:
-    """Decodes everything once and says what was found; DataError where something would be left out."""
+    """Decodes everything once and prints what was found; DataError where something would be left out."""
     from data_pipelines.check import check as measure
 
     problems: list[str] = []
@@ -69,7 +69,7 @@ def read_dataset(args: Sequence[str]) -> DatasetConfig:
     from data_pipelines.datasets.recordings import RecordingsConfig
 
     if not args:
-        raise UserError("say what to check: a table, a folder, tars, or a config file")
+        raise UserError("nothing to check was named; expected a table, a folder, tars, or a config file")
     if args[0].endswith(".py"):
         dataset = read_config(args[0], args[1:], prog=f"alm data check {args[0]}").data.dataset
         if not isinstance(dataset, DatasetConfig):

@@ -64,7 +64,7 @@ class AudioQFormerConfig:
     embed_dim: int = 256
     """Size of the joint embedding space."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; parameters, norms, softmax and losses stay float32."""
+    """Dtype of activations and matrix products; parameters, norms, softmax and losses stay float32."""
     remat: Remat = "none"
     """What the backward pass recomputes; in the Q-Former a block is a group of ``cross_every`` blocks."""
     padding: Literal["unmasked", "masked"] = "unmasked"

@@ -66,7 +66,7 @@ class ContrastiveCaptionerConfig:
     patch_decoder: DecoderConfig | None = None
     """Decoder of hidden patches; a ReconstructionTerm trains it."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; parameters, norms, softmax and the losses stay float32."""
+    """Dtype of activations and matrix products; parameters, norms, softmax and the losses stay float32."""
     remat: Remat = "none"
     """What the backward pass recomputes."""
     padding: Literal["unmasked", "masked"] = "unmasked"

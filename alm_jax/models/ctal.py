@@ -54,7 +54,7 @@ class CtalModelConfig:
     """Frames see no later ones: the pinned version of the published code's library masks so whatever is_decoder is set
     on, which is what made cross-attention possible. Nothing in the paper asks for it; False sees both ways."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; parameters, norms, softmax and the losses stay float32."""
+    """Dtype of activations and matrix products; parameters, norms, softmax and the losses stay float32."""
     remat: Remat = "none"
     """What the backward pass recomputes."""
 
@@ -76,7 +76,7 @@ class TextConditionedBlock(nn.Module):
 
     config: BertConfig
     dropout_rate: float
-    """Of attention weights and of all branches; needs the "dropout" stream unless 0."""
+    """Dropout rate of attention weights and of all branches; above 0 it needs the PRNG stream "dropout"."""
     dtype: jnp.dtype
 
     @nn.compact

@@ -48,7 +48,7 @@ class DistilledTokenizerConfig:
     estimator: DecoderConfig = GlobalDecoderConfig(width=768, num_layers=3, num_heads=12, mlp_dim=3072)
     """Estimator of the teacher's states from the codes; only this training needs it."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; parameters, norms, softmax, codes and the loss stay float32."""
+    """Dtype of activations and matrix products; parameters, norms, softmax, codes and the loss stay float32."""
     remat: Remat = "none"
     """What the backward pass of the estimator recomputes."""
 
@@ -105,7 +105,7 @@ def estimate(
     train: bool = False,
     key: Array | None = None,
 ) -> Float[Array, "B N D"]:
-    """The teacher's states, as far as the codes tell them, in the compute dtype.
+    """The teacher's states, estimated from the codes, in the compute dtype.
 
     ``train``: a local estimator's dropout is on and needs ``key``.
     """

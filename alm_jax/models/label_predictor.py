@@ -50,7 +50,7 @@ class LabelPredictorConfig:
     predictor: DecoderConfig = GlobalDecoderConfig(width=768, num_layers=3, num_heads=12, mlp_dim=3072)
     """Predictor of the labels of hidden patches; only pre-training needs it."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; parameters, norms, softmax and the loss stay float32."""
+    """Dtype of activations and matrix products; parameters, norms, softmax and the loss stay float32."""
     remat: Remat = "none"
     """What the backward pass recomputes."""
 

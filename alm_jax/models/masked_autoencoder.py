@@ -37,7 +37,7 @@ class MaskedAutoencoderConfig:
     decoder: DecoderConfig = LocalDecoderConfig()
     """The decoder, which only pre-training needs."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; parameters, norms, softmax and the loss stay float32."""
+    """Dtype of activations and matrix products; parameters, norms, softmax and the loss stay float32."""
     remat: Remat = "none"
     """What the backward pass recomputes; in the local decoder a block is a pair of Swin blocks."""
 

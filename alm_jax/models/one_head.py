@@ -70,7 +70,7 @@ class OneHeadConfig:
     kernel_init: Literal["normal", "fan_in"] = "fan_in"
     """Initialisation of kernels: N(0, 0.02^2), or N(0, 1 / fan-in), with which a narrow trunk learns faster."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; parameters, norms, softmax and the losses stay float32."""
+    """Dtype of activations and matrix products; parameters, norms, softmax and the losses stay float32."""
     remat: Remat = "none"
     """What the backward pass recomputes."""
 

@@ -100,7 +100,7 @@ class PatchDecoder(nn.Module):
 
     config: DecoderConfig
     num_outputs: int
-    """Numbers that are made of each patch: its pixels, say."""
+    """Numbers that are drawn of each patch, such as its pixels."""
     grid: tuple[int, int]
     """(time, frequency) of the patches."""
     transposed_positions: bool

@@ -60,7 +60,7 @@ class TwoHeadsConfig:
     """How a causal language model reads audio and prompt: from left to right, as published, or in both directions (a
     prefix LM: Raffel et al. 2020, section 3.2.1)."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; parameters, norms, softmax and the loss stay float32."""
+    """Dtype of activations and matrix products; parameters, norms, softmax and the loss stay float32."""
     remat: Remat = "none"
     """What the backward pass recomputes: nothing, all but the products with weights, or whole blocks."""
     padding: Literal["unmasked", "masked"] = "unmasked"
@@ -294,11 +294,11 @@ class Opening(NamedTuple):
     """What generation starts from: positional arguments after the variables, and options."""
 
     family: Family
-    """Of the language model."""
+    """Family of the language model."""
     config: Any
-    """The language model's."""
+    """Config of the language model."""
     variables: PyTree
-    """The language model's."""
+    """Variables of the language model."""
     ids: Int[Array, "B S"]
     mask: Bool[Array, "B S"]
     options: dict[str, Any]

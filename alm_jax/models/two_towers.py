@@ -59,8 +59,8 @@ class TwoTowersConfig:
     """Projection from a tower's output to the joint space: "mlp", LAION-CLAP's two layers, or "residual", MS-CLAP's
     layer with a residual one."""
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Of the towers' matrix products; parameters, norms, softmax and the joint space stay float32. float64 is for
-    comparisons, of float64 variables under `jax.enable_x64`, and then everything is."""
+    """Dtype of the towers' activations and matrix products; parameters, norms, softmax and the joint space stay
+    float32. float64 is for comparisons, of float64 variables under `jax.enable_x64`, and then everything is."""
     remat: Remat = "none"
     """What the backward pass recomputes: nothing, all but the products with weights, or whole blocks."""
     padding: Literal["unmasked", "masked"] = "unmasked"

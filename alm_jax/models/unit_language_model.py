@@ -47,7 +47,8 @@ class UnitLanguageModelConfig:
     language_model: LlamaConfig | Qwen2Config | Gpt2Config
     """The language model. Its ``vocab_size`` counts words, units and two tags: 32000 + 1000 + 2 in SpeechGPT."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; parameters, norms, softmax, the loss and the distances to centroids stay float32."""
+    """Dtype of activations and matrix products; parameters, norms, softmax, the loss and the distances to centroids
+    stay float32."""
     remat: Remat = "none"
     """What the backward pass recomputes."""
 

@@ -33,7 +33,7 @@ def fit_clusters(
         )
     frames = frames.astype(np.float64)
     mean, deviation = frames.mean(axis=0), frames.std(axis=0)
-    # What never changes tells nothing apart.
+    # A dimension that never changes separates nothing.
     deviation = np.where(deviation > 0, deviation, 1.0)
     standard = (frames - mean) / deviation
     fitted = MiniBatchKMeans(

@@ -56,7 +56,7 @@ CARD_METRICS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Written:
-    """What an export says of itself."""
+    """What was written, for the person who exported."""
 
     layout: str = ""
     """The published layout, where it was found by the model and not asked for."""

@@ -1,7 +1,7 @@
 """A run's model, or a part of it by name, under the names of its own published code.
 
-What transformers has a class for, a language model say, is written as that class saves it; the rest as the state dict
-of the code that its authors published, in safetensors.
+A part that transformers has a class for, such as a language model, is written as that class saves it; any other part as
+the state dict of the code that its authors published, in safetensors.
 """
 
 from collections.abc import Mapping

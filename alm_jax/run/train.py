@@ -121,7 +121,7 @@ def _pretrain(
 def restore_or_init(
     session: Session, checkpoints: CheckpointWriter, console: Console, *, allow_data_change: bool
 ) -> tuple[TrainState, int]:
-    """The state to go on from, placed for training, and its step; says what a new run takes from elsewhere."""
+    """The state to go on from, placed for training, and its step; prints what a new run takes from elsewhere."""
     parallel = session.parallel
     restored = checkpoints.restore_newest(parallel.abstract())
     if restored is None:
@@ -163,8 +163,8 @@ def initialise(session: Session, console: Console) -> TrainState:
         return state
     state = parallel.unplaced(state)
     for source in session.config.init_from:
-        state, said = take_from(state, load_model(source.source).variables, source)
-        console.print(f"init_from: {said}", highlight=False, markup=False, soft_wrap=True)
+        state, message = take_from(state, load_model(source.source).variables, source)
+        console.print(f"init_from: {message}", highlight=False, markup=False, soft_wrap=True)
     if fit is not None:
         fitted = fit(session.replicate(state.variables), session.facts, session.training_data())
         if fitted is not None:

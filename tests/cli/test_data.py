@@ -127,10 +127,10 @@ def test_list_names_every_data_set(capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "say what to do"),
+        ([], "nothing to do was named"),
         (["configs/demo.py"], "`alm data build configs/demo.py` builds a config"),
         (["biuld"], "there is no `alm data biuld`"),
-        (["check"], "say what to check"),
+        (["check"], "nothing to check was named"),
         (["check", "nowhere.csv"], "nowhere.csv: there is no such file or folder; expected a table"),
         (["build", "my.csv"], "name a config file"),
     ],

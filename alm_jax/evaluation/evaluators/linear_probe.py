@@ -50,7 +50,7 @@ class LinearProbe(Evaluator):
     )
 
     def obstacle(self, model: EvaluatedModel, split: EvaluationSplit) -> str:
-        """Needs vectors of recordings, and classes to tell apart on both splits."""
+        """Needs vectors of recordings, and two or more classes on both splits."""
         if not model.can(EmbedsAudio):
             return "the model does not embed recordings"
         fit_split = self.fit_split or model.train_split

@@ -1,4 +1,4 @@
-"""The linear probe: how well a logistic regression on frozen features tells the classes."""
+"""The linear probe: how well a logistic regression on frozen features separates the classes."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
