@@ -32,8 +32,8 @@ from alm_jax.ops.unit_sequences import NUM_TAGS, Sequences, Vocabulary
 Variables: TypeAlias = dict[str, Any]
 
 NEW_ROWS = 0.01
-"""Of embeddings as they are drawn: those of units and tags begin so near to zero (AudioPaLM, section 3.1), and so do
-their columns of a head of its own."""
+"""Factor of the initial embeddings of units and tags, which begin near zero (AudioPaLM, section 3.1), and of their
+columns in a head that is not tied."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -72,12 +72,12 @@ class MaskedPredictionConfig(ObjectiveConfig):
 
 
 class LabelledClips(NamedTuple):
-    """What one row says of itself."""
+    """Loss, accuracy and labels of each row."""
 
     sum: Float[Array, " B"]
-    """Of the losses of the hidden patches."""
+    """Sum of the losses of the hidden patches."""
     weight: Float[Array, " B"]
-    """How many there are."""
+    """Number of hidden patches."""
     correct: Float[Array, " B"]
     """Hidden patches whose label is the likeliest one."""
     counts: Float[Array, "B V"]

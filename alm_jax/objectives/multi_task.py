@@ -189,7 +189,7 @@ class Rows(NamedTuple):
     text_ids: Int[Array, "B L"]
     text_mask: Bool[Array, "B L"]
     masked: PatchMask | None
-    """Of a ReconstructionTerm."""
+    """Patches that a ReconstructionTerm hides; None without one."""
 
 
 class Outputs(NamedTuple):
@@ -200,11 +200,11 @@ class Outputs(NamedTuple):
     grounded: Float[Array, "B tokens D"]
     """States of the row's text after attention to its audio."""
     text_states: Float[Array, "B tokens D"] | None
-    """Of a MatchingTerm: states of the text alone."""
+    """States of the text alone, for a MatchingTerm; None without one."""
     vectors: Float[Array, "B n D"] | None
-    """Of a MatchingTerm: what the decoder attends to."""
+    """Vectors that the decoder attends to, for a MatchingTerm; None without one."""
     reconstruction: Loss | None
-    """Of a ReconstructionTerm: sum and weight of each row."""
+    """Sum and weight of the ReconstructionTerm of each row; None without one."""
 
 
 def prepare_rows(config: MultiTaskConfig, batch: dict[str, Any], key: Any, *, train: bool) -> Rows:

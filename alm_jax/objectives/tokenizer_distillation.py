@@ -81,14 +81,14 @@ class TokenizerDistillationConfig(ObjectiveConfig):
 
 
 class QuantizedClips(NamedTuple):
-    """What one row says of itself."""
+    """Losses, labels and latents of each row."""
 
     distance: Float[Array, " B"]
     """Sum over the patches of 1 - cos(estimate, teacher)."""
     commitment: Float[Array, " B"]
     """Sum over the patches of the mean over dimensions of a latent's squared difference from its code."""
     num_patches: Float[Array, " B"]
-    """How many there are."""
+    """Number of patches."""
     counts: Float[Array, "B V"]
     """How often each code was taken."""
     latents: Float[Array, "B N code"]
