@@ -1,42 +1,49 @@
-"""EnCodec of 24 kHz as `transformers.EncodecModel` saves it, and as its authors' archives hold it.
+"""EnCodec of 24 kHz and of 48 kHz as `transformers.EncodecModel` saves it, and as its authors' archives hold it.
 
-The archives are those of https://github.com/facebookresearch/encodec. The stereo model of 48 kHz has other norms and is
-refused.
+The archives are those of https://github.com/facebookresearch/encodec.
 """
 
 import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from alm_jax.encoders import family
-from alm_jax.encoders.audio.encodec import FAMILY, NANO, EncodecConfig
-from alm_jax.interop.entry import WEIGHT_NORM_FORMER, Entry, Path
+from alm_jax.encoders.audio.encodec import FAMILY, NANO, NANO_STEREO, STEREO, EncodecConfig
+from alm_jax.interop.entry import WEIGHT_NORM_FORMER, Entry, Path, norm
 from alm_jax.interop.fields import Fields
 from alm_jax.interop.format import Format
 from alm_jax.interop.parity import Parity, RealInputs
 
 
-def _conv(key: str, path: Path, inputs: int, outputs: int, window: int) -> Iterator[Entry]:
-    """A weight-normed convolution; for a transposed one ``inputs`` is what it produces."""
-    kernel = f"{key}.conv.parametrizations.weight"
-    yield Entry(f"{kernel}.original0", (*path, "gain"), (outputs, 1, 1))
-    yield Entry(f"{kernel}.original1", (*path, "kernel"), (outputs, inputs, window), "conv")
+def _conv(
+    key: str, path: Path, norm_path: Path, config: EncodecConfig, inputs: int, outputs: int, window: int
+) -> Iterator[Entry]:
+    """A convolution and its norm, without its bias; for a transposed one ``inputs`` is what it produces."""
+    if config.norm == "weight":
+        kernel = f"{key}.conv.parametrizations.weight"
+        yield Entry(f"{kernel}.original0", (*path, "gain"), (outputs, 1, 1))
+        yield Entry(f"{kernel}.original1", (*path, "kernel"), (outputs, inputs, window), "conv")
+    else:
+        yield Entry(f"{key}.conv.weight", (*path, "kernel"), (outputs, inputs, window), "conv")
+        yield from norm(f"{key}.norm", norm_path, inputs if "up_" in path[-1] else outputs)
 
 
-def _causal(key: str, path: Path, inputs: int, outputs: int, window: int) -> Iterator[Entry]:
-    yield from _conv(key, (*path, "conv"), inputs, outputs, window)
+def _mirrored(
+    key: str, path: Path, config: EncodecConfig, inputs: int, outputs: int, window: int
+) -> Iterator[Entry]:
+    yield from _conv(key, (*path, "conv"), (*path, "norm"), config, inputs, outputs, window)
     yield Entry(f"{key}.conv.bias", (*path, "conv", "bias"), (outputs,))
 
 
 def _residual(key: str, path: Path, config: EncodecConfig, channels: int) -> Iterator[Entry]:
     hidden = channels // config.compress
-    yield from _causal(f"{key}.block.1", (*path, "conv1"), channels, hidden, config.residual_window)
-    yield from _causal(f"{key}.block.3", (*path, "conv2"), hidden, channels, 1)
-    yield from _causal(f"{key}.shortcut", (*path, "shortcut"), channels, channels, 1)
+    yield from _mirrored(f"{key}.block.1", (*path, "conv1"), config, channels, hidden, config.residual_window)
+    yield from _mirrored(f"{key}.block.3", (*path, "conv2"), config, hidden, channels, 1)
+    yield from _mirrored(f"{key}.shortcut", (*path, "shortcut"), config, channels, channels, 1)
 
 
 def _lstm(key: str, path: Path, config: EncodecConfig, width: int) -> Iterator[Entry]:
@@ -53,34 +60,39 @@ def _lstm(key: str, path: Path, config: EncodecConfig, width: int) -> Iterator[E
 def _encoder_entries(config: EncodecConfig, path: Path) -> Iterator[Entry]:
     """Yields the encoder's entries; their modules form one list, in which the ELUs count."""
     channels, at = config.num_filters, 1
-    yield from _causal("encoder.layers.0", (*path, "conv_in"), 1, channels, config.window)
+    first = (*path, "conv_in")
+    yield from _mirrored("encoder.layers.0", first, config, config.num_channels, channels, config.window)
     for step, stride in enumerate(config.strides):
         for unit in range(config.num_residual_layers):
             ours = (*path, f"residual_{step}_{unit}")
             yield from _residual(f"encoder.layers.{at}", ours, config, channels)
             at += 1
         down = (*path, f"down_{step}")
-        yield from _causal(f"encoder.layers.{at + 1}", down, channels, 2 * channels, 2 * stride)
+        yield from _mirrored(f"encoder.layers.{at + 1}", down, config, channels, 2 * channels, 2 * stride)
         channels, at = 2 * channels, at + 2
     yield from _lstm(f"encoder.layers.{at}", (*path, "lstm"), config, channels)
-    yield from _causal(
-        f"encoder.layers.{at + 2}", (*path, "conv_out"), channels, config.width, config.last_window
-    )
+    last = (*path, "conv_out")
+    yield from _mirrored(f"encoder.layers.{at + 2}", last, config, channels, config.width, config.last_window)
 
 
 def _decoder_entries(config: EncodecConfig, path: Path) -> Iterator[Entry]:
     channels, at = config.num_filters * 2 ** len(config.strides), 2
-    yield from _causal("decoder.layers.0", (*path, "conv_in"), config.width, channels, config.window)
+    first = (*path, "conv_in")
+    yield from _mirrored("decoder.layers.0", first, config, config.width, channels, config.window)
     yield from _lstm("decoder.layers.1", (*path, "lstm"), config, channels)
     for step, stride in enumerate(reversed(config.strides)):
         theirs, up = f"decoder.layers.{at + 1}", (*path, f"up_{step}")
-        yield from _conv(theirs, up, channels // 2, channels, 2 * stride)
+        up_norm = (*path, f"up_norm_{step}")
+        yield from _conv(theirs, up, up_norm, config, channels // 2, channels, 2 * stride)
         yield Entry(f"{theirs}.conv.bias", (*up, "bias"), (channels // 2,))
         channels, at = channels // 2, at + 2
         for unit in range(config.num_residual_layers):
             yield from _residual(f"decoder.layers.{at}", (*path, f"residual_{step}_{unit}"), config, channels)
             at += 1
-    yield from _causal(f"decoder.layers.{at + 1}", (*path, "conv_out"), channels, 1, config.last_window)
+    last = (*path, "conv_out")
+    yield from _mirrored(
+        f"decoder.layers.{at + 1}", last, config, channels, config.num_channels, config.last_window
+    )
 
 
 def _entries(config: EncodecConfig) -> Iterator[Entry]:
@@ -95,26 +107,22 @@ def _entries(config: EncodecConfig) -> Iterator[Entry]:
             yield Entry(key, ("batch_stats", "codebooks", name), shape, index=(i,))
 
 
-_FIXED = {
-    "audio_channels": 1,
-    "normalize": False,
-    "chunk_length_s": None,
-    "norm_type": "weight_norm",
-    "use_causal_conv": True,
-    "pad_mode": "reflect",
-    "trim_right_ratio": 1.0,
-    "use_conv_shortcut": True,
-}
-"""Fields of config.json that must have the value of the 24 kHz model, not that of the 48 kHz stereo model."""
+_FIXED = {"pad_mode": "reflect", "trim_right_ratio": 1.0, "use_conv_shortcut": True}
+"""Fields of config.json of which we compute one value: that of both released models."""
+_NORMS: dict[str, Literal["weight", "row"]] = {"weight_norm": "weight", "time_group_norm": "row"}
 
 
 def read_encodec_config(fields: Mapping[str, Any]) -> EncodecConfig:
     """config.json of an EncodecModel, absent fields at transformers' defaults."""
     fields = Fields.of(fields)
-    fields.only(_FIXED, "our EnCodec, the one of 24 kHz,")
+    fields.only(_FIXED, "our EnCodec")
     width = fields.size("hidden_size", 128)
     if (fields.size_or_none("codebook_dim") or width) != width:
         raise fields.error("codebook_dim", f"hidden_size, {width}: our EnCodec has one for both")
+    num_channels = fields.size("audio_channels", 1)
+    if num_channels > 2:
+        raise fields.error("audio_channels", "1 or 2")
+    is_whole = fields.get("chunk_length_s") is None
     return EncodecConfig(
         sample_rate_hz=fields.size("sampling_rate", 24000),
         num_filters=fields.size("num_filters", 32),
@@ -129,6 +137,12 @@ def read_encodec_config(fields: Mapping[str, Any]) -> EncodecConfig:
         width=width,
         codebook_size=fields.size("codebook_size", 1024),
         bandwidths_kbps=fields.numbers("target_bandwidths", (1.5, 3.0, 6.0, 12.0, 24.0)),
+        num_channels=num_channels,
+        norm=_NORMS[fields.word("norm_type", "weight_norm", among=tuple(_NORMS))],
+        is_causal=fields.flag("use_causal_conv", True),
+        divides_by_level=fields.flag("normalize", False),
+        piece_sec=None if is_whole else fields.number("chunk_length_s", 1.0, above=0.0),
+        overlap=0.0 if is_whole else fields.rate("overlap", 0.0),
     )
 
 
@@ -150,6 +164,12 @@ def write_encodec_config(config: EncodecConfig) -> dict[str, Any]:
         "codebook_dim": config.width,
         "codebook_size": config.codebook_size,
         "target_bandwidths": list(config.bandwidths_kbps),
+        "audio_channels": config.num_channels,
+        "norm_type": {ours: theirs for theirs, ours in _NORMS.items()}[config.norm],
+        "use_causal_conv": config.is_causal,
+        "normalize": config.divides_by_level,
+        "chunk_length_s": config.piece_sec,
+        "overlap": None if config.piece_sec is None else config.overlap,
     }
 
 
@@ -171,24 +191,29 @@ def _archive_entries(config: EncodecConfig) -> Iterator[Entry]:
         key = re.sub(r"^(encoder|decoder)\.layers\.", r"\1.model.", entry.key)
         key = re.sub(r"^quantizer\.layers\.(\d+)\.codebook\.", r"quantizer.vq.layers.\1._codebook.", key)
         name = "convtr" if "up_" in "".join(entry.path) else "conv"
-        key = re.sub(r"\.conv\.(parametrizations|bias)", rf".{name}.{name}.\1", key)
+        key = re.sub(r"\.conv\.(parametrizations|weight|bias)", rf".{name}.{name}.\1", key)
+        key = re.sub(r"\.norm\.", rf".{name}.norm.", key)
         for former, new in WEIGHT_NORM_FORMER:
             key = key.replace(new, former.replace("\\", "").removesuffix("$"))
         yield dataclasses.replace(entry, key=key)
 
 
 def infer_encodec_config(shapes: Mapping[str, tuple[int, ...]]) -> EncodecConfig:
-    """The config of an archive from its shapes; what they do not show is the released model's of 24 kHz."""
-    first = re.compile(r"encoder\.model\.(\d+)\.conv\.conv\.weight_v")
+    """The config of an archive from its shapes; what they do not show is that of the released model of this norm."""
+    released = EncodecConfig() if "encoder.model.0.conv.conv.weight_v" in shapes else STEREO
+    kernel = "weight_v" if released.norm == "weight" else "weight"
+    first = re.compile(rf"encoder\.model\.(\d+)\.conv\.conv\.{kernel}")
     numbers = sorted(int(found[1]) for key in shapes if (found := first.fullmatch(key)))
-    convolutions = [shapes[f"encoder.model.{number}.conv.conv.weight_v"] for number in numbers]
+    convolutions = [shapes[f"encoder.model.{number}.conv.conv.{kernel}"] for number in numbers]
     strides = tuple(window // 2 for _, _, window in convolutions[1:-1])
-    channels, _, window = convolutions[0]
+    channels, num_channels, window = convolutions[0]
     width, _, last_window = convolutions[-1]
-    hidden, _, residual_window = shapes["encoder.model.1.block.1.conv.conv.weight_v"]
+    hidden, _, residual_window = shapes[f"encoder.model.1.block.1.conv.conv.{kernel}"]
     units = sum(key.startswith("encoder.") and key.endswith(".shortcut.conv.conv.bias") for key in shapes)
     codebooks = sum(key.endswith("._codebook.embed") for key in shapes)
-    config = EncodecConfig(
+    config = dataclasses.replace(
+        released,
+        num_channels=num_channels,
         num_filters=channels,
         strides=strides,
         num_residual_layers=units // len(strides),
@@ -203,9 +228,9 @@ def infer_encodec_config(shapes: Mapping[str, tuple[int, ...]]) -> EncodecConfig
         codebook_size=shapes["quantizer.vq.layers.0._codebook.embed"][0],
         bandwidths_kbps=(1e6,),
     )
-    released = dataclasses.replace(config, bandwidths_kbps=EncodecConfig.bandwidths_kbps)
+    usual = dataclasses.replace(config, bandwidths_kbps=released.bandwidths_kbps)
     own = dataclasses.replace(config, bandwidths_kbps=(codebooks * config.bits_per_second / 1000,))
-    return released if released.num_codebooks == codebooks else own
+    return usual if usual.num_codebooks == codebooks else own
 
 
 ENCODEC_ARCHIVE = Format(
@@ -235,38 +260,65 @@ def _build(config: EncodecConfig) -> Any:
 
 
 def _waveforms(config: EncodecConfig, real: RealInputs) -> dict[str, np.ndarray]:
-    # Deliberately not a whole number of hops.
-    seconds = 50.5 * config.hop_samples / config.sample_rate_hz
-    return {"waveforms": real.waveforms(config.sample_rate_hz, seconds)}
+    # Not a whole number of hops; of a model with pieces two whole ones, and one that is cut.
+    samples = 50.5 * config.hop_samples if config.piece_samples is None else 2.5 * config.piece_samples
+    waveforms = real.waveforms(config.sample_rate_hz, samples / config.sample_rate_hz)
+    # The second channel is another recording.
+    others = waveforms[::-1]
+    return {"waveforms": np.stack([waveforms, others], 1)[:, : config.num_channels]}
 
 
-def _parity(name: str, method: str, theirs: Callable[[Any, Any], Any]) -> Parity:
+def _ours(method: str) -> Callable[..., Any]:
+    def run(config: EncodecConfig, variables: Any, given: Any, dtype: Any) -> Any:
+        waveforms = given["waveforms"]
+        waveforms = waveforms[:, 0] if config.num_channels == 1 else waveforms.swapaxes(1, 2)
+        found = family.apply(FAMILY, config, variables, waveforms, dtype=dtype, method=method)
+        return found if method == "embed" or config.num_channels == 1 else found.swapaxes(1, 2)
+
+    return run
+
+
+def _their_latents(module: Any, given: Any) -> Any:
+    import torch
+
+    waveforms, config = given["waveforms"], module.config
+    length = config.chunk_length or waveforms.shape[-1]
+    pieces = waveforms.split(config.chunk_stride, dim=-1) if config.chunk_length else (waveforms,)
+    starts = [sum(piece.shape[-1] for piece in pieces[:i]) for i in range(len(pieces))]
+    latents = []
+    for start in starts:
+        piece = waveforms[..., start : start + length]
+        if config.normalize:
+            level = piece.mean(1, keepdim=True).pow(2).mean(-1, keepdim=True).sqrt() + 1e-8
+            piece = piece / level
+        latents.append(module.encoder(piece).mT)
+    return torch.cat(latents, 1)
+
+
+def _their_waveforms(module: Any, given: Any) -> Any:
+    found = module(given["waveforms"], bandwidth=module.config.target_bandwidths[-1]).audio_values
+    return found[:, 0] if module.config.audio_channels == 1 else found
+
+
+def _parity(name: str, config: EncodecConfig, method: str, theirs: Callable[[Any, Any], Any]) -> Parity:
     return Parity(
         name=name,
         layout=ENCODEC,
-        config=NANO,
+        config=config,
         oracle=_build,
         oracle_name="transformers.EncodecModel",
         inputs=_waveforms,
-        ours=lambda config, variables, given, dtype: family.apply(
-            FAMILY, config, variables, given["waveforms"], dtype=dtype, method=method
-        ),
+        ours=_ours(method),
         theirs=theirs,
     )
 
 
-PARITY = (
-    _parity(
-        "encodec latents, nano",
-        "embed",
-        lambda module, given: module.encoder(given["waveforms"][:, None]).mT,
-    ),
-    # Through the codes: a wrong code would change the waveform.
-    _parity(
-        "encodec waveforms, nano",
-        "__call__",
-        lambda module, given: module(
-            given["waveforms"][:, None], bandwidth=NANO.bandwidths_kbps[-1]
-        ).audio_values[:, 0],
-    ),
+PARITY = tuple(
+    parity
+    for variant, config in (("nano", NANO), ("nano-stereo", NANO_STEREO))
+    for parity in (
+        _parity(f"encodec latents, {variant}", config, "embed", _their_latents),
+        # Through the codes: another one than theirs would be heard.
+        _parity(f"encodec waveforms, {variant}", config, "__call__", _their_waveforms),
+    )
 )

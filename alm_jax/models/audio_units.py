@@ -87,6 +87,11 @@ UnitsConfig: TypeAlias = ClusterUnitsConfig | CodecUnitsConfig
 def check_units(config: UnitsConfig, frontend: TowerSpec) -> None:
     """Raises UserError where the front-end does not feed what the units are made of."""
     if isinstance(config, CodecUnitsConfig):
+        if config.codec.num_channels > 1 or config.codec.piece_sec is not None:
+            raise UserError(
+                "units are made by a codec of one channel that codes a waveform at once; units.codec has "
+                f"num_channels {config.codec.num_channels} and piece_sec {config.codec.piece_sec}"
+            )
         rate = config.codec.sample_rate_hz
         if not isinstance(frontend, WaveformSpec) or frontend.normalise or frontend.sample_rate_hz != rate:
             raise UserError(

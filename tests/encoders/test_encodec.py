@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,9 @@ MICRO = EncodecConfig(
 )
 
 
-@pytest.mark.parametrize(("name", "published"), [("24khz", 14.85e6), ("nano", None)])
+@pytest.mark.parametrize(
+    ("name", "published"), [("24khz", 14.85e6), ("48khz", None), ("nano", None), ("nano-stereo", None)]
+)
 def test_every_variant_has_the_parameters_of_the_reference(name, published):
     config = VARIANTS[name]
     fields = write_encodec_config(config)
@@ -61,48 +64,64 @@ def run(variables, *inputs, **options):
     return family.apply(FAMILY, MICRO, variables, *inputs, **options)
 
 
-def test_codes_are_those_of_the_reference():
-    """Every integer, and the waveform of the codes. No two entries are near enough for a tie."""
-    config = VARIANTS["nano"]
+@pytest.mark.parametrize(("variant", "num_samples"), [("nano", 803), ("nano-stereo", 611)])
+def test_codes_are_those_of_the_reference(variant, num_samples):
+    """Every integer, and the waveform of the codes. No two entries are near enough for a tie.
+
+    The stereo model has two whole pieces and one that is cut.
+    """
+    config = VARIANTS[variant]
     fields = write_encodec_config(config)
     theirs = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
     torch.manual_seed(0)
     reference = transformers.EncodecModel(theirs).eval()
-    times = np.arange(2 * 803).reshape(2, 803) / config.sample_rate_hz
-    sounds = np.sin(2 * np.pi * (300 + 9000 * times) * times) + np.random.default_rng(0).normal(
-        size=times.shape
-    )
+    shape = (2, config.num_channels, num_samples)
+    times = np.arange(math.prod(shape)).reshape(shape) / config.sample_rate_hz
+    sounds = np.sin(2 * np.pi * (300 + 9000 * times) * times) + np.random.default_rng(0).normal(size=shape)
     waveforms = torch.tensor(0.3 * sounds, dtype=torch.float32)
     with torch.no_grad():
-        latents = reference.encoder(waveforms[:, None]).mT.flatten(0, 1)
+        latents = reference.encoder(waveforms / (0.36 if config.divides_by_level else 1)).mT.flatten(0, 1)
     # Entries about where the latents are.
     for i, layer in enumerate(reference.quantizer.layers):
         layer.codebook.embed.normal_().mul_(latents.std(0)).add_(latents.mean(0) if i == 0 else 0)
     state = {key: value.numpy() for key, value in reference.state_dict().items()}
     given = jax.tree.map(jnp.asarray, arrays_to_variables(ENCODEC, config, state))
-    with torch.no_grad():
-        latents = reference.encoder(waveforms[:, None]).mT.flatten(0, 1)
-    # Entries about where the latents are.
-    for i, layer in enumerate(reference.quantizer.layers):
-        layer.codebook.embed.normal_().mul_(latents.std(0)).add_(latents.mean(0) if i == 0 else 0)
-    state = {key: value.numpy() for key, value in reference.state_dict().items()}
-    given = jax.tree.map(jnp.asarray, arrays_to_variables(ENCODEC, config, state))
-    encode = jax.jit(
-        functools.partial(family.apply, FAMILY, config, method="encode"), static_argnames="bandwidth_kbps"
-    )
     rate = config.bandwidths_kbps[1]
     with torch.no_grad():
-        expected, scales, _ = reference.encode(waveforms[:, None], bandwidth=rate, return_dict=False)
+        pieces, scales, last = reference.encode(waveforms, bandwidth=rate, return_dict=False)
+        decoded = reference.decode(pieces, scales, return_dict=False, last_frame_pad_length=last)[0]
+    expected = torch.cat(tuple(pieces), -1)[..., : -last or None]
+
+    samples = jnp.asarray(waveforms[:, 0].numpy() if config.num_channels == 1 else waveforms.mT.numpy())
     encode = functools.partial(family.apply, FAMILY, config, method="encode", bandwidth_kbps=rate)
-    codes = jax.jit(encode)(given, jnp.asarray(waveforms.numpy()))
-    np.testing.assert_array_equal(codes, expected[0])
-    assert codes.shape == (2, config.codebooks_at(rate), 101)
+    codes = jax.jit(encode)(given, samples)
+    np.testing.assert_array_equal(codes, expected)
+    lengths = [length for _, length in config.pieces(num_samples)]
+    assert len(lengths) == (3 if config.piece_sec else 1)
+    assert codes.shape == (2, config.codebooks_at(rate), sum(-(-n // config.hop_samples) for n in lengths))
     # Many entries are in use, or equality says little.
-    assert len(np.unique(codes)) > 32
-    with torch.no_grad():
-        encoded = reference.decode(expected, scales, return_dict=False)[0]
-    decode = jax.jit(functools.partial(family.apply, FAMILY, config, method="decode"))
-    np.testing.assert_allclose(decode(given, codes), encoded[:, 0], atol=1e-5)
+    assert len(np.unique(codes)) > 24
+    levels = None
+    if config.divides_by_level:
+        levels = family.apply(FAMILY, config, given, samples, method="levels")
+        np.testing.assert_allclose(levels, torch.cat(scales, 1), rtol=1e-6)
+    decode = functools.partial(family.apply, FAMILY, config, method="decode", num_samples=num_samples)
+    ours = jax.jit(decode)(given, codes, levels=levels)
+    ours = ours[:, None] if config.num_channels == 1 else ours.swapaxes(1, 2)
+    np.testing.assert_allclose(ours, decoded[..., :num_samples], atol=1e-5)
+
+
+def test_a_waveform_of_other_channels_or_another_length_is_refused():
+    config, key = VARIANTS["nano-stereo"], jax.random.key(0)
+    given = jax.eval_shape(functools.partial(family.init, FAMILY, config), key)
+    run = functools.partial(family.apply, FAMILY, config)
+    with pytest.raises(UserError, match="has 1 channels, the codec takes 2"):
+        jax.eval_shape(run, given, jnp.zeros((1, 99)))
+    decode = functools.partial(run, method="decode")
+    with pytest.raises(UserError, match="decoded with num_samples"):
+        jax.eval_shape(decode, given, jnp.zeros((1, 2, 9), int))
+    with pytest.raises(UserError, match="99 samples have 13 codes"):
+        jax.eval_shape(functools.partial(decode, num_samples=99), given, jnp.zeros((1, 2, 9), int))
 
 
 def test_latents_know_nothing_of_what_follows(variables, waveforms):
