@@ -1,7 +1,7 @@
 """From an audio file to a mono waveform: libsndfile decodes, soxr resamples. Needs neither TensorFlow nor JAX.
 
 Scaling is libsndfile's for every subtype: full scale is 1.0, so int16 is value / 32768, u8 is (value - 128) / 128,
-and float files are used unchanged. Channels are averaged.
+and float files are used unchanged. Channels are averaged, unless the first one is asked for.
 """
 
 import errno
@@ -9,6 +9,7 @@ import io
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import soundfile
@@ -21,13 +22,21 @@ from data_pipelines.containers import check_header_size, check_whole, describe_u
 MIN_RATE_HZ = 1_000
 MAX_RATE_HZ = 768_000
 MAX_SOURCE_SEC = 360_000
+Channels: TypeAlias = Literal["mean", "first"]
+"""What becomes of a file of several channels: their mean, or the first one, which the loaders of AST, AudioMAE and LTU
+take."""
 BLOCK_SEC = 120
 """Longest stretch of a recording that is decoded at once, seconds."""
 _LEAD_IN_FRAMES = 1 << 14  # MP3 frames use bits of earlier frames: decoding starts this much earlier
 
 
 def read_audio(
-    source: str | Path | bytes, sample_rate_hz: int, *, start_sec: float = 0.0, max_sec: float | None = None
+    source: str | Path | bytes,
+    sample_rate_hz: int,
+    *,
+    start_sec: float = 0.0,
+    max_sec: float | None = None,
+    channels: Channels = "mean",
 ) -> Float[np.ndarray, " S"]:
     """Reads a recording, or ``max_sec`` of it from ``start_sec``: float32, mono, ``sample_rate_hz``.
 
@@ -39,12 +48,19 @@ def read_audio(
         corrupt, truncated, NaN or Inf samples, a sampling rate outside 1 kHz to 768 kHz, a length over
         100 hours, ``start_sec`` at or after the end, or so short that resampling leaves no sample.
     """
-    blocks = list(read_blocks(source, sample_rate_hz, start_sec=start_sec, max_sec=max_sec))
+    blocks = list(
+        read_blocks(source, sample_rate_hz, start_sec=start_sec, max_sec=max_sec, channels=channels)
+    )
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def read_blocks(
-    source: str | Path | bytes, sample_rate_hz: int, *, start_sec: float = 0.0, max_sec: float | None = None
+    source: str | Path | bytes,
+    sample_rate_hz: int,
+    *,
+    start_sec: float = 0.0,
+    max_sec: float | None = None,
+    channels: Channels = "mean",
 ) -> Iterator[Float[np.ndarray, " S"]]:
     """Reads like `read_audio`, block after block of up to `BLOCK_SEC`, so that memory does not grow with the
     recording."""
@@ -56,7 +72,7 @@ def read_blocks(
         with soundfile.SoundFile(as_file(source)) as file:
             rate_hz = file.samplerate
             resampler = None
-            for block, is_last in _decode_blocks(file, start_sec, max_sec):
+            for block, is_last in _decode_blocks(file, start_sec, max_sec, channels):
                 num_decoded += len(block)
                 if rate_hz != sample_rate_hz:
                     resampler = resampler or soxr.ResampleStream(
@@ -126,7 +142,7 @@ def float_to_pcm(waveform: Float[np.ndarray, " S"]) -> Int[np.ndarray, " S"]:
 
 
 def _decode_blocks(
-    file: soundfile.SoundFile, start_sec: float, max_sec: float | None
+    file: soundfile.SoundFile, start_sec: float, max_sec: float | None, channels: Channels
 ) -> Iterator[tuple[Float[np.ndarray, " S"], bool]]:
     """Yields float32 mono samples of the window at the file's own rate, and whether a block is the last."""
     rate_hz = file.samplerate
@@ -149,11 +165,13 @@ def _decode_blocks(
         lead_in = min(first, _LEAD_IN_FRAMES) if seeks else 0
         if seeks:
             file.seek(first - lead_in)
-        yield _read_frames(file, lead_in, size), first + size == end
+        yield _read_frames(file, lead_in, size, channels), first + size == end
 
 
-def _read_frames(file: soundfile.SoundFile, lead_in: int, size: int) -> Float[np.ndarray, " S"]:
-    """Returns the next ``size`` samples after ``lead_in`` of them, channels averaged."""
+def _read_frames(
+    file: soundfile.SoundFile, lead_in: int, size: int, channels: Channels
+) -> Float[np.ndarray, " S"]:
+    """Returns one channel of the next ``size`` samples, after ``lead_in`` that are decoded and dropped."""
     try:
         frames = file.read(lead_in + size, dtype="float32", always_2d=True)[lead_in:]
     except soundfile.SoundFileError as error:
@@ -161,7 +179,7 @@ def _read_frames(file: soundfile.SoundFile, lead_in: int, size: int) -> Float[np
     if len(frames) < size:
         raise DataError(f"truncated: {len(frames)} samples decoded, its header states {size}")
     with np.errstate(invalid="ignore", over="ignore"):  # such samples are refused below
-        waveform = frames.mean(axis=1)
+        waveform = frames.mean(axis=1) if channels == "mean" else frames[:, 0]
     num_bad = waveform.size - int(np.isfinite(waveform).sum())
     if num_bad:
         raise DataError(f"not finite: {num_bad} of {waveform.size} samples are NaN or Inf")

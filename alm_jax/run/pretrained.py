@@ -23,6 +23,7 @@ from alm_jax.run.load import cast_variables, load_model
 from alm_jax.run.recordings import Recording, is_one, padded_batches
 from alm_jax.run.workdir import TOKENIZER
 from alm_jax.types import PyTree
+from data_pipelines.decode import Channels
 from data_pipelines.text import encode
 
 
@@ -143,6 +144,7 @@ class PretrainedTwoTowers:
         sample_rate_hz: int | None = None,
         batch_size: int = 32,
         num_threads: int = 4,
+        channels: Channels = "mean",
     ) -> Float[np.ndarray, "*N E"]:
         """L2-normalised embeddings: [N E] of a sequence, [E] of one recording.
 
@@ -150,6 +152,8 @@ class PretrainedTwoTowers:
             sample_rate_hz: Rate of waveforms that come without one.
             batch_size: Clips that are computed at once; more take more memory.
             num_threads: Threads that decode files.
+            channels: Average the channels of a recording, or take the first one, as the loaders of AST, AudioMAE and
+                LTU do.
 
         Raises:
             DataError: A recording cannot be read, is empty, or holds NaN or infinite samples.
@@ -160,8 +164,8 @@ class PretrainedTwoTowers:
                 f"batch_size is {batch_size} and num_threads {num_threads}; both must be at least 1"
             )
         if is_one(recordings):
-            one = self.embed_audio([recordings], sample_rate_hz=sample_rate_hz)  # type: ignore[list-item]
-            return one[0]
+            one: Any = [recordings]
+            return self.embed_audio(one, sample_rate_hz=sample_rate_hz, channels=channels)[0]
         many = _as_list(recordings, "recordings")
         embeddings = np.zeros((len(many), self.config.embed_dim), np.float32)
         frontend = self.config.frontend
@@ -172,6 +176,7 @@ class PretrainedTwoTowers:
             sample_rate_hz=sample_rate_hz,
             batch_size=batch_size,
             num_threads=num_threads,
+            channels=channels,
         ):
             batch = {
                 contract.AUDIO: jnp.asarray(padded.waveforms),

@@ -10,7 +10,7 @@ import soxr
 from jaxtyping import Float
 
 from alm_jax.errors import DataError, UserError
-from data_pipelines.decode import read_audio
+from data_pipelines.decode import Channels, read_audio
 
 Recording: TypeAlias = str | Path | np.ndarray | tuple[np.ndarray, int]
 """A file, a waveform of known rate, or a waveform with its sample rate in Hz."""
@@ -44,11 +44,14 @@ def is_one(recordings: Any) -> bool:
     )
 
 
-def load_recording(recording: Recording, rate_hz: int, sample_rate_hz: int | None) -> Float[np.ndarray, " S"]:
-    """One recording as mono float32 samples at ``rate_hz``; channels are averaged.
+def load_recording(
+    recording: Recording, rate_hz: int, sample_rate_hz: int | None, channels: Channels = "mean"
+) -> Float[np.ndarray, " S"]:
+    """One recording as mono float32 samples at ``rate_hz``.
 
     Args:
         sample_rate_hz: Rate of arrays that come without one.
+        channels: Average the channels, or take the first one.
 
     Raises:
         UserError: What was given is no recording, or an array has no sample rate.
@@ -56,7 +59,7 @@ def load_recording(recording: Recording, rate_hz: int, sample_rate_hz: int | Non
     """
     if isinstance(recording, str | Path):
         try:
-            return read_audio(recording, rate_hz)
+            return read_audio(recording, rate_hz, channels=channels)
         except DataError as error:
             raise DataError(f"{recording} cannot be used: {error}") from error
     if is_one(recording) and isinstance(recording, tuple):
@@ -82,7 +85,10 @@ def load_recording(recording: Recording, rate_hz: int, sample_rate_hz: int | Non
         raise UserError(f"the sample rate of a waveform is {sample_rate_hz} Hz; it must be at least 1")
     if recording.size == 0 or not np.isfinite(recording).all():
         raise DataError("a waveform is empty or holds NaN or infinite samples")
-    waveform = (recording if recording.ndim == 1 else recording.mean(axis=0)).astype(np.float32)
+    waveform = recording if recording.ndim == 1 else recording[0]
+    if recording.ndim == 2 and channels == "mean":
+        waveform = recording.mean(axis=0)
+    waveform = waveform.astype(np.float32)
     if sample_rate_hz != rate_hz:
         waveform = soxr.resample(waveform, sample_rate_hz, rate_hz, "HQ")
     if len(waveform) == 0:
@@ -98,6 +104,7 @@ def padded_batches(
     sample_rate_hz: int | None,
     batch_size: int,
     num_threads: int,
+    channels: Channels = "mean",
 ) -> Iterator[Padded]:
     """Batches of recordings of similar length, decoded by threads.
 
@@ -106,7 +113,7 @@ def padded_batches(
     """
 
     def load(recording: Recording) -> np.ndarray:
-        return load_recording(recording, rate_hz, sample_rate_hz)
+        return load_recording(recording, rate_hz, sample_rate_hz, channels)
 
     def batch(length: int, index: list[int], waveforms: list[np.ndarray]) -> Padded:
         rows = min(_power_of_two(len(index)), max(batch_size, 1))

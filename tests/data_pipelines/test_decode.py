@@ -88,6 +88,8 @@ def test_channels_are_averaged(write, num_channels):
     channels = np.random.default_rng(0).uniform(-0.9, 0.9, (5000, num_channels)).astype(np.float32)
     decoded = read_audio(write(encode(channels, "WAV", "FLOAT")), RATE_HZ)
     np.testing.assert_allclose(decoded, channels.astype(np.float64).mean(axis=1), atol=1e-6)
+    first = read_audio(write(encode(channels, "WAV", "FLOAT")), RATE_HZ, channels="first")
+    np.testing.assert_array_equal(first, channels[:, 0])
 
 
 def test_resampling_of_a_sine_is_that_sine(write):

@@ -73,8 +73,8 @@ class AstSpec(KaldiSpec):
     | the same, Speech Commands V2 | -6.845978 | 5.5654526 | 2 std | 128 |
     | LTU (CAV-MAE) | -5.081 | 4.4849 | std | 1024 |
 
-    Of a stereo file the authors take the first channel, and this project the mean of both: give the first channel for
-    their numbers.
+    Of a stereo file the authors take the first channel, and this project the mean of both: for their numbers read it
+    with ``channels="first"`` (`data_pipelines.decode.read_audio`, `embed_audio`).
     """
 
     remove_mean: bool = True
