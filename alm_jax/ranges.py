@@ -66,11 +66,11 @@ def check_value(value: Any, hint: Any, path: str) -> None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         check_config(value, path)
     if not fits(value, hint):
-        raise UserError(f"{path} is {value!r}; expected {_words(hint)}")
+        raise UserError(f"{path} is {value!r:.200}; expected {_words(hint)}")
     name = path.rpartition(".")[2]
     for number, allowed in _numbers(value, hint, name):
         if number not in allowed:
-            raise UserError(f"{path} is {value!r}; it must be {allowed}")
+            raise UserError(f"{path} is {value!r:.200}; it must be {allowed}")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -101,7 +101,7 @@ def arrays_to_variables(layout: Format, config: Any, arrays: Mapping[str, np.nda
             arrays differ in dtype; lists them.
     """
     arrays = rename_former(layout, arrays)
-    entries = _bounded_entries(layout, config, len(arrays))
+    entries = bounded_entries(layout, config, len(arrays))
     check_keys(layout, config, entries, arrays)
     dtypes: dict[Path, np.dtype] = {}
     for entry in entries:
@@ -123,8 +123,11 @@ def arrays_to_variables(layout: Format, config: Any, arrays: Mapping[str, np.nda
     return variables
 
 
-def _bounded_entries(layout: Format, config: Any, num_arrays: int) -> list[Entry]:
-    """Returns every entry, unless there are many more than arrays: a config may ask for a thousand million layers."""
+def bounded_entries(layout: Format, config: Any, num_arrays: int) -> list[Entry]:
+    """Returns every entry, unless there are many more than arrays: a config may ask for a thousand million layers.
+
+    Raises UserError where there are.
+    """
     limit = 2 * num_arrays + _MISSING_ENTRIES
     entries = list(itertools.islice(layout.entries(config), limit + 1))
     if len(entries) > limit:

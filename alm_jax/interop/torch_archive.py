@@ -281,10 +281,12 @@ def _read_zip(path: Path) -> Any:
         order = _read_member(archive, members, f"{root}byteorder", file_bytes)
         content = _read_member(archive, members, pickles[0], file_bytes)
 
+    # Once for all storages: opening reads the names of all members.
+    reopen = functools.cache(lambda: zipfile.ZipFile(path))
+
     def make(key: str, dtype: np.dtype, size: int) -> _Storage:
         def load() -> bytes:
-            with zipfile.ZipFile(path) as archive:
-                return _read_member(archive, members, f"{root}data/{key}", file_bytes)
+            return _read_member(reopen(), members, f"{root}data/{key}", file_bytes)
 
         return _Storage(dtype.newbyteorder(">") if order == b"big" else dtype, size, load)
 

@@ -31,11 +31,19 @@ def from_json(value: Any, expected: Any, path: str = "config") -> Any:
     Raises UserError where it names what this version does not know, or is of a newer version. ``path`` is what an
     error calls the value.
     """
-    return _decode(migrate(value, path), expected, path)
+    try:
+        return _decode(migrate(value, path), expected, path)
+    except UserError as error:
+        # What fields must have in common is checked by the configs themselves, which know no file.
+        if path in str(error) or path == "config":
+            raise
+        raise UserError(f"{path}: {error}") from error
 
 
 def _decode(value: Any, expected: Any, path: str) -> Any:
     if isinstance(value, dict):
+        if not isinstance(value.get(TYPE_KEY), str | None):
+            raise UserError(f"{path}.{TYPE_KEY} is {value[TYPE_KEY]!r:.80}, expected the name of a type")
         _import_module_of(value.get(TYPE_KEY), path)
     alternatives: tuple[Any, ...] = get_args(expected) or (expected,)
     choices = [
@@ -48,13 +56,13 @@ def _decode(value: Any, expected: Any, path: str) -> Any:
         kinds = {name: kind for kind in choices for name in (kind.__name__, type_name(kind))}
         kind = kinds.get(value.get(TYPE_KEY, ""))
         if kind is None:
-            raise UserError(f"{path} is a {value.get(TYPE_KEY)!r}, this version knows {sorted(kinds)}")
+            raise UserError(f"{path} is a {value.get(TYPE_KEY)!r:.80}, this version knows {sorted(kinds)}")
         hints = hints_of(kind)
         fields = {name: item for name, item in value.items() if name != TYPE_KEY}
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(kind)})
         if unknown:
             raise UserError(
-                f"{path} has unknown fields {unknown}; it may come from another version of alm_jax"
+                f"{path} has unknown fields {unknown!s:.200}; it may come from another version of alm_jax"
             )
         missing = sorted(
             field.name
@@ -89,7 +97,7 @@ def _import_module_of(name: Any, path: str) -> None:
         return
     try:
         importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # whatever a module of others raises
         raise UserError(
             f"{path} is a {kind} of the module {module}, which cannot be imported ({error}): install its package, or "
             "put its folder into PYTHONPATH"

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from alm_jax.errors import UserError
 from alm_jax.evaluation.evaluate import check_names
@@ -132,6 +132,12 @@ def check_experiment(config: ExperimentConfig) -> None:
         )
 
 
-def read_experiment(value: Any) -> ExperimentConfig:
-    """The experiment that `to_json` wrote. Raises UserError where it names what this version does not know."""
-    return cast(ExperimentConfig, from_json(value, ExperimentConfig))
+def read_experiment(value: Any, path: str = "config") -> ExperimentConfig:
+    """The experiment that `to_json` wrote. Raises UserError where it is none, or names what this version does not know.
+
+    ``path`` is what an error calls the value: its file.
+    """
+    config = from_json(value, ExperimentConfig, path)
+    if not isinstance(config, ExperimentConfig):
+        raise UserError(f"{path} is {value!r:.80}, expected the config of a run")
+    return config

@@ -144,10 +144,17 @@ def load_run(source: str | Path) -> "ExperimentConfig":
     folder, step = split_step(source)
     checkpoints = open_run(folder)
     if step is not None:
-        return read_experiment(checkpoints.manifest(find_step(folder, checkpoints, step))["config"])
-    found = checkpoints.newest(lambda number: checkpoints.manifest(number)["config"])
+        number = find_step(folder, checkpoints, step)
+        return read_experiment(checkpoints.manifest(number)["config"], _config_of(checkpoints, number))
+    found = checkpoints.newest(lambda number: (number, checkpoints.manifest(number)["config"]))
     assert found is not None, "open_run has found a checkpoint"
-    return read_experiment(found[0])
+    number, config = found[0]
+    return read_experiment(config, _config_of(checkpoints, number))
+
+
+def _config_of(checkpoints: "Checkpoints", step: int) -> str:
+    """What messages call the config of a checkpoint."""
+    return f"{checkpoints.folder / str(step)}: config"
 
 
 def open_run(folder: Path) -> "Checkpoints":
@@ -207,7 +214,7 @@ def _load_run_model(folder: Path, step: str | None) -> Model:
         number, manifest, fields = found[0]
     else:
         number, manifest, fields = read(find_step(folder, checkpoints, step))
-    experiment = read_experiment(manifest["config"])
+    experiment = read_experiment(manifest["config"], _config_of(checkpoints, number))
     objective = add_adapters(build_objective(experiment.objective), experiment.lora)
     abstract = jax.eval_shape(objective.init, jax.random.key(0))
     saved = {name: fields[name] for name in ("params", "batch_stats") if name in fields}

@@ -94,18 +94,26 @@ def set_default(kind: str, field: str, value: Any) -> Migration:
     return each(kind, lambda found: {field: value} | found)
 
 
+def _inner(value: Object, field: str) -> Object:
+    """The object in a field; empty where there is none. Raises UserError where something else is there."""
+    found = value.get(field) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{field} is {found!r:.80}, expected an object; the file is damaged")
+    return found
+
+
 def name_evaluators(experiment: Object) -> Object:
     """``evaluation`` was one config for every evaluator; evaluators have configs of their own now.
 
     An empty list stands for all that the model allows, whose prompts are the data set's templates: a run whose prompts
     were others names its three evaluators.
     """
-    old = experiment.get("evaluation") or {}
+    old = _inner(experiment, "evaluation")
     fields = {key: item for key, item in experiment.items() if key != "evaluation"}
     templates = old.get("templates", ["This is a sound of {}."])
-    data_set = experiment.get("data", {}).get("dataset", {})
+    data_set = _inner(_inner(experiment, "data"), "dataset")
     is_default = templates == data_set.get("templates", ["This is a sound of {}."])
-    is_zero_shot = experiment.get("objective", {}).get(TYPE_KEY) in ("ContrastiveConfig", "CalmConfig")
+    is_zero_shot = _inner(experiment, "objective").get(TYPE_KEY) in ("ContrastiveConfig", "CalmConfig")
     evaluations: list[Object] = []
     if is_zero_shot and not is_default:
         evaluations = [

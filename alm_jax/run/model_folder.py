@@ -14,9 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from alm_jax.errors import UserError
+from alm_jax.errors import UserError, as_user_error
+from alm_jax.interop.fields import read_object
 from alm_jax.interop.folder import ImportedModel
-from alm_jax.interop.formats import format_named
+from alm_jax.interop.format import bounded_entries
+from alm_jax.interop.formats import FORMATS
 from alm_jax.interop.safetensors_io import read_weights, write_weights
 from alm_jax.run.config_json import from_json, to_json
 from alm_jax.version import __version__
@@ -64,19 +66,15 @@ def load_model_folder(folder: str | Path) -> ImportedModel:
         UserError: a file is missing or damaged, or config and weights do not belong together.
     """
     folder = Path(folder)
-    try:
-        description = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        name, fields = description["format"], description["config"]
-    except FileNotFoundError as error:
-        raise UserError(f"{folder / CONFIG}: no such file; expected a folder of `alm import`") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / CONFIG}: not the config of a model ({error!r}); import it again"
-        ) from error
-    layout = format_named(name)
-    config = from_json(fields, layout.config_type)
+    description = read_object(folder / CONFIG, "a folder of `alm import`")
+    layout = FORMATS[description.word("format", "", among=tuple(FORMATS))]
+    config = from_json(description.get("config"), layout.config_type, f"{folder / CONFIG}: config")
+    if not isinstance(config, layout.config_type):
+        raise description.error("config", f"a config of the format {layout.name}")
     arrays = read_weights(folder)
-    expected = layout.abstract(config)
+    with as_user_error(f"{folder / CONFIG}: no {layout.name} has such a config; import the model again"):
+        bounded_entries(layout, config, len(arrays))
+        expected = layout.abstract(config)
     shapes = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(expected)}
     wrong = sorted(shapes.keys() ^ arrays.keys()) + sorted(
         key for key in shapes.keys() & arrays.keys() if shapes[key] != arrays[key].shape

@@ -13,6 +13,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import random
@@ -39,6 +40,9 @@ from alm_jax.interop.folder import import_model
 from alm_jax.interop.format import Format, variables_to_arrays
 from alm_jax.interop.model_files import PREPROCESSOR
 from alm_jax.interop.safetensors_io import INDEX, WEIGHTS, write_weights
+from alm_jax.run.experiment import read_experiment
+from alm_jax.run.model_folder import CONFIG as ALM_CONFIG
+from alm_jax.run.model_folder import load_model_folder, save_model_folder
 
 LONGEST_SEC = 10
 MOST_BYTES = 1 << 30
@@ -125,8 +129,8 @@ def build_cases(folder: Path) -> list[Case]:
         if layout.name in seen:
             continue
         seen.add(layout.name)
-        cached = functools.lru_cache(maxsize=64)(layout.abstract)
-        formats.FORMATS[layout.name] = layout = dataclasses.replace(layout, abstract=cached)
+        layout = dataclasses.replace(layout, abstract=_remember_shapes(layout))
+        formats.FORMATS[layout.name] = layout
         rng = np.random.default_rng(0)
         variables = jax.tree.map(
             lambda leaf, rng=rng: rng.standard_normal(leaf.shape).astype(leaf.dtype),
@@ -141,7 +145,26 @@ def build_cases(folder: Path) -> list[Case]:
             cases += _archive_cases(place, layout, arrays)
     cases.append(_tokenizer_case(folder))
     cases.append(_sentence_case(folder, formats.FORMATS["bert"]))
+    cases += _own_cases(folder)
     return cases
+
+
+def _remember_shapes(layout: Format) -> Callable[[Any], Any]:
+    """``layout.abstract`` that traces the module for one config in fifty alone, where another one had the same arrays.
+
+    What it raises is one message of `arrays_to_variables` whatever it is, and tracing takes a hundred times as long as
+    everything else.
+    """
+    known: dict[Any, Any] = {}
+    calls = itertools.count()
+
+    def abstract(config: Any) -> Any:
+        arrays = tuple((entry.path, entry.shape) for entry in layout.entries(config))
+        if arrays not in known or next(calls) % 50 == 49:
+            known[arrays] = layout.abstract(config)
+        return known[arrays]
+
+    return abstract
 
 
 def _folder_cases(place: Path, layout: Format, config: Any, arrays: dict[str, np.ndarray]) -> list[Case]:
@@ -280,6 +303,28 @@ def _sentence_case(folder: Path, bert: Format) -> Case:
     return Case("sentence encoder: modules.json", damage, functools.partial(import_model, place), 1)
 
 
+def _own_cases(folder: Path) -> list[Case]:
+    """What we write ourselves: configs of runs, of every kind and of older versions, and a folder of `alm import`."""
+    cases = []
+    golden = Path(__file__).parents[1] / "golden" / "configs"
+    for source in sorted(golden.glob("*.json")):
+        path = folder / f"run-{source.name}"
+        value = json.loads(source.read_text())
+        read = functools.partial(_read_run_config, path)
+        cases.append(
+            Case(f"run config: {source.name}", functools.partial(_damage_json, path, value), read, 1)
+        )
+    imported = folder / "imported"
+    save_model_folder(imported, import_model(folder / "bert"))
+    path = imported / ALM_CONFIG
+    damage = functools.partial(_damage_json, path, json.loads(path.read_text()))
+    return [*cases, Case("alm_config.json", damage, functools.partial(load_model_folder, imported))]
+
+
+def _read_run_config(path: Path) -> None:
+    read_experiment(json.loads(path.read_text()), str(path))
+
+
 def _damage_json(path: Path, value: Any, rng: random.Random) -> None:
     path.write_text(json.dumps(mutate_json(value, rng)))
 
@@ -343,7 +388,9 @@ def run(num_inputs: int, seed: int = 0, *, report: Callable[[str], None] = print
     rng, slowest = random.Random(seed), 0.0
     panics = os.open(os.devnull, os.O_WRONLY)  # Rust prints its panics before they are errors
     stderr = os.dup(2)
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+    # In memory where there is such a folder: each input is a file.
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cases = build_cases(Path(name))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

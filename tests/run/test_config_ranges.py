@@ -139,3 +139,31 @@ def test_every_objective_says_how_many_words_its_model_has():
         words = config.objective.num_words
         if words is not None and config.data.tokenizer.path is None:
             assert config.data.tokenizer.num_tokens <= words
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "wrong", "message"),
+    [
+        (
+            (),
+            "type",
+            ["ExperimentConfig"],
+            r"config\.type is \['ExperimentConfig'\], expected the name of a type",
+        ),
+        (("data",), "type", {"a": 1}, r"config\.data\.type is {'a': 1}, expected the name"),
+        (("data",), "type", "no_such_module:Data", "of the module no_such_module, which cannot be imported"),
+        ((), "data", 3, "data is 3, expected an object; the file is damaged"),
+        ((), "objective", ["x"], r"objective is \['x'\], expected an object"),
+    ],
+)
+def test_what_is_no_object_where_one_belongs_is_refused(path, name, wrong, message):
+    text = json.dumps(to_json(load_config(ROOT / "tests" / "cli" / "tiny_config.py")))
+    whole = changed(text, path, name, wrong) | {"format": 1}
+    with pytest.raises(UserError, match=message):
+        read_experiment(whole)
+
+
+def test_what_is_no_config_of_a_run_is_refused():
+    for wrong in (None, 3, "x", [], {}):
+        with pytest.raises(UserError, match=r"manifest\.json"):
+            read_experiment(wrong, "manifest.json: config")
