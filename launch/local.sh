@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Several processes on one machine as one run, as several hosts would be:
 #   launch/local.sh 2 pretrain configs/demo.py --workdir runs/demo
+# The first process that ends with an error decides the exit code; the others have END_SEC seconds (default 30) to end.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -9,8 +10,12 @@ if [ $# -lt 2 ]; then
 fi
 num_processes=$1
 shift
+end_sec=${END_SEC:-30}
+free_port() {
+  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
 export JAX_NUM_PROCESSES=$num_processes
-export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-127.0.0.1:12355}
+export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-127.0.0.1:$(free_port)}
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 
 pids=()
@@ -22,10 +27,31 @@ for ((index = 0; index < num_processes; index++)); do
 done
 
 status=0
-for pid in "${pids[@]}"; do
-  while kill -0 "$pid" 2>/dev/null; do
-    # `wait` returns early when a signal arrives, and the process then goes on to save.
-    wait "$pid" || status=$?
+deadline=0
+while :; do
+  running=()
+  for pid in "${pids[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then
+      running+=("$pid")
+    else
+      code=0
+      wait "$pid" 2>/dev/null || code=$?
+      # 127: waited for before.
+      if [ "$code" -ne 0 ] && [ "$code" -ne 127 ] && [ "$status" -eq 0 ]; then
+        status=$code
+        deadline=$((SECONDS + end_sec))
+      fi
+    fi
   done
+  [ "${#running[@]}" -gt 0 ] || break
+  pids=("${running[@]}")
+  # After a request to stop (75) the others are still saving.
+  if [ "$status" -ne 0 ] && [ "$status" -ne 75 ] && [ "$SECONDS" -ge "$deadline" ]; then
+    echo "$0: a process ended with code $status; ending the ${#running[@]} others" >&2
+    kill -TERM "${pids[@]}" 2>/dev/null || true
+    sleep 5
+    kill -KILL "${pids[@]}" 2>/dev/null || true
+  fi
+  sleep 0.2
 done
 exit "$status"
