@@ -6,14 +6,15 @@ strings "NaN", "Infinity" and "-Infinity" (as in protobuf's JSON mapping): the f
 ``float()`` of the string gives the value back.
 """
 
-import errno
 import io
 import json
+import logging
 import math
 import os
 import socket
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ import numpy as np
 from alm_jax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
+log = logging.getLogger(__name__)
+
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
@@ -106,47 +109,70 @@ class MetricsWriter:
         self._sink = _TensorBoardSink(folder / "tensorboard") if tensorboard else None
         _drop_torn_line(self.path)
         self._file = io.FileIO(self.path, "ab")
+        self._waiting: deque[bytes] = deque()
+        self._is_refused = False
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends one record: numbers (Python, NumPy or JAX scalars) and strings.
 
-        Raises ValueError where ``metrics`` is not flat; OSError where the disk refuses (the file then
-        still ends with the previous record).
+        Where the disk refuses, a warning says so once, and the record waits in memory for the next attempt: no record
+        ends a run. Raises ValueError where ``metrics`` is not flat.
         """
-        line = (to_json_line(step, metrics) + "\n").encode()
-        size = os.fstat(self._file.fileno()).st_size
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, "only part of a record was written", str(self.path))
-        except OSError:
-            self._file.truncate(size)
-            raise
+        self._waiting.append((to_json_line(step, metrics) + "\n").encode())
+        self._flush()
         if self._sink:
             self._to_sink(lambda sink: sink.write(step, metrics))
+
+    def _flush(self) -> None:
+        """Writes the records that wait, each whole or not at all."""
+        while self._waiting:
+            line = self._waiting[0]
+            try:
+                size = os.fstat(self._file.fileno()).st_size
+                try:
+                    written = 0
+                    while written < len(line):  # a disk that fills takes a part, and says why at the next
+                        written += self._file.write(line[written:])
+                except OSError:
+                    self._file.truncate(size)
+                    raise
+            except OSError as error:
+                if not self._is_refused:
+                    log.warning(
+                        "%s cannot be written: %s; training goes on, and records wait in memory until it can",
+                        self.path,
+                        error.strerror or error,
+                    )
+                self._is_refused = True
+                return
+            self._waiting.popleft()
+        if self._is_refused:
+            self._is_refused = False
+            log.warning("%s can be written again, and lacks no record", self.path)
 
     def truncate_after(self, step: int) -> None:
         """Drops the records of later steps than ``step``; call it when a run resumes after that step.
 
-        Repeated steps then occur in the file once. The change is atomic: a run killed
-        here leaves the old file or the new one.
+        Repeated steps then occur in the file once. Records are in the order of their steps, so the end is cut off, which
+        needs no room on the disk.
         """
-        lines = list(_complete_lines(self.path))
-        kept = [line for line, record in lines if record["step"] <= step]
-        if len(kept) < len(lines):
-            self._file.close()
-            temporary = self.path.with_suffix(".tmp")
-            with open(temporary, "wb") as file:
-                file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-            self._file = io.FileIO(self.path, "ab")
+        self._waiting.clear()
+        size = 0
+        for line, record in _complete_lines(self.path):
+            if record["step"] > step:
+                self._file.truncate(size)
+                break
+            size += len(line)
         if self._sink:
             self._to_sink(lambda sink: sink.restart(step + 1))
 
     def close(self) -> None:
         """Closes the files; a second call does nothing."""
-        self._file.close()
+        if not self._file.closed:
+            self._flush()
+            if self._waiting:
+                log.warning("%s lacks the last %d records", self.path, len(self._waiting))
+            self._file.close()
         if self._sink:
             self._to_sink(lambda sink: sink.close())
 

@@ -124,18 +124,38 @@ def test_a_killed_process_keeps_every_line_it_wrote(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": s, "loss": 1 / s} for s in range(1, 100)]
 
 
-def test_a_refused_write_leaves_whole_lines(tmp_path: Path) -> None:
+@pytest.mark.faults
+def test_a_refused_write_ends_nothing_and_loses_nothing(tmp_path: Path, caplog: Any) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with MetricsWriter(tmp_path) as writer:
         writer.write(1, {"loss": 1.0})
         resource.setrlimit(resource.RLIMIT_FSIZE, (writer.path.stat().st_size + 9, hard))
         try:
-            with pytest.raises(OSError, match="record"):
-                writer.write(2, {"loss": 0.5})
+            writer.write(2, {"loss": 0.5})
+            writer.write(3, {"loss": 0.5})
+            assert [r["step"] for r in read_metrics(writer.path)] == [1]
+            assert writer.path.read_bytes().endswith(b"\n")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        writer.write(3, {"loss": 0.25})
-    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1, 3]
+        writer.write(4, {"loss": 0.25})
+    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [record.message for record in caplog.records] == [
+        f"{writer.path} cannot be written: File too large; training goes on, and records wait in memory until it can",
+        f"{writer.path} can be written again, and lacks no record",
+    ]
+
+
+@pytest.mark.faults
+def test_what_could_not_be_written_to_the_end_is_counted(tmp_path: Path, caplog: Any) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, hard))
+    try:
+        with MetricsWriter(tmp_path) as writer:
+            for step in (1, 2, 3):
+                writer.write(step, {"loss": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "lacks the last 3 records" in caplog.text
 
 
 def test_tensorboard_reads_the_same_values_after_a_resume(tmp_path: Path) -> None:
