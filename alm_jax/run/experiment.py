@@ -8,11 +8,13 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import json
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alm_jax.errors import UserError
+from alm_jax.errors import AlmError, UserError
 from alm_jax.evaluation.evaluate import check_names
 from alm_jax.evaluation.evaluator import Evaluator
 from alm_jax.objectives import ObjectiveConfig
@@ -66,23 +68,55 @@ def load_config(path: str | Path) -> ExperimentConfig:
 
 
 def run_config(path: str | Path) -> ExperimentConfig:
-    """What a config file's ``get_config()`` returns, not yet checked. Raises UserError where there is none."""
+    """What a config file's ``get_config()`` returns, or the config.json of a run holds, not yet checked.
+
+    Raises UserError where there is none, or the file has a mistake.
+    """
     path = Path(path)
     if not path.is_file():
         near = sorted(str(found) for found in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise UserError(f"there is no config file {path}" + (f"; {path.parent} has {near}" if near else ""))
+    if path.suffix == ".json":
+        return _read_record(path)
     spec = importlib.util.spec_from_file_location(f"alm_config_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except AlmError:
+        raise
+    except Exception as error:
+        raise UserError(f"the config file {path} cannot be run: {_place_of(error, path)}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} has no function get_config(); see the files in configs/")
-    with mistakes_are_users(f"get_config() of {path}"):
+    try:
         config = module.get_config()
+    except AlmError:
+        raise
+    except Exception as error:
+        raise UserError(f"get_config() of {path} fails: {_place_of(error, path)}") from error
     if not isinstance(config, ExperimentConfig):
         raise UserError(f"get_config() of {path} returned {type(config).__name__}, expected ExperimentConfig")
     return config
+
+
+def _read_record(path: Path) -> ExperimentConfig:
+    try:
+        return read_experiment(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is no config of a run: {error}") from error
+
+
+def _place_of(error: Exception, path: Path) -> str:
+    """The error and the line of ``path`` that it comes from."""
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+    ]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines.append(error.lineno)
+    where = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}{where}"
 
 
 def resolve(config: ExperimentConfig) -> ExperimentConfig:

@@ -18,7 +18,7 @@ from alm_jax.interop.folder import import_model
 from alm_jax.interop.format import Format
 from alm_jax.interop.safetensors_io import cast_floats
 from alm_jax.run.model_folder import is_model_folder, load_model_folder
-from alm_jax.run.workdir import CHECKPOINTS, METRICS, TOKENIZER
+from alm_jax.run.workdir import CHECKPOINTS, METRICS_FILE, TOKENIZER
 from alm_jax.types import PyTree
 from data_pipelines.text import load_tokenizer
 
@@ -182,7 +182,7 @@ def find_step(folder: Path, checkpoints: "Checkpoints", step: str) -> int:
         return int(step)
     from alm_jax.training.metrics import read_metrics
 
-    path = folder / METRICS
+    path = folder / METRICS_FILE
     records = read_metrics(path) if path.is_file() else []
     losses = {
         record["step"]: record[BEST_BY] for record in records if BEST_BY in record and record["step"] in steps

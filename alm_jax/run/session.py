@@ -40,7 +40,11 @@ log = logging.getLogger(__name__)
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that a restarted run starts at once; JAX_COMPILATION_CACHE_DIR moves it."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        try:
+            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        except RuntimeError:
+            log.warning("there is no home folder, so compiled programs are not kept; set XDG_CACHE_HOME")
+            return
         jax.config.update("jax_compilation_cache_dir", str(home / "alm_jax" / "xla"))
 
 

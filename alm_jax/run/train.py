@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from alm_jax.run.config_json import to_json
 from alm_jax.run.evaluate import RunEvaluation
 from alm_jax.run.experiment import ExperimentConfig, read_experiment
 from alm_jax.run.load import load_model
+from alm_jax.run.record import recorded
 from alm_jax.run.session import Session, check_processes_agree, enable_compilation_cache
 from alm_jax.training.checkpoint_writer import CheckpointWriter
 from alm_jax.training.initialise import InitFromConfig, take_from
@@ -26,13 +28,18 @@ from alm_jax.training.state import TrainState
 
 
 def pretrain(
-    config: ExperimentConfig, workdir: str | Path, *, allow_data_change: bool = False
+    config: ExperimentConfig,
+    workdir: str | Path,
+    *,
+    is_change_allowed: bool = False,
+    allow_data_change: bool = False,
 ) -> EvaluationResult:
     """Trains ``config`` in ``workdir`` to its last step, from wherever it stands.
 
     Leaves there ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``tokenizer.json``,
-    ``evaluation.json`` and ``report.html``. Returns the last evaluation. ``allow_data_change``: a run whose data set
-    has changed since it was saved goes on, from the same step, and says so.
+    ``evaluation.json`` and ``report.html``. Returns the last evaluation. ``is_change_allowed``: whether a run may go on
+    with other values of `alm_jax.run.workdir.CHANGEABLE`; what changes is printed. ``allow_data_change``: a run whose
+    data set has changed since it was saved goes on, from the same step, and says so.
 
     Raises:
         UserError: the config does not fit the devices, the data, or what ``workdir`` holds.
@@ -42,16 +49,24 @@ def pretrain(
     workdir = Path(workdir)
     enable_compilation_cache()
     is_first = jax.process_index() == 0
+    allowed = {"is_change_allowed": is_change_allowed, "allow_data_change": allow_data_change}
     # One process of a run owns its folder; the others write their parts of checkpoints there.
     if not is_first:
-        return _pretrain(config, workdir, is_first=False, allow_data_change=allow_data_change)
+        return _pretrain(config, workdir, is_first=False, **allowed)
     with run_folder.locked(workdir):
-        run_folder.check_config(workdir, to_json(config), read=read_again)
-        return _pretrain(config, workdir, is_first=True, allow_data_change=allow_data_change)
+        run_folder.check_config(
+            workdir, to_json(config), read=read_again, is_change_allowed=is_change_allowed
+        )
+        return _pretrain(config, workdir, is_first=True, **allowed)
 
 
 def _pretrain(
-    config: ExperimentConfig, workdir: Path, *, is_first: bool, allow_data_change: bool
+    config: ExperimentConfig,
+    workdir: Path,
+    *,
+    is_first: bool,
+    is_change_allowed: bool,
+    allow_data_change: bool,
 ) -> EvaluationResult:
     console = Console(stderr=True, quiet=not is_first)
 
@@ -61,20 +76,26 @@ def _pretrain(
     evaluation = RunEvaluation(session)
     check_processes_agree(config, session.data)
     checkpoints = session.checkpoints(workdir)
-    if is_first:
-        run_folder.write_config(workdir, to_json(config))
-        session.data.tokenizer.save(str(workdir / run_folder.TOKENIZER))
     train_split = session.data.split(config.data.train_split)
     console.print(describe(session, len(train_split)), highlight=False, soft_wrap=True)
 
     # --- state: the newest good checkpoint, or the beginning
-    state, start_step = restore_or_init(session, checkpoints, console, allow_data_change=allow_data_change)
+    state, start_step = restore_or_init(
+        session,
+        checkpoints,
+        console,
+        is_change_allowed=is_change_allowed,
+        allow_data_change=allow_data_change,
+    )
     if start_step:
         console.print(f"continuing after step {start_step} of {config.training.num_steps}", highlight=False)
     if start_step > config.training.num_steps:
         raise UserError(
             f"{workdir} has trained {start_step} steps, training.num_steps is {config.training.num_steps}"
         )
+    if is_first:
+        # Once the checkpoints have agreed, whatever became of the file.
+        run_folder.write_record(workdir, to_json(config), session.data.tokenizer.to_str(pretty=True))
 
     # --- the loop
     results: list[EvaluationResult] = []
@@ -87,14 +108,18 @@ def _pretrain(
         config.training.num_steps,
         pairs_per_step=config.training.batch_size,
         start_step=start_step,
-        log_every=max(config.training.num_steps // 20, 1),
+        log_sec=config.training.log_sec,
         console=console,
     )
     with contextlib.ExitStack() as stack:
-        writer = None
+        if is_first:
+            stack.enter_context(recorded(workdir, describe_devices()))
+        writer, is_missing = None, False
         if is_first:
             writer = stack.enter_context(MetricsWriter(workdir, tensorboard=config.training.tensorboard))
             writer.truncate_after(start_step)
+            is_missing = run_folder.is_evaluation_missing(workdir, start_step, config.training)
+        is_missing = agreed(is_missing)
         stack.callback(checkpoints.close)
         stack.enter_context(progress)
         state = Loop(
@@ -107,7 +132,12 @@ def _pretrain(
             evaluate=evaluate,
             figures=evaluation.figures,
             clip_sec=session.model.frontend.clip.clip_sec,
-        ).run(state, start_step, session.train_batches(start_step))
+        ).run(
+            state,
+            start_step,
+            session.train_batches(start_step),
+            is_evaluation_missing=is_missing,
+        )
 
     # --- what the run leaves for people
     if not results:
@@ -118,18 +148,38 @@ def _pretrain(
     return results[-1]
 
 
+def agreed(value: bool) -> bool:
+    """What the first process found, on every process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
 def restore_or_init(
-    session: Session, checkpoints: CheckpointWriter, console: Console, *, allow_data_change: bool
+    session: Session,
+    checkpoints: CheckpointWriter,
+    console: Console,
+    *,
+    is_change_allowed: bool,
+    allow_data_change: bool,
 ) -> tuple[TrainState, int]:
     """The state to go on from, placed for training, and its step; prints what a new run takes from elsewhere."""
     parallel = session.parallel
     restored = checkpoints.restore_newest(parallel.abstract())
     if restored is None:
+        run_folder.check_untrained(checkpoints.folder.parent, session.config.training.save_every)
         return initialise(session, console), 0
     step = int(restored.step)
     manifest = checkpoints.manifest(step)
     old = read_again(manifest["config"])
-    run_folder.check_resumable(old, to_json(session.config), where=str(checkpoints.folder))
+    changes = run_folder.check_resumable(
+        old,
+        to_json(session.config),
+        where=str(checkpoints.folder),
+        is_change_allowed=is_change_allowed,
+    )
+    for line in changes:
+        console.print(f"changed after step {step}: {line}", highlight=False, markup=False, soft_wrap=True)
     saved = manifest["data_fingerprint"]
     if saved != session.data.fingerprint:
         found = (
@@ -177,12 +227,17 @@ def initialise(session: Session, console: Console) -> TrainState:
     return parallel.place(state)
 
 
+def describe_devices() -> str:
+    """How many devices of which kind all processes have."""
+    return f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+
+
 def describe(session: Session, num_train: int) -> str:
     """One line of what is about to run."""
     training = session.config.training
     abstract = session.parallel.abstract()
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
-    devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+    devices = describe_devices()
     if training.parallelism == "jit":
         devices += " as " + " x ".join(
             f"{size} {axis}" for axis, size in session.mesh.shape.items() if size > 1

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from alm_jax.figures import Figure
 from alm_jax.ranges import PROBABILITY, Range
 from alm_jax.training.checkpoint_writer import CheckpointWriter
 from alm_jax.training.compiler_options import Preset
-from alm_jax.training.faults import StopRequest
+from alm_jax.training.faults import Interruption, StopRequest
 from alm_jax.training.mesh import MeshConfig
 from alm_jax.training.metrics import MetricsWriter
 from alm_jax.training.parallel import Batch, Parallel
@@ -47,12 +47,12 @@ FIGURES = (
 class TrainingConfig:
     """Length and batch size of the training, parallelism, and intervals of logging, evaluation and checkpoints."""
 
-    num_steps: int
+    num_steps: Annotated[int, Range(1)]
     """Number of optimizer steps of the run."""
-    batch_size: int
+    batch_size: Annotated[int, Range(1)]
     """Examples in the global batch, over all devices and hosts. Batches of shorter recordings have more with
     data.duration_buckets.fill."""
-    num_microbatches: int = 1
+    num_microbatches: Annotated[int, Range(1)] = 1
     """Number of pieces in which a batch is encoded, with exact gradients. More pieces need less memory, and more than
     one needs a second forward pass."""
     ema_decay: Annotated[float, PROBABILITY] = 0.0
@@ -66,15 +66,17 @@ class TrainingConfig:
     compiler_preset: Preset = "default"
     """Compiler options of the step, for ``jit``: ``default``, or ``overlap``, which overlaps communication between
     devices with computation (alm_jax/training/compiler_options.py). A run prints the options in use."""
-    log_every: int = 1
+    log_every: Annotated[int, Range(1)] = 1
     """Steps between two records in metrics.jsonl."""
+    log_sec: Annotated[float, Range(0)] = 30.0
+    """Seconds between two progress lines where the output is not a terminal."""
     eval_every: Annotated[int, Range(0)] = 0
     """Steps between two evaluations; 0: evaluate only at the end."""
     save_every: Annotated[int, Range(0)] = 500
     """Steps between two checkpoints; 0: save only the last step. The last step is always saved."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep."""
-    max_skipped: int = 10
+    max_skipped: Annotated[int, Range(1)] = 10
     """Number of consecutive steps with a non-finite loss or gradient after which the run stops."""
     tensorboard: bool = False
     """Whether to also write TensorBoard event files (needs the [tensorboard] extra)."""
@@ -131,9 +133,20 @@ class Loop:
         self.batch_hours = config.batch_size * clip_sec / 3600
         self._last_record = time.perf_counter()
         self._recent_index: list[tuple[int, list[int]]] = []
+        self._stop = StopRequest()
 
-    def run(self, state: TrainState, start_step: int, batches: Iterator[dict[str, np.ndarray]]) -> TrainState:
+    def run(
+        self,
+        state: TrainState,
+        start_step: int,
+        batches: Iterator[dict[str, np.ndarray]],
+        *,
+        is_evaluation_missing: bool = False,
+    ) -> TrainState:
         """Trains from ``start_step`` to the end. Returns the last state, unplaced and saved.
+
+        ``is_evaluation_missing``: whether the run stopped after ``start_step`` was saved and before its evaluation,
+        which then comes first.
 
         Raises PreemptedError after a requested stop, once the state is saved; DataError where the loss stays
         non-finite.
@@ -142,6 +155,9 @@ class Loop:
         pending: _Pending | None = None
         self._last_record = time.perf_counter()
         with StopRequest() as stop:
+            self._stop = stop
+            if is_evaluation_missing:
+                self.record_evaluation(state, start_step)
             waiting = self.fetch(batches) if start_step < config.num_steps else None
             for step in range(start_step + 1, config.num_steps + 1):
                 # --- a step on its way, and behind it the next batch, which the devices receive while they compute
@@ -161,18 +177,15 @@ class Loop:
                     self.record(pending)
                     pending = None
                 if stopping and not is_last:
-                    self.save(state, wait=True)
-                    raise PreemptedError(
-                        f"stopped by request after step {step} of {config.num_steps}, saved in "
-                        f"{self.checkpoints.folder}; run the same command again to continue"
-                    )
-                if is_due(step, config.eval_every) and not is_last:
-                    self.record_evaluation(state, step)
+                    self.stop(state, step)
+                # Saved before it is measured: what stops a run in its evaluation takes no step back.
                 if is_due(step, config.save_every) and not is_last:
                     self.save(state)
-        self.save(state, wait=True)
-        if start_step < config.num_steps:
-            self.record_evaluation(state, config.num_steps)
+                if is_due(step, config.eval_every) and not is_last:
+                    self.record_evaluation(state, step)
+            self.save(state, wait=True)
+            if start_step < config.num_steps:
+                self.record_evaluation(state, config.num_steps)
         return self.parallel.unplaced(state)
 
     def fetch(self, batches: Iterator[dict[str, np.ndarray]]) -> _Fetched:
@@ -181,6 +194,14 @@ class Loop:
         batch = next(batches)
         wait_sec = time.perf_counter() - started
         return _Fetched(self.parallel.send(batch), batch[contract.INDEX], wait_sec)
+
+    def stop(self, state: TrainState, step: int) -> NoReturn:
+        """Saves, and raises PreemptedError."""
+        self.save(state, wait=True)
+        raise PreemptedError(
+            f"stopped by request after step {step} of {self.config.num_steps}, saved in "
+            f"{self.checkpoints.folder}; run the same command again to continue"
+        )
 
     def record(self, pending: _Pending) -> None:
         """Waits for a step to finish, then writes and shows its metrics."""
@@ -217,13 +238,15 @@ class Loop:
         )
         if num_skipped >= self.config.max_skipped:
             path = self.workdir / f"nonfinite-step-{pending.step}.json"
-            path.write_text(
-                json.dumps({"steps": dict(self._recent_index), "metrics": str(metrics)}, indent=2)
-            )
+            text = json.dumps({"steps": dict(self._recent_index), "metrics": str(metrics)}, indent=2)
+            try:
+                path.write_text(text)
+            except OSError as error:
+                log.warning("%s could not be written: %s", path, error)
             raise DataError(
                 f"loss or gradients were not finite for {num_skipped} steps in a row, up to step {pending.step}; "
                 f"the examples of those steps are listed in {path}. Look for bad recordings there, or lower "
-                "optimizer.peak_lr; the last checkpoint is from before"
+                f"optimizer.peak_lr. {self.last_good(pending.step - num_skipped)}"
             )
 
     def record_evaluation(self, state: TrainState, step: int) -> None:
@@ -231,7 +254,11 @@ class Loop:
         # The last evaluation has no number: everything takes part in it.
         is_last = step == self.config.num_steps
         count = None if is_last else step // self.config.eval_every
-        metrics = dict(self.evaluate(self.parallel.unplaced(state), count))
+        try:
+            with self._stop.interruptible():
+                metrics = dict(self.evaluate(self.parallel.unplaced(state), count))
+        except Interruption:
+            self.stop(state, step)
         if self.writer:
             self.writer.write(step, metrics)
         figures = "  ".join(
@@ -242,6 +269,20 @@ class Loop:
         self.progress.message(f"evaluation after step {step}: {figures}")
         # An evaluation is not part of the next step's time.
         self._last_record = time.perf_counter()
+
+    def last_good(self, step: int) -> str:
+        """Where a run whose last finite step was ``step`` can be taken up, in words."""
+        saved = self.checkpoints.steps()
+        before = [number for number in saved if number <= step]
+        if not before:
+            inside = (
+                f"; {saved} were saved inside the streak, with the parameters of step {step}" if saved else ""
+            )
+            return f"No checkpoint is from before the streak{inside}"
+        inside = f"; {saved[-1]} was saved inside the streak, with the parameters of step {step}"
+        return f"The last checkpoint from before the streak is of step {before[-1]}" + (
+            inside if saved[-1] > step else ""
+        )
 
     def save(self, state: TrainState, *, wait: bool = False) -> None:
         """Saves. A failed save during training is reported as a warning; a failed save at the end ends the run."""

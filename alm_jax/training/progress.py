@@ -1,7 +1,10 @@
 """Progress display of a training run: a bar on a terminal, and a plain line at intervals elsewhere."""
 
+import datetime
+import math
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
@@ -16,14 +19,15 @@ class TrainingProgress:
     """Shows step, loss, step time, pairs/s, hours of audio seen, data-wait share and time left.
 
     On a terminal it is a bar that stays in place; where the output is a file or a pipe it is one line
-    each ``log_every`` steps. It writes to standard error and honours ``NO_COLOR``. Use it as a context
+    each ``log_sec`` seconds, with the time. It writes to standard error and honours ``NO_COLOR``. Use it as a context
     manager around the loop, on one process of a run.
 
     Args:
       num_steps: the step at which training ends.
       pairs_per_step: pairs in the global batch.
       start_step: the step from which this process continues.
-      log_every: steps between two plain lines.
+      log_sec: seconds between two plain lines.
+      clock: the time in seconds, of ``time.time``.
       console: where to write; by default standard error. ``rich.console.Console(quiet=True)`` prints nothing.
     """
 
@@ -33,15 +37,17 @@ class TrainingProgress:
         *,
         pairs_per_step: int,
         start_step: int = 0,
-        log_every: int = 50,
+        log_sec: float = 30.0,
+        clock: Callable[[], float] = time.time,
         console: Console | None = None,
     ) -> None:
         self._num_steps = num_steps
         self._pairs_per_step = pairs_per_step
-        self._log_every = log_every
+        self._log_sec = log_sec
+        self._clock = clock
         self._console = console or Console(stderr=True)
         self._step = start_step
-        self._printed_step = start_step
+        self._printed = -math.inf
         self._num_updates = 0
         self._window: deque[tuple[int, float, float]] = deque(maxlen=WINDOW_UPDATES)
         self._bar: _TwoLines | None = None
@@ -77,8 +83,9 @@ class TrainingProgress:
             self._bar.figures = figures
             self._bar.update(self._task, completed=step, place=place)
         elif self._is_line_due(step):
-            self._printed_step = step
-            self.message(f"step {place}  {figures}")
+            self._printed = self._clock()
+            now = datetime.datetime.fromtimestamp(self._printed).isoformat(" ", "seconds")
+            self.message(f"{now} step {place}  {figures}")
 
     def message(self, text: str) -> None:
         """Prints one line, above the bar where there is one."""
@@ -94,8 +101,7 @@ class TrainingProgress:
             self._bar.stop()
 
     def _is_line_due(self, step: int) -> bool:
-        intervals = step // self._log_every - self._printed_step // self._log_every
-        return self._num_updates == 1 or intervals > 0 or step >= self._num_steps
+        return self._clock() >= self._printed + self._log_sec or step >= self._num_steps
 
     def _describe(self, loss: float, audio_hours: float) -> tuple[str, str]:
         """Formats the progress and the metrics."""
@@ -107,7 +113,7 @@ class TrainingProgress:
             place += f"  {format_duration(max(self._num_steps - self._step, 0) * step_sec)} left"
         return place, (
             f"loss {loss:.4f}  {step_sec:.3g} s/step  {self._pairs_per_step / step_sec:,.0f} pairs/s  "
-            f"{audio_hours:.3g} h audio  data wait {wait_sec / step_sec:.0%}"
+            f"{audio_hours:.3g} h audio  data wait {min(wait_sec / step_sec, 1):.0%}"
         )
 
 
