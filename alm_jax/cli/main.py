@@ -32,6 +32,8 @@ COMMANDS = {
     "export": "write a trained or imported model for transformers, or as StableHLO",
     "zoo": "list every encoder and language model, or compare each with its reference",
     "bench": "measure speed and memory of losses, encoders, training steps and input",
+    "checkpoint": "list, verify, compare, copy and prune the checkpoints of a run",
+    "replay": "repeat one training step of a run, and show the norms of every module",
     "compile": "estimate memory and time of a config on accelerators that are not here",
     "data": "check, build, show and list data sets",
 }

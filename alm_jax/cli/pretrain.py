@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from alm_jax.cli.arguments import Parser, read_config
 from alm_jax.errors import UserError
+from alm_jax.run.checkpoints import copy
 from alm_jax.run.train import pretrain
 from alm_jax.run.workdir import local_folder
 from alm_jax.training import distributed
@@ -39,6 +40,11 @@ def run(args: Sequence[str]) -> None:
         "--change",
         action="store_true",
         help="continue the run with another number of steps or other settings of the optimizer, and say what changes",
+    )
+    parser.add_argument(
+        "--fork",
+        metavar="RUN@STEP",
+        help="begin --workdir with a copy of this checkpoint and continue it, with changes as --change allows",
     )
     parser.add_argument(
         "--connect-timeout-sec",
@@ -81,10 +87,12 @@ def run(args: Sequence[str]) -> None:
             raise UserError(
                 f"--workdir is missing: name the run's folder, for example --workdir runs/{config.name}"
             )
+        if own.fork is not None and not own.workdir.exists() and distributed.is_first():
+            copy(own.fork, own.workdir)
         pretrain(
             config,
             own.workdir,
-            is_change_allowed=own.change,
+            is_change_allowed=own.change or own.fork is not None,
             allow_data_change=own.allow_data_change,
         )
 
