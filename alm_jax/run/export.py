@@ -9,7 +9,6 @@ import dataclasses
 import importlib.util
 import json
 import shutil
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from alm_jax.run.export_part import export_part
 from alm_jax.run.load import load_model, load_run, split_step
 from alm_jax.run.model_folder import ORIGINAL, is_model_folder
 from alm_jax.run.programs import export_programs
+from alm_jax.run.record import current_commit
 from alm_jax.run.session import Session, enable_compilation_cache, restore_run
 from alm_jax.run.workdir import EVALUATION, TOKENIZER
 from alm_jax.training.checkpoint_writer import PACKAGES
@@ -185,18 +185,3 @@ def last_metrics(workdir: Path) -> dict[str, float]:
     path = workdir / EVALUATION
     metrics = json.loads(path.read_text()) if path.is_file() else {}
     return {name: float(metrics[name]) for name in CARD_METRICS if name in metrics}
-
-
-def current_commit() -> str | None:
-    """The commit of the code that runs, None where it is not a checkout; ``-dirty`` where it was changed."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
