@@ -40,6 +40,7 @@ from alm_jax.run.experiment import ExperimentConfig, read_experiment
 from alm_jax.training.build import build_parallel
 from alm_jax.training.lora import add_adapters
 from alm_jax.training.mesh import AnyMesh, MeshConfig, build_mesh, check_batch_size
+from alm_jax.training.optimizer import AdamWConfig
 from alm_jax.training.parallel import JitParallel
 from alm_jax.training.sharding import num_batch_shards
 from data_pipelines.config import MixtureConfig
@@ -237,6 +238,8 @@ def torch_step(config: ExperimentConfig, peer: str) -> tuple[Callable[[], None],
     model.to(device)
     forward: Any = torch.compile(model) if peer.endswith("+compile") else model
     adam = config.optimizer
+    if not isinstance(adam, AdamWConfig):
+        raise UserError(f"{peer} trains with AdamW; {config.name} has {type(adam).__name__}")
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=adam.peak_lr,

@@ -23,7 +23,7 @@ from alm_jax.run.config_json import from_json
 from alm_jax.training.initialise import InitFromConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.lora import LoraConfig
-from alm_jax.training.optimizer import AdamWConfig
+from alm_jax.training.optimizer import AdamWConfig, OptimizerConfig
 from data_pipelines.config import DataConfig
 
 
@@ -39,7 +39,7 @@ class ExperimentConfig:
     """Recordings, captions and tokenizer."""
     objective: ObjectiveConfig
     """The model and its loss."""
-    optimizer: AdamWConfig = AdamWConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
     """The optimizer and its schedule."""
     init_from: tuple[InitFromConfig, ...] = ()
     """Models whose parameters a run starts from, in this order; other parameters are initialised from the seed. Set

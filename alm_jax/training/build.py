@@ -10,7 +10,7 @@ from alm_jax.objectives import Objective
 from alm_jax.training.compiler_options import compiler_options
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.mesh import AnyMesh, device_kind
-from alm_jax.training.optimizer import AdamWConfig, build_optimizer, learning_rate
+from alm_jax.training.optimizer import OptimizerConfig, axis_names, build_optimizer, learning_rate
 from alm_jax.training.parallel import PMAP_AXIS, JitParallel, Parallel, PmapParallel
 from alm_jax.training.state import init_state
 from alm_jax.training.step import build_train_step
@@ -32,7 +32,7 @@ def check_parallelism(objective: Objective, training: TrainingConfig) -> None:
 
 
 def build_parallel(
-    objective: Objective, optimizer: AdamWConfig, training: TrainingConfig, *, seed: int, mesh: AnyMesh
+    objective: Objective, optimizer: OptimizerConfig, training: TrainingConfig, *, seed: int, mesh: AnyMesh
 ) -> Parallel:
     """Makes init and step of the run, placed as ``training.parallelism`` says, without compiling them.
 
@@ -41,7 +41,12 @@ def build_parallel(
     check_parallelism(objective, training)
     objective = freeze(objective, optimizer.frozen)
     abstract = jax.eval_shape(objective.init, jax.random.key(0))
-    transformation = build_optimizer(optimizer, training.num_steps, objective.trained(abstract["params"]))
+    transformation = build_optimizer(
+        optimizer,
+        training.num_steps,
+        objective.trained(abstract["params"]),
+        objective.trained(axis_names(objective.axes())),
+    )
     init = functools.partial(init_state, objective, transformation, seed, with_ema=training.ema_decay > 0)
     step = functools.partial(
         build_train_step,
@@ -56,4 +61,4 @@ def build_parallel(
     options = compiler_options(training.compiler_preset, device_kind(mesh))
     if options:
         log.info("compiler options: %s", ", ".join(f"{name}={value}" for name, value in options.items()))
-    return JitParallel(init, step(), objective, transformation, mesh, options)
+    return JitParallel(init, step(), objective, mesh, options)

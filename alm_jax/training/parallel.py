@@ -11,7 +11,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-import optax
 
 from alm_jax.errors import UserError
 from alm_jax.objectives import Objective
@@ -49,32 +48,39 @@ class Parallel(Protocol):
         """Runs one training step on a batch that was sent, or on this process's rows of one."""
 
 
-def state_shardings(
-    objective: Objective, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: AnyMesh
-) -> TrainState:
+def state_shardings(objective: Objective, abstract: TrainState, mesh: AnyMesh) -> TrainState:
     """Returns the NamedSharding of every array of the state.
 
     Moments and averages have the sharding of their parameters and are also cut over ``data``.
     """
     params = sharding.parameter_shardings(objective.axes(), abstract.params, mesh)
-    cut = sharding.spread_shardings(objective.trained(params), objective.trained(abstract.params), mesh)
+    trained = objective.trained(abstract.params)
+    cut = sharding.spread_shardings(objective.trained(params), trained, mesh)
     whole = sharding.replicated(mesh)
-    opt_state = optax.tree.map_params(
-        optimizer,
-        lambda _, cut: cut,
-        abstract.opt_state,
-        cut,
-        transform_non_params=lambda _: whole,
-    )
     return TrainState(
         step=whole,
         params=params,
         batch_stats=jax.tree.map(lambda _: whole, abstract.batch_stats),
-        opt_state=opt_state,
+        opt_state=_like_parameters(abstract.opt_state, trained, cut, whole),
         ema_params=None if abstract.ema_params is None else cut,
         key=whole,
         num_skipped=whole,
     )
+
+
+def _like_parameters(opt_state: PyTree, params: PyTree, shardings: PyTree, otherwise: Any) -> PyTree:
+    """For each array of an optimizer's state the sharding of its parameter, found by the end of its path.
+
+    An array of another shape than the parameter, such as a row of a factored moment, gets ``otherwise``.
+    """
+    leaves = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(shardings), strict=True)
+    placed = {path: (leaf.shape, place) for (path, leaf), place in leaves}
+
+    def place(path: tuple[Any, ...], leaf: Any) -> Any:
+        ends = (placed.get(path[start:]) for start in range(len(path)))
+        return next((place for shape, place in filter(None, ends) if shape == leaf.shape), otherwise)
+
+    return jax.tree.map_with_path(place, opt_state)
 
 
 class JitParallel:
@@ -85,7 +91,6 @@ class JitParallel:
         init_state: InitState,
         train_step: TrainStep,
         objective: Objective,
-        optimizer: optax.GradientTransformation,
         mesh: AnyMesh,
         options: Mapping[str, str | bool] | None = None,
     ):
@@ -97,7 +102,7 @@ class JitParallel:
         self.objective = objective
         # `init` and `step` need a mesh of devices; `abstract` does not.
         self.mesh: Any = mesh
-        self.shardings = state_shardings(objective, optimizer, abstract, mesh)
+        self.shardings = state_shardings(objective, abstract, mesh)
         sharding.check_sharded(objective.axes(), abstract.params, self.shardings.params, mesh)
         self._abstract = abstract
         self._init = jax.jit(init_state, out_shardings=self.shardings)

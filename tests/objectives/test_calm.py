@@ -169,7 +169,7 @@ def test_eight_devices_train_as_one():
         optimizer = build_optimizer(config, 10, abstract["params"])
         init = functools.partial(init_state, objective, optimizer, 0, with_ema=True)
         step = build_train_step(objective, optimizer, schedule=learning_rate(config, 10), ema_decay=0.9)
-        parallel = JitParallel(init, step, objective, optimizer, mesh)
+        parallel = JitParallel(init, step, objective, mesh)
         state, losses = parallel.init(), []
         for seed in range(2):
             state, metrics = parallel.step(state, make_batch(16, num_padding=3, seed=seed))

@@ -63,7 +63,7 @@ def build(config, mode: str, **options):
         if mode == "mesh"
         else build_mesh(MeshConfig(), jax.devices()[:1])
     )
-    return JitParallel(init, step(), objective, optimizer, mesh)
+    return JitParallel(init, step(), objective, mesh)
 
 
 def train(parallel, batch):

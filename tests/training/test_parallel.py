@@ -37,7 +37,7 @@ def build(objective_config, mode, mesh_config=None, **step_options):
     if mode == "pmap":
         return PmapParallel(init, step(axis_name=PMAP_AXIS))
     mesh = build_mesh(MeshConfig(), jax.devices()[:1]) if mode == "one device" else build_mesh(mesh_config)
-    return JitParallel(init, step(), objective, optimizer, mesh)
+    return JitParallel(init, step(), objective, mesh)
 
 
 def train(parallel):
