@@ -13,7 +13,6 @@ from alm_jax.run import workdir as run_folder
 from alm_jax.run.load import find_step, open_run, split_step
 from alm_jax.training.checkpoint import Checkpoints
 from alm_jax.training.file_sums import SUMS, check_sums
-from alm_jax.training.metrics import read_metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,9 +32,7 @@ class Entry:
 def list_checkpoints(run: Path) -> list[Entry]:
     """The checkpoints of a run, oldest first. Raises as `open_run` does, DataError where a manifest is damaged."""
     checkpoints = open_run(run)
-    path = run / run_folder.METRICS_FILE
-    records = read_metrics(path) if path.is_file() else []
-    losses = {record["step"]: record["validation/loss"] for record in records if "validation/loss" in record}
+    losses = run_folder.validation_losses(run)
     entries = []
     for step in checkpoints.steps():
         folder = checkpoints.folder / str(step)

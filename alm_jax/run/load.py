@@ -18,7 +18,7 @@ from alm_jax.interop.folder import import_model
 from alm_jax.interop.format import Format
 from alm_jax.interop.safetensors_io import cast_floats
 from alm_jax.run.model_folder import is_model_folder, load_model_folder
-from alm_jax.run.workdir import CHECKPOINTS, METRICS_FILE, TOKENIZER
+from alm_jax.run.workdir import BEST_BY, CHECKPOINTS, METRICS_FILE, TOKENIZER, validation_losses
 from alm_jax.types import PyTree
 from data_pipelines.text import load_tokenizer
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 BEST = "best"
 """As the step of a run: the saved step with the lowest validation loss."""
-BEST_BY = "validation/loss"
-"""The figure of metrics.jsonl that decides which step is best: the lower, the better."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,17 +178,11 @@ def find_step(folder: Path, checkpoints: "Checkpoints", step: str) -> int:
         if int(step) not in steps:
             raise UserError(f"{folder} has no checkpoint of step {step}; it has {steps}")
         return int(step)
-    from alm_jax.training.metrics import read_metrics
-
-    path = folder / METRICS_FILE
-    records = read_metrics(path) if path.is_file() else []
-    losses = {
-        record["step"]: record[BEST_BY] for record in records if BEST_BY in record and record["step"] in steps
-    }
+    losses = {number: loss for number, loss in validation_losses(folder).items() if number in steps}
     if not losses:
         raise UserError(
-            f"{path} has no {BEST_BY} of a saved step ({steps}), so the best is not known; name one, as {folder}@"
-            f"{steps[-1]}, or let evaluation.every and training.save_every meet"
+            f"{folder / METRICS_FILE} has no {BEST_BY} of a saved step ({steps}), so the best is not known; name one, "
+            f"as {folder}@{steps[-1]}, or let training.eval_every and training.save_every meet"
         )
     return min(losses, key=lambda number: (losses[number], number))
 

@@ -22,12 +22,13 @@ from alm_jax.objectives.objective import DataFacts, TrainingData
 from alm_jax.run.config_json import to_json
 from alm_jax.run.experiment import ExperimentConfig
 from alm_jax.run.load import find_step, load_run, open_run, split_step
-from alm_jax.run.workdir import CHECKPOINTS
+from alm_jax.run.workdir import CHECKPOINTS, validation_losses
 from alm_jax.training import mesh as meshes
 from alm_jax.training import sharding
 from alm_jax.training.build import build_parallel, check_parallelism
 from alm_jax.training.checkpoint_writer import CheckpointWriter
 from alm_jax.training.lora import add_adapters
+from alm_jax.training.retention import steps_that_stay
 from alm_jax.training.state import TrainState
 from data_pipelines.pipeline import eval_batches, train_batches
 from data_pipelines.prepare import Prepared, prepare
@@ -109,9 +110,18 @@ class Session:
 
     def checkpoints(self, workdir: Path) -> CheckpointWriter:
         """The run's checkpoints, for the process that holds its lock."""
-        return CheckpointWriter(
-            workdir / CHECKPOINTS, keep=self.config.training.keep_checkpoints, manifest=self.manifest()
-        )
+        training, folder = self.config.training, workdir / CHECKPOINTS
+
+        def also(steps: list[int]) -> set[int]:
+            return steps_that_stay(
+                {step: (folder / str(step)).stat().st_mtime for step in steps},
+                validation_losses(workdir) if training.keep_best else {},
+                every_steps=training.keep_every,
+                every_hours=training.keep_hours,
+                best=training.keep_best,
+            )
+
+        return CheckpointWriter(folder, keep=training.keep_checkpoints, also=also, manifest=self.manifest())
 
     def train_batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of every global batch after ``start_step``."""

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import re
 import socket
@@ -35,6 +36,9 @@ RESUMABLE = (
     "training/eval_every",
     "training/save_every",
     "training/keep_checkpoints",
+    "training/keep_every",
+    "training/keep_hours",
+    "training/keep_best",
     "training/max_skipped",
     "training/mesh",
     "training/parallelism",
@@ -52,6 +56,12 @@ CHANGEABLE = (
     "optimizer/b1",
     "optimizer/b2",
     "optimizer/eps",
+    "optimizer/schedule",
+    "optimizer/decay_exponent",
+    "optimizer/clip_rms",
+    "optimizer/is_relative",
+    "optimizer/beta",
+    "optimizer/rms",
 )
 """Config fields that may change where it is asked for: what is learned changes, the arrays of the state do not."""
 MOVABLE = re.compile(r"data/dataset/(parts/\d+/dataset/)?(path|root)|data/tokenizer/path")
@@ -143,6 +153,18 @@ def is_evaluation_missing(workdir: Path, step: int, training: Any) -> bool:
     if not step or not is_due or not path.exists():
         return False
     return not any(record["step"] == step and "grad_norm" not in record for record in read_metrics(path))
+
+
+BEST_BY = "validation/loss"
+"""The figure of metrics.jsonl by which a checkpoint is the best: the lower, the better."""
+
+
+def validation_losses(workdir: Path) -> dict[int, float]:
+    """Step -> ``BEST_BY`` of each evaluation that metrics.jsonl has."""
+    path = workdir / METRICS_FILE
+    records = read_metrics(path) if path.is_file() else []
+    found = {record["step"]: record[BEST_BY] for record in records if BEST_BY in record}
+    return {step: loss for step, loss in found.items() if not math.isnan(loss)}
 
 
 def check_untrained(workdir: Path, save_every: int) -> None:

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import threading
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,21 @@ log = logging.getLogger(__name__)
 class CheckpointWriter(Checkpoints):
     """The checkpoints of one run, for writing. Every process of the run opens it."""
 
-    def __init__(self, folder: Path, *, keep: int, manifest: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        also: Callable[[list[int]], set[int]] = lambda steps: set(),
+        manifest: dict[str, Any] | None = None,
+    ):
         """Removes what a killed save or deletion left behind.
 
-        ``keep``: number of newest checkpoints to keep. ``manifest``: run information stored with each (resolved
-        config, data fingerprint).
+        ``keep``: number of newest checkpoints to keep. ``also``: returns which of all saved steps to keep besides.
+        ``manifest``: run information stored with each (resolved config, data fingerprint).
         """
         super().__init__(folder)
-        self._keep = keep
+        self._keep, self._also = keep, also
         self._manifest = manifest or {}
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +136,9 @@ class CheckpointWriter(Checkpoints):
     def _prune(self) -> None:
         """Deletes the oldest checkpoints so that no reader sees an incomplete one."""
         try:
-            for step in self.steps()[: -self._keep]:
+            steps = self.steps()
+            stay = {*steps[-self._keep :], *self._also(steps)}
+            for step in sorted(set(steps) - stay):
                 doomed = self.folder / f"{step}{DELETED}"
                 (self.folder / str(step)).rename(doomed)
                 shutil.rmtree(doomed)

@@ -76,6 +76,13 @@ class TrainingConfig:
     """Steps between two checkpoints; 0: save only the last step. The last step is always saved."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep."""
+    keep_every: Annotated[int, Range(0)] = 0
+    """Checkpoints of steps that are multiples of this number are kept forever; 0: none."""
+    keep_hours: Annotated[float, Range(0)] = 0.0
+    """Hours between two checkpoints that are kept forever; 0: none."""
+    keep_best: Annotated[int, Range(0)] = 0
+    """Number of checkpoints with the lowest ``validation/loss`` to keep. Only a step that is both saved and evaluated
+    has one."""
     max_skipped: Annotated[int, Range(1)] = 10
     """Number of consecutive steps with a non-finite loss or gradient after which the run stops."""
     tensorboard: bool = False
