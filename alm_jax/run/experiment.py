@@ -24,6 +24,7 @@ from alm_jax.training.initialise import InitFromConfig
 from alm_jax.training.loop import TrainingConfig
 from alm_jax.training.lora import LoraConfig
 from alm_jax.training.optimizer import AdamWConfig, OptimizerConfig
+from alm_jax.training.profile import parse_steps
 from data_pipelines.config import DataConfig
 
 
@@ -153,6 +154,7 @@ def check_experiment(config: ExperimentConfig) -> None:
             f"optimizer.warmup_steps is {warmup} and training.num_steps is {training.num_steps}: the warm-up must be "
             "shorter than the run"
         )
+    parse_steps(training.profile_steps)
     if training.batch_size % training.num_microbatches:
         raise UserError(
             f"training.batch_size is {training.batch_size}, which training.num_microbatches "

@@ -25,6 +25,7 @@ from alm_jax.training.loop import Loop
 from alm_jax.training.metrics import MetricsWriter
 from alm_jax.training.progress import TrainingProgress
 from alm_jax.training.state import TrainState
+from alm_jax.training.wall_time import WallTime
 
 
 def pretrain(
@@ -68,7 +69,7 @@ def _pretrain(
     is_change_allowed: bool,
     allow_data_change: bool,
 ) -> EvaluationResult:
-    console = Console(stderr=True, quiet=not is_first)
+    console, wall_time = Console(stderr=True, quiet=not is_first), WallTime()
 
     # --- config, devices, data
     session = Session(config)
@@ -117,7 +118,7 @@ def _pretrain(
         writer, is_missing = None, False
         if is_first:
             writer = stack.enter_context(MetricsWriter(workdir, tensorboard=config.training.tensorboard))
-            writer.truncate_after(start_step)
+            wall_time.begin_steps(*writer.truncate_after(start_step))
             is_missing = run_folder.is_evaluation_missing(workdir, start_step, config.training)
         is_missing = agreed(is_missing)
         stack.callback(checkpoints.close)
@@ -132,6 +133,7 @@ def _pretrain(
             evaluate=evaluate,
             figures=evaluation.figures,
             clip_sec=session.model.frontend.clip.clip_sec,
+            wall_time=wall_time,
         ).run(
             state,
             start_step,

@@ -42,6 +42,7 @@ RESUMABLE = (
     "training/max_skipped",
     "training/mesh",
     "training/parallelism",
+    "training/profile_steps",
     "training/tensorboard",
 )
 """Config fields that may change when a run is continued: they do not change what is learned."""

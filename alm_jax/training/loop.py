@@ -15,14 +15,17 @@ from alm_jax import batch as contract
 from alm_jax.errors import AlmError, DataError, PreemptedError
 from alm_jax.figures import Figure
 from alm_jax.ranges import PROBABILITY, Range
+from alm_jax.training import wall_time
 from alm_jax.training.checkpoint_writer import CheckpointWriter
 from alm_jax.training.compiler_options import Preset
 from alm_jax.training.faults import Interruption, StopRequest
 from alm_jax.training.mesh import MeshConfig
 from alm_jax.training.metrics import MetricsWriter
 from alm_jax.training.parallel import Batch, Parallel
+from alm_jax.training.profile import StepProfile
 from alm_jax.training.progress import TrainingProgress
 from alm_jax.training.state import TrainState
+from alm_jax.training.wall_time import WallTime
 from alm_jax.types import Metrics
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ FIGURES = (
         is_higher_better=True,
     ),
     Figure(name="audio_hours", label="hours of audio that were trained on"),
+    Figure(name="peak_device_memory_bytes", label="most memory of a device in use at one time, in bytes"),
+    *wall_time.FIGURES,
 )
 """Metrics that the loop adds to the records of training steps."""
 
@@ -85,6 +90,8 @@ class TrainingConfig:
     has one."""
     max_skipped: Annotated[int, Range(1)] = 10
     """Number of consecutive steps with a non-finite loss or gradient after which the run stops."""
+    profile_steps: str = ""
+    """First and last step to trace into the run's folder ``profile``, such as "10:15", for XProf or Perfetto."""
     tensorboard: bool = False
     """Whether to also write TensorBoard event files (needs the [tensorboard] extra)."""
 
@@ -113,7 +120,7 @@ class Loop:
 
     ``writer`` is None on every process except the first. ``evaluate`` takes the state and the number of the
     evaluation (from 1; None for the last) and returns flat figures, which ``figures`` declares. It runs on every
-    process, and its result is recorded under ``step``.
+    process, and its result is recorded under ``step``. ``wall_time`` counts from the start of the process.
     """
 
     def __init__(
@@ -128,6 +135,7 @@ class Loop:
         evaluate: Callable[[TrainState, int | None], Mapping[str, float]],
         figures: Mapping[str, Figure],
         clip_sec: float,
+        wall_time: WallTime,
     ):
         self.config = config
         self.workdir = workdir
@@ -138,6 +146,8 @@ class Loop:
         self.evaluate = evaluate
         self.figures = figures
         self.batch_hours = config.batch_size * clip_sec / 3600
+        self._wall_time = wall_time
+        self._profile = StepProfile(config.profile_steps, workdir)
         self._last_record = time.perf_counter()
         self._recent_index: list[tuple[int, list[int]]] = []
         self._stop = StopRequest()
@@ -170,7 +180,10 @@ class Loop:
                 # --- a step on its way, and behind it the next batch, which the devices receive while they compute
                 assert waiting is not None
                 fetched, is_last = waiting, step == config.num_steps
-                state, metrics = self.parallel.step(state, fetched.batch)
+                self._profile.before(step)
+                # The first step of a process is compiled before it is on its way.
+                with self._wall_time.spent_on("compile" if step == start_step + 1 else "step"):
+                    state, metrics = self.parallel.step(state, fetched.batch)
                 waiting = None if is_last else self.fetch(batches)
 
                 # --- the step before it, which the devices have finished by now
@@ -180,9 +193,13 @@ class Loop:
 
                 # --- what needs the state itself waits for this step
                 stopping = stop.reached(step)
-                if is_last or stopping or is_due(step, config.eval_every) or is_due(step, config.save_every):
+                is_traced = self._profile.is_due_after(step)
+                is_awaited = is_traced or is_last or stopping
+                if is_awaited or is_due(step, config.eval_every) or is_due(step, config.save_every):
                     self.record(pending)
                     pending = None
+                if is_traced:
+                    self._profile.close()
                 if stopping and not is_last:
                     self.stop(state, step)
                 # Saved before it is measured: what stops a run in its evaluation takes no step back.
@@ -191,6 +208,7 @@ class Loop:
                 if is_due(step, config.eval_every) and not is_last:
                     self.record_evaluation(state, step)
             self.save(state, wait=True)
+            self._profile.close()
             if start_step < config.num_steps:
                 self.record_evaluation(state, config.num_steps)
         return self.parallel.unplaced(state)
@@ -200,10 +218,12 @@ class Loop:
         started = time.perf_counter()
         batch = next(batches)
         wait_sec = time.perf_counter() - started
+        self._wall_time.add("data", wait_sec)
         return _Fetched(self.parallel.send(batch), batch[contract.INDEX], wait_sec)
 
     def stop(self, state: TrainState, step: int) -> NoReturn:
         """Saves, and raises PreemptedError."""
+        self._profile.close()
         self.save(state, wait=True)
         raise PreemptedError(
             f"stopped by request after step {step} of {self.config.num_steps}, saved in "
@@ -262,12 +282,12 @@ class Loop:
         is_last = step == self.config.num_steps
         count = None if is_last else step // self.config.eval_every
         try:
-            with self._stop.interruptible():
+            with self._stop.interruptible(), self._wall_time.spent_on("evaluation"):
                 metrics = dict(self.evaluate(self.parallel.unplaced(state), count))
         except Interruption:
             self.stop(state, step)
         if self.writer:
-            self.writer.write(step, metrics)
+            self.writer.write(step, metrics | peak_memory() | self._wall_time.figures())
         figures = "  ".join(
             f"{name} {value:.4g}"
             for name, value in metrics.items()
@@ -294,12 +314,20 @@ class Loop:
     def save(self, state: TrainState, *, wait: bool = False) -> None:
         """Saves. A failed save during training is reported as a warning; a failed save at the end ends the run."""
         try:
-            self.checkpoints.save(self.parallel.unplaced(state), wait=wait)
+            with self._wall_time.spent_on("save"):
+                self.checkpoints.save(self.parallel.unplaced(state), wait=wait)
         except AlmError as error:
             if wait:
                 raise
             log.warning("%s; training goes on, and the next save tries again", error)
         self._last_record = time.perf_counter()
+
+
+def peak_memory() -> dict[str, int]:
+    """The figure of the memory of this process's devices; empty where they do not count it, as CPUs do not."""
+    counts = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    known = [count for count in counts if count is not None]
+    return {"peak_device_memory_bytes": max(known)} if known else {}
 
 
 def is_due(step: int, every: int) -> bool:

@@ -150,21 +150,22 @@ class MetricsWriter:
             self._is_refused = False
             log.warning("%s can be written again, and lacks no record", self.path)
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Drops the records of later steps than ``step``; call it when a run resumes after that step.
+
+        Returns the records that are kept and those that are dropped.
 
         Repeated steps then occur in the file once. Records are in the order of their steps, so the end is cut off, which
         needs no room on the disk.
         """
         self._waiting.clear()
-        size = 0
-        for line, record in _complete_lines(self.path):
-            if record["step"] > step:
-                self._file.truncate(size)
-                break
-            size += len(line)
+        found = list(_complete_lines(self.path))
+        kept = [(line, record) for line, record in found if record["step"] <= step]
+        if len(kept) < len(found):
+            self._file.truncate(sum(len(line) for line, _ in kept))
         if self._sink:
             self._to_sink(lambda sink: sink.restart(step + 1))
+        return [record for _, record in kept], [record for _, record in found[len(kept) :]]
 
     def close(self) -> None:
         """Closes the files; a second call does nothing."""
