@@ -46,6 +46,7 @@ BENCH = ["open_clip_torch>=3.0,<4", "grain>=0.2.15,<0.3"]
 # Linear probes.
 EVAL = ["scikit-learn>=1.7,<2"]
 TENSORBOARD = ["tensorboard>=2.20,<3"]
+WANDB = ["wandb>=0.27,<0.32"]
 DEV = [
     "pytest>=8.4,<10",
     "pytest-xdist>=3.7,<4",
@@ -82,6 +83,7 @@ setup(
         "bench": TORCH + BENCH,
         "eval": EVAL,
         "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
         "dev": DEV + DATA + TORCH + AOT + EVAL + TENSORBOARD,
     },
     entry_points={"console_scripts": ["alm = alm_jax.cli.main:main"]},

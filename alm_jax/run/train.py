@@ -25,6 +25,7 @@ from alm_jax.training.loop import Loop
 from alm_jax.training.metrics import MetricsWriter
 from alm_jax.training.progress import TrainingProgress
 from alm_jax.training.state import TrainState
+from alm_jax.training.trackers import open_trackers
 from alm_jax.training.wall_time import WallTime
 
 
@@ -117,7 +118,14 @@ def _pretrain(
             stack.enter_context(recorded(workdir, describe_devices()))
         writer, is_missing = None, False
         if is_first:
-            writer = stack.enter_context(MetricsWriter(workdir, tensorboard=config.training.tensorboard))
+            trackers = open_trackers(
+                workdir,
+                config.name,
+                to_json(config),
+                tensorboard=config.training.tensorboard,
+                wandb=config.training.wandb,
+            )
+            writer = stack.enter_context(MetricsWriter(workdir, trackers=trackers))
             wall_time.begin_steps(*writer.truncate_after(start_step))
             is_missing = run_folder.is_evaluation_missing(workdir, start_step, config.training)
         is_missing = agreed(is_missing)

@@ -44,6 +44,7 @@ RESUMABLE = (
     "training/parallelism",
     "training/profile_steps",
     "training/tensorboard",
+    "training/wandb",
 )
 """Config fields that may change when a run is continued: they do not change what is learned."""
 CHANGEABLE = (

@@ -94,6 +94,8 @@ class TrainingConfig:
     """First and last step to trace into the run's folder ``profile``, such as "10:15", for XProf or Perfetto."""
     tensorboard: bool = False
     """Whether to also write TensorBoard event files (needs the [tensorboard] extra)."""
+    wandb: bool = False
+    """Whether to also send records to Weights & Biases (needs the [wandb] extra; WANDB_MODE=offline sends nothing)."""
 
 
 @dataclasses.dataclass

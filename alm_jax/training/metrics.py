@@ -1,4 +1,4 @@
-"""Metrics of a run: ``metrics.jsonl``, always written, and TensorBoard on request.
+"""Metrics of a run: ``metrics.jsonl``, always written, and trackers on request.
 
 The file holds one flat JSON object a line, ``step`` first. Floats are written so that reading them back gives the
 same bits (float32 values as the doubles they are). JSON cannot represent values that are not finite, so they are the
@@ -11,17 +11,15 @@ import json
 import logging
 import math
 import os
-import socket
-import time
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alm_jax.errors import UserError
+from alm_jax.training.trackers import Tracker
 
 METRICS_FILE = "metrics.jsonl"
 log = logging.getLogger(__name__)
@@ -89,24 +87,21 @@ def _complete_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 class MetricsWriter:
-    """Appends records to ``metrics.jsonl`` of a folder, and to TensorBoard where requested.
+    """Appends records to ``metrics.jsonl`` of a folder, and passes them to trackers.
 
     A line reaches the operating system whole before ``write`` returns, so a killed process loses nothing
     that it has written. Use it as a context manager, on one process of a run.
 
     Args:
       folder: the run's folder; created if it does not exist.
-      tensorboard: also write ``folder/tensorboard``. A failure there warns once and ends only the TensorBoard output.
-
-    Raises:
-      UserError: ``tensorboard`` is requested and the package is not installed.
+      trackers: other views that get every record. A failure of one warns once and ends only that one.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, tensorboard: bool = False) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, trackers: Iterable[Tracker] = ()) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / METRICS_FILE
-        self._sink = _TensorBoardSink(folder / "tensorboard") if tensorboard else None
+        self._trackers = list(trackers)
         _drop_torn_line(self.path)
         self._file = io.FileIO(self.path, "ab")
         self._waiting: deque[bytes] = deque()
@@ -120,8 +115,8 @@ class MetricsWriter:
         """
         self._waiting.append((to_json_line(step, metrics) + "\n").encode())
         self._flush()
-        if self._sink:
-            self._to_sink(lambda sink: sink.write(step, metrics))
+        scalars = {name: to_scalar(value) for name, value in metrics.items()}
+        self._tell(lambda tracker: tracker.write(int(step), scalars))
 
     def _flush(self) -> None:
         """Writes the records that wait, each whole or not at all."""
@@ -163,8 +158,7 @@ class MetricsWriter:
         kept = [(line, record) for line, record in found if record["step"] <= step]
         if len(kept) < len(found):
             self._file.truncate(sum(len(line) for line, _ in kept))
-        if self._sink:
-            self._to_sink(lambda sink: sink.restart(step + 1))
+        self._tell(lambda tracker: tracker.restart(step + 1))
         return [record for _, record in kept], [record for _, record in found[len(kept) :]]
 
     def close(self) -> None:
@@ -174,8 +168,8 @@ class MetricsWriter:
             if self._waiting:
                 log.warning("%s lacks the last %d records", self.path, len(self._waiting))
             self._file.close()
-        if self._sink:
-            self._to_sink(lambda sink: sink.close())
+        self._tell(lambda tracker: tracker.close())
+        self._trackers.clear()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -183,18 +177,16 @@ class MetricsWriter:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _to_sink(self, action: "Callable[[_TensorBoardSink], None]") -> None:
-        """Runs the TensorBoard output, whose failures must never end the run."""
-        try:
-            assert self._sink is not None
-            action(self._sink)
-        except Exception as error:
-            self._sink = None
-            warnings.warn(
-                f"TensorBoard's events could not be written ({error}) and stop here; {self.path} is complete",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+    def _tell(self, action: Callable[[Tracker], None]) -> None:
+        """Calls every tracker, whose failures must never end the run."""
+        for tracker in list(self._trackers):
+            try:
+                action(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                log.warning(
+                    "%s failed (%s) and gets no more records; %s is complete", tracker.name, error, self.path
+                )
 
 
 def _drop_torn_line(path: Path) -> None:
@@ -203,43 +195,3 @@ def _drop_torn_line(path: Path) -> None:
         content = path.read_bytes()
         if not content.endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)
-
-
-class _TensorBoardSink:
-    """Writes an event file directly: TensorBoard's own writer would load TensorFlow and start a thread."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-            from tensorboard.compat.proto.summary_pb2 import Summary
-            from tensorboard.summary.writer.record_writer import RecordWriter
-        except ImportError as error:
-            raise UserError(
-                "TensorBoard output was asked for, but the package is not installed; install it with "
-                '`pip install "alm_jax[tensorboard]"`, or leave it off (metrics.jsonl is always written)'
-            ) from error
-        self._event, self._session_log, self._summary = Event, SessionLog, Summary
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-        self._writer = RecordWriter(io.FileIO(folder / name, "wb"))
-        self._add(file_version="brain.Event:2")
-
-    def _add(self, **fields: Any) -> None:
-        self._writer.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-        self._writer.flush()
-
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        scalars = {name: to_scalar(value) for name, value in metrics.items()}
-        values = [
-            self._summary.Value(tag=name, simple_value=float(value))
-            for name, value in scalars.items()
-            if not isinstance(value, str)
-        ]
-        self._add(step=int(step), summary=self._summary(value=values))
-
-    def restart(self, step: int) -> None:
-        """Makes TensorBoard discard the records of ``step`` and later in older files."""
-        self._add(step=step, session_log=self._session_log(status=self._session_log.START))
-
-    def close(self) -> None:
-        self._writer.close()

@@ -1,12 +1,10 @@
 """metrics.jsonl survives kills, full disks and resumes, and gives every float back to the last bit."""
 
-import builtins
 import json
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,62 +154,3 @@ def test_what_could_not_be_written_to_the_end_is_counted(tmp_path: Path, caplog:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "lacks the last 3 records" in caplog.text
-
-
-def test_tensorboard_reads_the_same_values_after_a_resume(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="TensorBoard is an extra")
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
-
-    with MetricsWriter(tmp_path, tensorboard=True) as writer:
-        for step in (1, 2, 3):
-            writer.write(step, {"loss": np.float32(1 / step), "note": "text is for the file alone"})
-    with MetricsWriter(tmp_path, tensorboard=True) as writer:
-        writer.truncate_after(2)
-        writer.write(3, {"loss": np.float32(9.0)})
-    scalars: dict[int, float] = {}
-    for path in sorted((tmp_path / "tensorboard").iterdir()):
-        reader = PyRecordReader_New(str(path))
-        for event in _events(reader, Event):
-            if event.session_log.status == SessionLog.START:
-                scalars = {step: value for step, value in scalars.items() if step < event.step}
-            for value in event.summary.value:
-                assert value.tag == "loss"
-                assert event.step not in scalars
-                scalars[event.step] = value.simple_value
-    assert scalars == {1: 1.0, 2: 0.5, 3: 9.0}
-
-
-def _events(reader: Any, event_type: Any) -> Iterator[Any]:
-    """Each event of TensorBoard's own record reader, which checks both checksums."""
-    from tensorboard.compat.tensorflow_stub.errors import OutOfRangeError
-
-    while True:
-        try:
-            reader.GetNext()
-        except OutOfRangeError:
-            return
-        yield event_type.FromString(reader.record())
-
-
-def test_tensorboard_missing_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_import = builtins.__import__
-
-    def without_tensorboard(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("tensorboard"):
-            raise ImportError(name)
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_tensorboard)
-    with pytest.raises(UserError, match=r"alm_jax\[tensorboard\]"):
-        MetricsWriter(tmp_path, tensorboard=True)
-
-
-def test_a_failing_tensorboard_ends_alone(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="TensorBoard is an extra")
-    with MetricsWriter(tmp_path, tensorboard=True) as writer:
-        writer._sink._writer.close()  # type: ignore[union-attr]
-        with pytest.warns(RuntimeWarning, match="stop here"):
-            writer.write(1, {"loss": 1.0})
-        writer.write(2, {"loss": 0.5})
-    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
