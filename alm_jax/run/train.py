@@ -48,7 +48,7 @@ def pretrain(
         DataError: the data cannot be used, or training diverged.
         PreemptedError: a signal asked the run to stop; it is saved.
     """
-    workdir = Path(workdir)
+    workdir = run_folder.local_folder(str(workdir))
     enable_compilation_cache()
     is_first = jax.process_index() == 0
     allowed = {"is_change_allowed": is_change_allowed, "allow_data_change": allow_data_change}

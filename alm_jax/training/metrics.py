@@ -150,8 +150,8 @@ class MetricsWriter:
 
         Returns the records that are kept and those that are dropped.
 
-        Repeated steps then occur in the file once. Records are in the order of their steps, so the end is cut off, which
-        needs no room on the disk.
+        Repeated steps then occur in the file once. Records are in the order of their steps, so the end is cut off,
+        which needs no room on the disk.
         """
         self._waiting.clear()
         found = list(_complete_lines(self.path))
