@@ -20,7 +20,7 @@ from alm_jax.training.metrics import MetricsWriter
 CONFIG = load_config(Path(__file__).parents[1] / "cli" / "tiny_config.py")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """A run folder with three checkpoints whose parameters and average tell their step."""
     folder = tmp_path_factory.mktemp("load") / "run[1]@2"

@@ -49,7 +49,11 @@ def start(mode):
 
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize(
-    ("number", "what"), [(signal.SIGKILL, "was killed"), (signal.SIGSTOP, "gave no sign of life")]
+    ("number", "what"),
+    [
+        (signal.SIGKILL, "was killed"),
+        pytest.param(signal.SIGSTOP, "gave no sign of life", marks=pytest.mark.slow),
+    ],
 )
 def test_one_ends_the_other_with_a_line(victim, number, what):
     processes = start("waits")
@@ -76,6 +80,7 @@ def test_an_error_of_one_ends_the_other():
     assert "process 1 of 2 ended with an error" in errors
 
 
+@pytest.mark.slow
 def test_a_good_end_is_no_loss():
     for process in start("ends"):
         _, errors = process.communicate(timeout=60)
