@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from alm_jax.errors import UserError
 
@@ -20,6 +20,7 @@ Scalar = float | int | bool | str
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """A view of a run's records. Any method may raise."""
 

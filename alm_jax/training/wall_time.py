@@ -43,7 +43,7 @@ class WallTime:
         made again.
         """
         self.add("start", self._clock() - self._began)
-        last = next((record for record in reversed(kept) if FIGURES[0].name in record), {})
+        last: Mapping[str, Any] = next((record for record in reversed(kept) if FIGURES[0].name in record), {})
         for part in self._sums:
             self._sums[part] += float(last.get(f"{PREFIX}{part}{SUFFIX}", 0.0))
         self._sums["lost"] += sum(float(record.get("step_sec", 0.0)) for record in dropped)

@@ -38,7 +38,8 @@ def linear_objective() -> Objective:
 
 
 def train(config: OptimizerConfig, mesh_config: MeshConfig, devices=None):
-    training = TrainingConfig(num_steps=10, batch_size=16, mesh=mesh_config)
+    # An average, since under the tests' type checks JAX cannot lay out a state without one.
+    training = TrainingConfig(num_steps=10, batch_size=16, mesh=mesh_config, ema_decay=0.9)
     mesh = build_mesh(mesh_config, devices)
     parallel = build_parallel(linear_objective(), config, training, seed=0, mesh=mesh)
     state, losses = parallel.init(), []
