@@ -29,7 +29,7 @@ from alm_jax.batch import BATCH_AXES
 from alm_jax.losses.contrastive import onesided, reference, sigmoid, softmax
 from alm_jax.losses.contrastive.plan import Impl, Plan, pick_plan
 from alm_jax.losses.retrieval import in_batch_retrieval
-from alm_jax.losses.sums import AxisName, vary
+from alm_jax.losses.sums import MASKED_LOGIT, AxisName, vary
 from alm_jax.types import PyTree
 
 __all__ = [
