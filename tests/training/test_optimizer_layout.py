@@ -26,7 +26,7 @@ def linear_objective() -> Objective:
         axes=lambda: {"layer": {"kernel": ("embed", "mlp"), "bias": ("mlp",)}},
         prepare=lambda batch, key, *, train: Inputs(batch["x"], None),
         encode=lambda variables, inputs, key, *, train: (
-            inputs.rows @ variables["params"]["layer"]["kernel"] + variables["params"]["layer"]["bias"],
+            inputs.rows @ variables["params"]["layer"]["kernel"] + variables["params"]["layer"]["bias"][None],
             {},
         ),
         combine=lambda params, outputs, batch, key: (
