@@ -47,12 +47,11 @@ def compute_fusion(
 
     Only the first ``num_samples`` of a recording are real; all shapes follow from S. The maps of a longer
     recording, of T_r = 1 + num_samples // hop_samples frames, are its whole log-mel resized to T frames
-    (bilinear and, as published, not antialiased: of a recording ten times as long, frames between are skipped)
-    (linear between frame centres, no antialiasing), and T frames that start in the first, the middle and the
-    last third of the T_r - T + 1 places there are: drawn uniformly from ``key``, or, without one, the middle
-    of each third. A shorter recording is filled to a clip by ``clip.pad``; it, and one of less than a hop more
-    than a clip, has four equal maps and is not longer. Where there are too few places for a third of its own,
-    the start stands in, as in the extractor.
+    (linear between frame centres and, as published, not antialiased: of a recording ten times as long, frames
+    between are skipped), and T frames that start in the first, the middle and the last third of the T_r - T + 1
+    places there are: drawn uniformly from ``key``, or, without one, the middle of each third. A shorter recording
+    is filled to a clip by ``clip.pad``; it, and one of less than a hop more than a clip, has four equal maps and is
+    not longer. Where there are too few places for a third of its own, the start stands in, as in the extractor.
 
     Largest error against the extractor on ESC-10 recordings in 16 bits: 0.019 dB.
     """
