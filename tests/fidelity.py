@@ -20,7 +20,7 @@ import numpy as np
 
 from alm_jax import batch as contract
 from alm_jax.encoders import family
-from alm_jax.encoders.audio.ast import AstConfig
+from alm_jax.encoders.audio.ast import Ast, AstConfig
 from alm_jax.encoders.audio.cav_mae import FAMILY as CAV_MAE_FAMILY
 from alm_jax.encoders.audio.ced import Ced, CedConfig
 from alm_jax.encoders.audio.cnn14 import FRONTENDS
@@ -126,7 +126,7 @@ def clip_features(spec: Any, waveform: np.ndarray) -> np.ndarray:
         contract.AUDIO: jnp.asarray(waveform[None]),
         contract.AUDIO_NUM_SAMPLES: jnp.asarray([len(waveform)], jnp.int32),
     }
-    return np.asarray(one_clip(spec, batch, padding="heard").features)
+    return np.asarray(one_clip(spec, batch, padding="unmasked").features)
 
 
 def whole_features(spec: Any, waveform: np.ndarray) -> np.ndarray:
@@ -146,7 +146,7 @@ def _variables(layout: str, config: Any) -> Any:
 def _ast(waveform: np.ndarray) -> dict[str, np.ndarray]:
     features = clip_features(AST_SPEC, waveform[0])
     given = _variables("ast-archive", AST)
-    logits = family.apply(family_of(AST), AST, given, jnp.asarray(features), method=None)
+    logits = Ast(AST, jnp.dtype("float32"), "logits").apply(given, jnp.asarray(features))
     return {"features": features, "outputs": np.asarray(logits)}
 
 
