@@ -81,7 +81,7 @@ def draw_arrays(layout: str, config: Any) -> dict[str, np.ndarray]:
     for key in sorted(shapes):
         array = rng.standard_normal(shapes[key]).astype(np.float32)
         is_scale = key.endswith(("weight", "running_var", "weight_g")) and np.squeeze(array).ndim <= 1
-        arrays[key] = 1 + 0.1 * np.abs(array) if is_scale else 0.05 * array
+        arrays[key] = np.asarray(1 + 0.1 * np.abs(array) if is_scale else 0.05 * array)
         if "_codebook.embed" in key or "codebook.embed" in key:
             arrays[key] = 0.5 * array
     copies = {key: arrays[source] for key, source in kind.copies(config).items()}
