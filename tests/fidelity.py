@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -140,7 +141,9 @@ def _features_alone(spec: Any, make: Callable[[Any, np.ndarray], np.ndarray] = c
 
 @functools.cache
 def _variables(layout: str, config: Any) -> Any:
-    return arrays_to_variables(FORMATS[layout], config, draw_arrays(layout, config))
+    return jax.tree.map(
+        jnp.asarray, arrays_to_variables(FORMATS[layout], config, draw_arrays(layout, config))
+    )
 
 
 def _ast(waveform: np.ndarray) -> dict[str, np.ndarray]:
