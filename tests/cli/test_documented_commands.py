@@ -14,7 +14,12 @@ from data_pipelines.datasets.recordings import RecordingsConfig
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-PLACEHOLDERS = {"CONFIG": "configs/demo.py", "$OPTIONS": "", "$remat": "dots"}
+PLACEHOLDERS = {
+    "runs/demo/config.json": "configs/demo.py",
+    "CONFIG": "configs/demo.py",
+    "$OPTIONS": "",
+    "$remat": "dots",
+}
 
 _BLOCK = re.compile(r"^ {4,}(?:\$ )?(alm |launch/local\.sh \d+ )(.*)$")
 _INLINE = re.compile(r"`alm ([^`\[|]* --[^`\[|]*)`")
@@ -65,6 +70,7 @@ def parses_only(monkeypatch):
     monkeypatch.setattr(arguments.Parser, "parse_args", then_stop(arguments.Parser.parse_args))
     monkeypatch.setattr(arguments, "override", then_stop(arguments.override))
     monkeypatch.setattr(RecordingsConfig, "read", then_stop(lambda *_: None))
+    monkeypatch.setattr("alm_jax.training.distributed.initialize", lambda **_: None)
     monkeypatch.setattr(compile, "prepare_jax", lambda *_, **__: None)
     monkeypatch.setattr("alm_jax.cli.bench.step.prepare_jax", lambda *_, **__: None)
 

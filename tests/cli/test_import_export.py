@@ -110,7 +110,7 @@ def test_an_imported_folder_whose_parts_differ_is_refused(imported, tmp_path):
     with pytest.raises(UserError, match=r"unknown fields \['padding_id'\]"):
         load_model_folder(copy)
     (copy / "alm_config.json").write_text("{}")
-    with pytest.raises(UserError, match="import it again"):
+    with pytest.raises(UserError, match="format is missing, expected"):
         load_model_folder(copy)
 
 

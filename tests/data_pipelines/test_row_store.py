@@ -64,7 +64,7 @@ def write_table(path: Path, num_rows: int) -> Path:
 def count_rows() -> int:
     """Rows of tables and of data sets that are objects of this process."""
     gc.collect()
-    return sum(isinstance(found, SourceRow | Row) for found in gc.get_objects())
+    return sum(type(found) in (SourceRow, Row) for found in gc.get_objects())
 
 
 def test_no_row_stays_in_memory(tmp_path):

@@ -154,7 +154,7 @@ def test_a_family_declares_what_its_module_takes(name):
 
 
 def test_a_second_family_of_a_name_or_a_config_is_refused():
-    with pytest.raises(UserError, match="give it a name and a config type of its own"):
+    with pytest.raises(UserError, match="give it its own name and config type"):
         register(dataclasses.replace(FAMILIES["bert"], name="another"))
     assert register(FAMILIES["bert"]) is FAMILIES["bert"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from alm_jax.run.load import load_model
-from alm_jax.run.workdir import CHECKPOINTS, METRICS
+from alm_jax.run.workdir import CHECKPOINTS, METRICS_FILE
 from alm_jax.training.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
@@ -77,7 +77,7 @@ def test_no_step_is_damaged_or_missing_beside_readers(watched):
     assert evaluated == sorted(evaluated)
     assert loaded == sorted(loaded)
     assert len(set(loaded)) > NUM_EVALUATIONS
-    losses = [record["step"] for record in read_metrics(run / METRICS) if "loss" in record]
+    losses = [record["step"] for record in read_metrics(run / METRICS_FILE) if "loss" in record]
     last = losses[-1]
     assert losses == list(range(1, last + 1))
     assert sorted(path.name for path in (run / CHECKPOINTS).iterdir()) == sorted((str(last - 1), str(last)))

@@ -17,6 +17,7 @@ from alm_jax.training.parallel import JitParallel
 from alm_jax.training.progress import TrainingProgress
 from alm_jax.training.state import init_state
 from alm_jax.training.step import build_train_step
+from alm_jax.training.wall_time import WallTime
 
 
 class Told(JitParallel):
@@ -64,7 +65,7 @@ def parallel(objective_config):
     optimizer = build_optimizer(config, 10, abstract["params"])
     init = functools.partial(init_state, objective, optimizer, 0, with_ema=True)
     step = build_train_step(objective, optimizer, schedule=learning_rate(config, 10), ema_decay=0.9)
-    return Told(init, step, objective, optimizer, build_mesh(MeshConfig(), jax.devices()[:1]))
+    return Told(init, step, objective, build_mesh(MeshConfig(), jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,7 @@ def run(parallel, state, start_step: int, **options: int) -> list[str]:
         evaluate=lambda state, number: {},
         figures={},
         clip_sec=1.0,
+        wall_time=WallTime(),
     )
     loop.run(state, start_step, batches())
     return told
