@@ -12,7 +12,8 @@ demo: $(VENV)/.demo
 	$(BIN)/alm export $(RUN) --out $(RUN)/exported
 
 # Compilation keeps one core busy, so two processes take little more than half the time of one. In the order of the
-# files the longest test, of resumption, does not come last. A process that crashes ends the run, which would hang else.
+# files the longest test, of resumption, does not come last. A process that crashes ends the run, which would
+# otherwise hang.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
