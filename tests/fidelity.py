@@ -100,9 +100,9 @@ class Case:
     """One family in one layout."""
 
     name: str
-    """Of the family."""
+    """Name of the family."""
     layout: str
-    """Of the weights, as `alm import` calls it."""
+    """Layout of the weights, by the name that `alm import` gives it."""
     against: str
     """What the reference is."""
     sample_rate_hz: int

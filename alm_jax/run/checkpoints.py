@@ -24,7 +24,7 @@ class Entry:
     written: float
     """Seconds since 1970."""
     version: str
-    """Of alm_jax."""
+    """Version of alm_jax that wrote it."""
     loss: float | None
     """``validation/loss`` after this step; None where there is none."""
 

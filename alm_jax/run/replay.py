@@ -37,7 +37,7 @@ class Replay:
     recorded: dict[str, Any]
     """Its record in metrics.jsonl; empty where there is none."""
     norms: dict[str, tuple[float, float]]
-    """Of each module: the norms of its parameters before the step and of their gradients."""
+    """Norms of the parameters before the step and of their gradients, by module."""
 
     @property
     def differences(self) -> list[str]:

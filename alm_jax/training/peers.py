@@ -94,7 +94,7 @@ class Peers:
         with self._lock:
             self._links[index] = link
             self._seen[index] = time.monotonic()
-        self._start(lambda: self._listen(index, link))
+        self._start(lambda: self._receive_signs(index, link))
 
     def _accept(self) -> None:
         assert self._server is not None
@@ -104,7 +104,7 @@ class Peers:
                 index = int.from_bytes(link.recv(4, socket.MSG_WAITALL), "big")
                 self._add(index, link)
 
-    def _listen(self, index: int, link: socket.socket) -> None:
+    def _receive_signs(self, index: int, link: socket.socket) -> None:
         message = b""
         with contextlib.suppress(OSError):
             while message := link.recv(1):
@@ -165,7 +165,7 @@ def _delay_abort() -> None:
 
 
 def _exit_code(error: BaseException | None) -> int:
-    """Of a process that ends with ``error``."""
+    """Exit code of a process that ends with ``error``."""
     match error:
         case None:
             return 0

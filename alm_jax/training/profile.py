@@ -10,7 +10,7 @@ import jax
 from alm_jax.errors import UserError
 
 FOLDER = "profile"
-"""Of a run's folder: where traces lie."""
+"""Name of the folder of traces in a run's folder."""
 
 log = logging.getLogger(__name__)
 
